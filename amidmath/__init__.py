@@ -1,0 +1,1 @@
+"""Mathematics of knowledge distillation with the α-mixture assistant distribution."""

@@ -1,0 +1,1 @@
+"""Executors: what runs the core on each array library."""

@@ -1,0 +1,1 @@
+"""Ready distillation loops built on amidmath."""
