@@ -1,0 +1,125 @@
+"""What arguments must be, and the errors that say so.
+
+Only shapes, dtypes and libraries of arrays are looked at, never their values: that would wait
+for the device, and is impossible under jit. Python numbers are checked in full.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import array_api_compat
+
+from amidmath._typing import Array, Namespace
+
+HALF_BITS = 16
+
+
+def namespace(**arrays: Array) -> Namespace:
+    """The one array library that all of the named arguments belong to.
+
+    Raises:
+        TypeError: an argument is not an array, or they belong to different libraries.
+    """
+    found: Namespace = None
+    first = ""
+    for name, array in arrays.items():
+        if not array_api_compat.is_array_api_obj(array):
+            raise TypeError(
+                f"{name} must be an array (NumPy, torch, JAX, CuPy or another Array API library), "
+                f"got {type(array).__name__}: {_short(array)}"
+            )
+        xp = array_api_compat.array_namespace(array, use_compat=None)
+        if found is not None and xp is not found:
+            raise TypeError(
+                f"{first} and {name} must come from one array library, got "
+                f"{type(arrays[first]).__module__}.{type(arrays[first]).__name__} and "
+                f"{type(array).__module__}.{type(array).__name__}"
+            )
+        found, first = xp, first or name
+    return found
+
+
+def real_floating(xp: Namespace, **arrays: Array) -> None:
+    """Raise TypeError unless every named array has a real floating-point dtype."""
+    for name, array in arrays.items():
+        if not xp.isdtype(array.dtype, "real floating"):
+            raise TypeError(
+                f"{name} must have a real floating-point dtype "
+                f"(float64, float32, float16 or bfloat16), got {array.dtype}"
+            )
+
+
+def same_shape(**arrays: Array) -> None:
+    """Raise ValueError unless the named arrays all have one shape."""
+    (first, reference), *others = arrays.items()
+    for name, array in others:
+        if array.shape != reference.shape:
+            raise ValueError(
+                f"{first} and {name} must have the same shape, "
+                f"got {tuple(reference.shape)} and {tuple(array.shape)}"
+            )
+
+
+def same_device(**arrays: Array) -> None:
+    """Raise ValueError unless the named arrays are on one device."""
+    (first, reference), *others = arrays.items()
+    for name, array in others:
+        here, there = array_api_compat.device(reference), array_api_compat.device(array)
+        # JAX tracers have no device to compare; JAX itself refuses to mix them.
+        if None not in (here, there) and here != there:
+            raise ValueError(
+                f"{first} and {name} must be on the same device, got {here} and {there}"
+            )
+
+
+def axis_in_range(axis: int, ndim: int, name: str) -> int:
+    """The axis counted from the front; raises ValueError when the array has no such axis."""
+    if not isinstance(axis, int) or not -ndim <= axis < ndim:
+        raise ValueError(
+            f"axis must be an integer in [{-ndim}, {ndim - 1}] for {name}, got {axis!r}"
+        )
+    return axis % ndim
+
+
+def number(name: str, value: Any, *, finite: bool = True) -> float:
+    """The value as a float; raises unless it is a real number (and finite, unless said)."""
+    if (
+        isinstance(value, bool)
+        or not hasattr(value, "__float__")
+        or hasattr(value, "shape")
+        and value.shape
+    ):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}: {_short(value)}")
+    result = float(value)
+    if math.isnan(result) or (finite and math.isinf(result)):
+        raise ValueError(
+            f"{name} must be {'finite' if finite else 'a number or ±inf'}, got {value!r}"
+        )
+    return result
+
+
+def weight(name: str, value: Any) -> float:
+    """The value as a float in [0, 1]; raises ValueError otherwise."""
+    result = number(name, value)
+    if not 0.0 <= result <= 1.0:
+        raise ValueError(f"{name} is a weight and must lie in [0, 1], got {value!r}")
+    return result
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
+    """The value if it is one of the allowed words; raises ValueError listing them otherwise."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return str(value)
+
+
+def computing_dtype(xp: Namespace, *arrays: Array) -> Any:
+    """float64 if any array has it, else float32: half precision goes up before the first step."""
+    wide = any(xp.finfo(a.dtype).bits > 2 * HALF_BITS for a in arrays)
+    return xp.float64 if wide else xp.float32
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,61 @@
+"""How a closed form runs on a caller's arrays, and how their library differentiates it.
+
+A *closed form* is a hashable callable ``f(*operands, needs, xp) -> (value, partials)`` that gives
+a value together with its partial derivatives in one go, for the operands that ``needs`` marks.
+The tangent of the value is ``Σ_j partials[j]·d operand_j``, summed over ``axis`` (over no axis
+where that is None). So much is enough for torch's autograd and JAX's forward and reverse modes to
+use it, and they are the only places that know about them.
+"""
+
+import array_api_compat
+
+from amidmath._typing import Array, ClosedForm
+
+
+def apply(form: ClosedForm, axis: int | None, *operands: Array) -> Array:
+    """The value of a closed form, differentiable where the caller's library differentiates.
+
+    Args:
+        form: the closed form; frozen and hashable, since JAX compiles once for each.
+        axis: the axis over which the tangent is summed, None for an elementwise form.
+        *operands: arrays of one library.
+
+    Returns:
+        The value, an array of the same library.
+    """
+    value, _ = _run(form, axis, operands, needs=None)
+    return value
+
+
+def value_and_partials(
+    form: ClosedForm, needs: tuple[bool, ...], *operands: Array
+) -> tuple[Array, tuple[Array | None, ...]]:
+    """The value of a closed form and the partial derivatives asked for, on any library."""
+    return _run(form, None, operands, needs=needs)
+
+
+def _run(
+    form: ClosedForm,
+    axis: int | None,
+    operands: tuple[Array, ...],
+    needs: tuple[bool, ...] | None,
+) -> tuple[Array, tuple[Array | None, ...]]:
+    first = operands[0]
+    none = (False,) * len(operands)
+    if array_api_compat.is_torch_array(first):
+        from amidmath.backends import torch as torch_backend
+
+        if needs is None:
+            return torch_backend.differentiable(form, axis, operands), none
+        return torch_backend.run(form, operands, needs)
+    if array_api_compat.is_jax_array(first):
+        from amidmath.backends import jax as jax_backend
+
+        if needs is None:
+            return jax_backend.differentiable(form, axis, *operands), none
+        return jax_backend.run(form, operands, needs)
+    if array_api_compat.is_numpy_array(first):
+        from amidmath.backends import numpy as numpy_backend
+
+        return numpy_backend.run(form, operands, needs or none)
+    return form(*operands, needs=needs or none, xp=array_api_compat.array_namespace(first))

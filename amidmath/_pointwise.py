@@ -1,0 +1,55 @@
+"""Elementwise building blocks, each written once for every executor.
+
+The last argument ``xp`` names what computes ``exp``, ``where`` and the like: an array library
+here, a module of scalar functions inside a Numba kernel, ``triton.language`` inside a Triton one.
+Nothing else is assumed, so the same function runs in all of them.
+
+Notation: a number is carried as its logarithm, and next to two logarithms ``n`` and ``m`` comes
+their difference ``z = n - m``, which callers know more precisely than they could subtract it.
+"""
+
+from amidmath._typing import Array, Namespace
+
+
+def phi2(z: Array, xp: Namespace) -> Array:
+    """φ₂(z) = (eᶻ - 1 - z)/z² by its Taylor series, for |z| <= 1 (docs: stable evaluation, S1)."""
+    tail = 1.0 + z / 18.0
+    for n in range(17, 2, -1):
+        tail = 1.0 + z * tail / n
+    return 0.5 * tail
+
+
+def exp_difference(n: Array, m: Array, z: Array, xp: Namespace) -> Array:
+    """eⁿ - eᵐ without cancellation for nearby n and m (docs: stable evaluation, S2)."""
+    near = xp.abs(z) < 1.0
+    e_m = xp.exp(m)
+    return xp.where(near, e_m * xp.expm1(xp.where(near, z, 0.0)), xp.exp(n) - e_m)
+
+
+def exp_bregman(n: Array, m: Array, z: Array, xp: Namespace) -> Array:
+    """eⁿ - eᵐ - eᵐ(n - m) >= 0, the Bregman divergence of exp (docs: stable evaluation, S3).
+
+    Right at n = -inf (+inf unless m = -inf too), at m = -inf (eⁿ), and where both are and z = 0.
+    """
+    near = xp.abs(z) < 1.0
+    z_near = xp.where(near, z, 0.0)
+    e_m = xp.exp(m)
+    tangent = xp.where(e_m > 0.0, e_m * (1.0 + z), 0.0)
+    return xp.where(near, e_m * z_near * z_near * phi2(z_near, xp), xp.exp(n) - tangent)
+
+
+def log_near_one(excess: Array, total: Array, xp: Namespace) -> Array:
+    """log(total) where total = 1 + excess and both are known (docs: stable evaluation, S4)."""
+    near = excess > -0.5
+    return xp.where(near, xp.log1p(xp.where(near, excess, 0.0)), xp.log(total))
+
+
+def shared_support(
+    log_x: Array, log_y: Array, log_ratio: Array, xp: Namespace
+) -> tuple[Array, Array, Array]:
+    """The three arguments, with x = y = 1 put where x = y = 0: every divergence is 0 there.
+
+    A token that neither distribution has (a padded vocabulary entry) takes no part in them.
+    """
+    absent = (log_x == -xp.inf) & (log_y == -xp.inf)
+    return tuple(xp.where(absent, 0.0, a) for a in (log_x, log_y, log_ratio))

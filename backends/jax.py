@@ -1,0 +1,38 @@
+"""JAX: closed forms as custom JVP rules, so that forward and reverse mode both use them."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as xp
+from jax.custom_derivatives import SymbolicZero
+
+from amidmath._typing import Array, ClosedForm, Partials
+
+
+def run(
+    form: ClosedForm, operands: tuple[Array, ...], needs: tuple[bool, ...]
+) -> tuple[Array, Partials]:
+    """The closed form's value and the partial derivatives that ``needs`` marks."""
+    value, partials = form(*operands, needs=needs, xp=xp)
+    return value, partials
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def differentiable(form: ClosedForm, axis: int | None, *operands: Array) -> Array:  # noqa: ARG001
+    """The closed form's value, with its partial derivatives as the tangent map."""
+    return run(form, operands, (False,) * len(operands))[0]
+
+
+@partial(differentiable.defjvp, symbolic_zeros=True)
+def _tangent(
+    form: ClosedForm, axis: int | None, primals: tuple[Array, ...], tangents: tuple[Any, ...]
+) -> tuple[Array, Array]:
+    needs = tuple(not isinstance(tangent, SymbolicZero) for tangent in tangents)
+    value, partials = run(form, primals, needs)
+    total = xp.zeros_like(value)
+    for derivative, tangent in zip(partials, tangents, strict=True):
+        if derivative is not None:
+            term = derivative * tangent
+            total = total + (term if axis is None else xp.sum(term, axis=axis)).astype(value.dtype)
+    return value, total

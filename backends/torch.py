@@ -1,0 +1,53 @@
+"""torch: closed forms under autograd, torch.func and torch.compile."""
+
+from typing import Any
+
+import array_api_compat.torch as xp
+import torch
+
+from amidmath._typing import Array, ClosedForm, Partials
+
+
+def run(
+    form: ClosedForm, operands: tuple[Array, ...], needs: tuple[bool, ...]
+) -> tuple[Array, Partials]:
+    """The closed form's value and the partial derivatives that ``needs`` marks, outside autograd."""
+    with torch.no_grad():
+        return form(*operands, needs=needs, xp=xp)
+
+
+def differentiable(form: ClosedForm, axis: int | None, operands: tuple[Array, ...]) -> Array:
+    """The closed form's value, with its partial derivatives as the gradient."""
+    needs = tuple(operand.requires_grad for operand in operands)
+    if not any(needs) or not torch.is_grad_enabled():
+        return run(form, operands, (False,) * len(operands))[0]
+    return _ClosedForm.apply(form, axis, needs, *operands)[0]
+
+
+class _ClosedForm(torch.autograd.Function):
+    """Keeps the partial derivatives that were asked for; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(
+        form: ClosedForm, axis: int | None, needs: tuple[bool, ...], *operands: Array
+    ) -> Any:  # noqa: ARG004
+        value, partials = form(*operands, needs=needs, xp=xp)
+        return (value, *(p for p in partials if p is not None))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
+        _, ctx.axis, ctx.needs, *_ = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Array) -> Any:
+        cotangent = cotangents[0]
+        if ctx.axis is not None:
+            cotangent = cotangent.unsqueeze(ctx.axis)
+        partials = iter(ctx.saved_tensors)
+        grads = []
+        for needed in ctx.needs:
+            partial = next(partials) if needed else None
+            grads.append(None if partial is None else (partial * cotangent).to(partial.dtype))
+        return (None, None, None, *grads)
