@@ -1,0 +1,142 @@
+"""TRL's SFTTrainer with the AMiD loss in place of cross-entropy."""
+
+import copy
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel
+from trl import SFTTrainer
+
+from amidmath.integrations.distill_arguments import AMiDConfig
+from amidmath.integrations.distill_errors import InputError
+from amidmath.integrations.distill_models import check_context, check_vocabularies, freeze
+
+
+class AMiDTrainer(SFTTrainer):
+    """Trains the student on D between teacher, student and assistant at every labelled position.
+
+    All else is SFTTrainer's: dataset formats and completion masks, packing, PEFT, accumulation,
+    checkpoints, logging.
+
+    Args:
+        model: the student, as for SFTTrainer.
+        teacher: a causal language model with the student's vocabulary; it is put in evaluation
+            mode and its parameters stop training.
+        args: the configuration, loss included.
+        **kwargs: for SFTTrainer.
+
+    Raises:
+        InputError: vocabularies of different size, a context that is too short, rows whose prompt
+            leaves no room for an answer.
+    """
+
+    _tag_names = ["amid", "distillation"]  # noqa: RUF012
+    _name = "AMiD"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        teacher: PreTrainedModel,
+        args: AMiDConfig,
+        **kwargs: Any,
+    ) -> None:
+        """Check that teacher and student fit, and prepare the data."""
+        check_vocabularies(model, teacher)
+        check_context(args.max_length, student=model, teacher=teacher)
+        super().__init__(model=model, args=args, **kwargs)
+        self.distillation_loss = args.loss()
+        self.teacher = self.accelerator.prepare_model(freeze(teacher), evaluation_mode=True)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The distillation loss of a batch, over the positions whose next token has a label."""
+        labels = inputs.pop("labels")
+        inputs["use_cache"] = False
+        with torch.no_grad():
+            teacher_logits = self.teacher(**inputs).logits
+        outputs = model(**inputs)
+        denominator = None
+        if num_items_in_batch is not None:  # 0 where no token of any batch counts
+            denominator = torch.as_tensor(num_items_in_batch).clamp(min=1)
+        loss = self.distillation_loss(
+            outputs.logits, teacher_logits, mask=next_token_mask(labels), denominator=denominator
+        )
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # The denominator counts every process's tokens; DDP then averages the gradients.
+            loss = loss * self.accelerator.num_processes
+
+        mode = "train" if self.model.training else "eval"
+        if mode == "train":
+            tokens = self.accelerator.gather_for_metrics(count_tokens(inputs, labels)).sum()
+            self._total_train_tokens += int(tokens)
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+        return (loss, outputs) if return_outputs else loss
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset | IterableDataset,
+        processing_class: Any,
+        args: AMiDConfig,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Dataset | IterableDataset:
+        """SFTTrainer's preparation, in two steps so that what it would drop is seen first."""
+        whole = copy.copy(args)
+        whole.max_length, whole.shuffle_dataset = None, False
+        rows = super()._prepare_dataset(
+            dataset, processing_class, whole, False, formatting_func, dataset_name
+        )
+        if isinstance(rows, Dataset):
+            rows = self._check_targets(rows, args, dataset_name)
+        return super()._prepare_dataset(rows, processing_class, args, packing, None, dataset_name)
+
+    def _check_targets(self, rows: Dataset, args: AMiDConfig, name: str) -> Dataset:
+        """Rows with a token to learn within max_length; raises InputError about the others."""
+        limit = args.max_length
+        targets = [_first_target(labels) for labels in rows["labels"]]
+        short = [i for i, first in enumerate(targets) if first is not None and (not limit or first < limit)]
+        if len(short) == len(rows):
+            return rows
+        lost = [i for i, first in enumerate(targets) if first is None or (limit and first >= limit)]
+        first_lost = lost[0]
+        if targets[first_lost] is None:
+            reason = "has no token to learn (an empty answer, or all of it masked)"
+            advice = "remove such rows"
+        else:
+            reason = (
+                f"has a prompt of {targets[first_lost]} tokens, and max_length {limit} leaves no "
+                "room for an answer"
+            )
+            advice = f"raise --max_length above {max(t or 0 for t in targets)}, shorten the prompts"
+        message = f"{len(lost)} of {len(rows)} {name} rows cannot be learned from: row {first_lost} {reason}"
+        if not args.drop_long_prompts:
+            raise InputError(f"{message}. To go on, {advice}, or leave them out with --drop_long_prompts")
+        if not short:
+            raise InputError(f"{message}. Nothing would be left: {advice}")
+        self.accelerator.print(f"Left out: {message}.")
+        return rows.select(short)
+
+
+def next_token_mask(labels: torch.Tensor) -> torch.Tensor:
+    """Which positions predict a labelled token: True at t where the label of t + 1 counts."""
+    keep = torch.zeros_like(labels, dtype=torch.bool)
+    keep[..., :-1] = labels[..., 1:] != -100
+    return keep
+
+
+def count_tokens(inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
+    """How many tokens a batch has, padding left out."""
+    mask = inputs.get("attention_mask")
+    return torch.tensor(labels.numel(), device=labels.device) if mask is None else mask.sum()
+
+
+def _first_target(labels: list[int]) -> int | None:
+    """Index of the first token that is predicted and counts; the very first is never predicted."""
+    return next((i for i, label in enumerate(labels) if i > 0 and label != -100), None)

@@ -1,0 +1,169 @@
+"""What a person sees: the header, the progress bar and the table."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import (
+    PreTrainedModel,
+    SchedulerType,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+import amidmath as am
+from amidmath.integrations.amid_trainer import AMiDTrainer
+from amidmath.integrations.distill_arguments import Arguments
+from amidmath.integrations.distill_eval import Quality, evaluate
+from amidmath.integrations.distill_models import parameter_counts
+
+
+def describe(loss: am.AMiD) -> str:
+    """The loss in one line: which divergence between which distributions."""
+    x, y = loss.order
+    name = type(loss.divergence).__name__
+    if loss.divergence.params:
+        name += f"({', '.join(f'{p:g}' for p in loss.divergence.params)})"
+    return f"{name} D({x}‖{y}), α = {loss.alpha:g}, λ = {loss.lam:g}, T = {loss.temperature:g}"
+
+
+def print_header(console: Console, trainer: AMiDTrainer, arguments: Arguments) -> None:
+    """What is about to happen, a line a fact, before anything slow begins."""
+    script, config, model = arguments
+    teacher_size, _ = parameter_counts(trainer.teacher)
+    student_size, trainable = parameter_counts(trainer.model)
+    rows, held_out = len(trainer.train_dataset), len(trainer.eval_dataset)
+    batch = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
+    steps = config.max_steps
+    if steps <= 0:
+        updates = math.ceil(len(trainer.get_train_dataloader()) / config.gradient_accumulation_steps)
+        steps = math.ceil(updates * config.num_train_epochs)
+    precision = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
+    facts = {
+        "loss": f"{describe(trainer.distillation_loss)}   (p teacher, q student, r assistant; "
+        "λ weighs the teacher)",
+        "teacher": f"{config.teacher_model_name_or_path}, {teacher_size / 1e6:.1f}M parameters",
+        "student": f"{model.model_name_or_path}, {student_size / 1e6:.1f}M parameters, "
+        f"{trainable / 1e6:.1f}M of them trained",
+        "data": f"{script.dataset_name}: {rows:,} sequences of up to {config.max_length} tokens, "
+        f"{held_out:,} held out",
+        "training": f"{steps:,} steps of {batch} sequences, learning rate {config.learning_rate:g}"
+        f" ({SchedulerType(config.lr_scheduler_type).value})"
+        + (", then the same with plain cross-entropy" if script.baseline else ""),
+        "device": f"{config.device.type}, {precision}, {torch.get_num_threads()} threads",
+        "output": f"{config.output_dir}/",
+    }
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        console.print(f"[bold]{name:>{width}}[/bold]  {value}", highlight=False, soft_wrap=True)
+    console.print()
+
+
+def judge(
+    console: Console,
+    teacher: PreTrainedModel,
+    batches: "DataLoader[Any]",
+    models: Mapping[str, PreTrainedModel],
+) -> dict[str, Quality]:
+    """Held-out figures of the teacher and some models, with a bar meanwhile."""
+    title = f"evaluating {' and '.join(models)}"
+    bar = tqdm(batches, desc=title, unit="batch", leave=False, dynamic_ncols=True)
+    return evaluate(models, teacher, bar, next(teacher.parameters()).device)
+
+
+def print_table(console: Console, rows: Mapping[str, Quality], caption: str) -> None:
+    """Held-out figures, one row a model."""
+    table = Table(caption=caption, caption_justify="left")
+    table.add_column("")
+    for title in ("KL to teacher", "top-1 agreement", "perplexity"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, quality in rows.items():
+        table.add_row(
+            name, f"{quality.kl:.4f}", f"{quality.agreement:.4f}", f"{quality.perplexity:.2f}"
+        )
+    console.print(table)
+
+
+def warnings_about(teacher: Quality, student: Quality) -> Sequence[str]:
+    """What the figures before training say against distilling at all."""
+    if teacher.perplexity < student.perplexity:
+        return ()
+    return (
+        f"the teacher's held-out perplexity ({teacher.perplexity:.2f}) is no better than the "
+        f"student's ({student.perplexity:.2f}): distillation will pull the student towards a worse "
+        "model. Train the teacher further, or choose another",
+    )
+
+
+class ProgressBar(TrainerCallback):
+    """Steps done, time left, tokens a second, and the last logged loss.
+
+    Args:
+        title: stands before the bar.
+    """
+
+    def __init__(self, title: str) -> None:
+        """Start without a bar."""
+        self.title = title
+        self.bar: Any = None
+        self.started = 0.0
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Open the bar on the main process."""
+        if state.is_world_process_zero:
+            self.bar = tqdm(
+                total=state.max_steps, initial=state.global_step, desc=self.title, unit="step",
+                dynamic_ncols=True,
+            )
+        self.started = time.perf_counter()
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Advance the bar."""
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Show the loss and the speed."""
+        if self.bar is None or not logs or "loss" not in logs:
+            return
+        seconds = time.perf_counter() - self.started
+        speed = logs.get("num_tokens", 0) / seconds
+        self.bar.set_postfix_str(f"loss {float(logs['loss']):.4f}, {speed:,.0f} tokens/s")
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        **kwargs: Any,  # noqa: ARG002
+    ) -> None:
+        """Close the bar."""
+        if self.bar is not None:
+            self.bar.close()

@@ -1,0 +1,105 @@
+"""Loading teacher, student and tokenizer, and whether they can work together."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from amidmath.integrations.distill_errors import InputError
+
+
+def load_model(flag: str, name: str, **kwargs: Any) -> PreTrainedModel:
+    """A causal language model from a hub name or a local folder, safetensors weights only.
+
+    Args:
+        flag: the argument that named it, for messages.
+        name: hub name or folder.
+        **kwargs: for ``AutoModelForCausalLM.from_pretrained``.
+
+    Raises:
+        InputError: it cannot be found or loaded.
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **kwargs)
+    except (OSError, ValueError) as error:
+        raise InputError(_not_loaded(flag, "model", name, error)) from error
+
+
+def load_tokenizer(flag: str, name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside a model; raises InputError if there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(name, **kwargs)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(_not_loaded(flag, "tokenizer", name, error)) from error
+
+
+def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Raise InputError unless both tokenizers give the same tokens the same numbers.
+
+    The divergence compares two distributions token by token, so token 17 must be one thing.
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours == theirs:
+        return
+    differing = [token for token in ours if ours[token] != theirs.get(token)]
+    differing += [token for token in theirs if token not in ours]
+    token = differing[0]
+    raise InputError(
+        f"student and teacher have different tokenizers ({len(ours)} and {len(theirs)} tokens; "
+        f"{len(differing)} differ, {token!r} for one is number {ours.get(token, 'none')} for the "
+        f"student and {theirs.get(token, 'none')} for the teacher). AMiD compares probabilities "
+        "token by token: choose a teacher and a student of one model family"
+    )
+
+
+def check_vocabularies(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Raise InputError unless both models give logits over the same number of tokens."""
+    ours, theirs = (m.config.get_text_config().vocab_size for m in (student, teacher))
+    if ours != theirs:
+        raise InputError(
+            f"student and teacher have the same tokenizer but {ours} and {theirs} logits: one is "
+            "padded. Resize one of them (model.resize_token_embeddings) so that they agree"
+        )
+
+
+def check_context(max_length: int | None, **models: PreTrainedModel) -> None:
+    """Raise InputError if a sequence of max_length tokens does not fit a model's context."""
+    for role, model in models.items():
+        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if context is None:
+            continue
+        if max_length is None or max_length > context:
+            raise InputError(
+                f"--max_length {max_length} is longer than the {role}'s context of {context} "
+                f"tokens: set --max_length {context} or less"
+            )
+
+
+def freeze_embeddings(model: PreTrainedModel) -> None:
+    """Keep the input embeddings, and a head tied to them, as they are."""
+    embeddings = model.get_input_embeddings()
+    if embeddings is None:
+        raise InputError(f"--freeze_embeddings: {type(model).__name__} has no input embeddings")
+    embeddings.requires_grad_(False)
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in evaluation mode with no parameter that trains."""
+    return model.eval().requires_grad_(False)
+
+
+def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
+    """Number of parameters, and of those that train; tied ones count once."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def _not_loaded(flag: str, what: str, name: str, error: Exception) -> str:
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    if Path(name).is_dir():
+        return f"{flag}: the folder {name} holds no {what} that can be loaded: {first_line}"
+    return (
+        f"{flag}: {name!r} is neither a folder here nor a {what} that could be loaded from the "
+        f"hub: {first_line}"
+    )
