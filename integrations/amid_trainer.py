@@ -1,9 +1,11 @@
 """TRL's SFTTrainer with the AMiD loss in place of cross-entropy."""
 
 import copy
+import math
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 from trl import SFTTrainer
@@ -94,34 +96,34 @@ class AMiDTrainer(SFTTrainer):
             dataset, processing_class, whole, False, formatting_func, dataset_name
         )
         if isinstance(rows, Dataset):
-            rows = self._check_targets(rows, args, dataset_name)
+            cut = packing and args.packing_strategy in ("wrapped", "bfd_split")
+            rows = self._learnable(rows, args, None if cut else args.max_length, dataset_name)
         return super()._prepare_dataset(rows, processing_class, args, packing, None, dataset_name)
 
-    def _check_targets(self, rows: Dataset, args: AMiDConfig, name: str) -> Dataset:
-        """Rows with a token to learn within max_length; raises InputError about the others."""
-        limit = args.max_length
-        targets = [_first_target(labels) for labels in rows["labels"]]
-        short = [i for i, first in enumerate(targets) if first is not None and (not limit or first < limit)]
-        if len(short) == len(rows):
+    def _learnable(self, rows: Dataset, args: AMiDConfig, limit: int | None, name: str) -> Dataset:
+        """The rows with a token to learn among the first ``limit``; InputError on the others."""
+        first_targets = [_first_target(labels) for labels in rows["labels"]]
+        end = math.inf if limit is None else limit
+        learnable = [i for i, first in enumerate(first_targets) if first < end]
+        if len(learnable) == len(rows):
             return rows
-        lost = [i for i, first in enumerate(targets) if first is None or (limit and first >= limit)]
-        first_lost = lost[0]
-        if targets[first_lost] is None:
-            reason = "has no token to learn (an empty answer, or all of it masked)"
-            advice = "remove such rows"
+        lost, first = next((i, f) for i, f in enumerate(first_targets) if not f < end)
+        if first == math.inf:
+            reason = "it has no token to learn (no answer, or all of it masked)"
+            advice = "complete or remove such rows"
         else:
-            reason = (
-                f"has a prompt of {targets[first_lost]} tokens, and max_length {limit} leaves no "
-                "room for an answer"
-            )
-            advice = f"raise --max_length above {max(t or 0 for t in targets)}, shorten the prompts"
-        message = f"{len(lost)} of {len(rows)} {name} rows cannot be learned from: row {first_lost} {reason}"
-        if not args.drop_long_prompts:
-            raise InputError(f"{message}. To go on, {advice}, or leave them out with --drop_long_prompts")
-        if not short:
-            raise InputError(f"{message}. Nothing would be left: {advice}")
-        self.accelerator.print(f"Left out: {message}.")
-        return rows.select(short)
+            reason = f"its prompt has {first} tokens, --max_length {limit} leaves no room to answer"
+            advice = "raise --max_length (within the models' context) or shorten the prompts"
+        message = (
+            f"{len(rows) - len(learnable)} of {len(rows)} {name} rows cannot be learned from, "
+            f"first row {lost}: {reason}"
+        )
+        if not args.drop_unlearnable_rows:
+            raise InputError(f"{message}; {advice}, or give --drop_unlearnable_rows")
+        if not learnable:
+            raise InputError(f"{message}; nothing would be left: {advice}")
+        PartialState().print(f"Left out: {message}.")  # the accelerator comes later
+        return rows.select(learnable)
 
 
 def next_token_mask(labels: torch.Tensor) -> torch.Tensor:
@@ -137,6 +139,6 @@ def count_tokens(inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
     return torch.tensor(labels.numel(), device=labels.device) if mask is None else mask.sum()
 
 
-def _first_target(labels: list[int]) -> int | None:
-    """Index of the first token that is predicted and counts; the very first is never predicted."""
-    return next((i for i, label in enumerate(labels) if i > 0 and label != -100), None)
+def _first_target(labels: list[int]) -> float:
+    """Index of the first token that counts, inf if none; the very first is never predicted."""
+    return next((i for i, label in enumerate(labels) if i > 0 and label != -100), math.inf)

@@ -1,6 +1,9 @@
 """What the distillation script can be told, beside TRL's and transformers' own arguments."""
 
+import sys
+import warnings
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 import torch
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
@@ -44,6 +47,11 @@ class DistillScriptArguments(ScriptArguments):
         if not 0.0 < self.eval_fraction < 1.0:
             raise InputError(
                 f"--eval_fraction must lie between 0 and 1, both excluded, got {self.eval_fraction}"
+            )
+        if self.dataset_streaming:
+            raise InputError(
+                "--dataset_streaming: rows are counted and checked before training, which a stream "
+                "does not allow; leave it out"
             )
         if self.max_eval_samples is not None and self.max_eval_samples < 1:
             raise InputError(f"--max_eval_samples must be at least 1, got {self.max_eval_samples}")
@@ -100,11 +108,11 @@ class AMiDConfig(SFTConfig):
         default=False,
         metadata={"help": "Do not train the student's input embeddings (nor a head tied to them)."},
     )
-    drop_long_prompts: bool = field(
+    drop_unlearnable_rows: bool = field(
         default=False,
         metadata={
-            "help": "Leave out rows whose prompt fills max_length, and say how many, instead of "
-            "stopping."
+            "help": "Leave out rows with nothing to learn (an empty answer, or a prompt that fills "
+            "max_length) and say how many, instead of stopping."
         },
     )
     overwrite_output_dir: bool = field(
@@ -118,6 +126,18 @@ class AMiDConfig(SFTConfig):
             self.bf16 = gpu and not self.fp16 and torch.cuda.is_bf16_supported()
         super().__post_init__()
         self.loss()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False
+        if self.trust_remote_code:
+            raise InputError(
+                "--trust_remote_code: code that comes with a model is never run here; use a model "
+                "that transformers itself implements"
+            )
+        if self.world_size > 1:
+            raise InputError(
+                f"this run was started with {self.world_size} processes; evaluation and the run "
+                "folder are written for one process so far"
+            )
         unused = {
             "loss_type": self.loss_type != "nll",
             "label_smoothing_factor": self.label_smoothing_factor != 0.0,
@@ -170,10 +190,20 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         prog="torch_distill.py",
         description="Distil a causal language model with the AMiD loss (torch, TRL's SFTTrainer).",
     )
+    words = _join_minus_infinity(sys.argv[1:] if argv is None else argv)
     try:
-        script, config, model = parser.parse_args_and_config(args=argv)
+        with warnings.catch_warnings():
+            # TRL's own default sets the old name of activation_checkpointing.
+            warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
+            script, config, model, unknown = parser.parse_args_and_config(
+                args=words, return_remaining_strings=True
+            )
     except FileNotFoundError as error:
         raise InputError(f"--config: no such file: {error.filename}") from error
+    if unknown:
+        near = get_close_matches(unknown[0], parser._option_string_actions, n=1)
+        hint = f"did you mean {near[0]}?" if near else "--help lists all arguments"
+        raise InputError(f"unknown argument {unknown[0]}; {hint}")
     required = {
         "--model_name_or_path": model.model_name_or_path,
         "--teacher_model_name_or_path": config.teacher_model_name_or_path,
@@ -186,3 +216,14 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
             "(`make distill` runs an example; --help lists all arguments)"
         )
     return script, config, model
+
+
+def _join_minus_infinity(words: list[str]) -> list[str]:
+    """Turn ``--alpha -inf`` into ``--alpha=-inf``: argparse takes the value for a flag."""
+    joined: list[str] = []
+    for word in words:
+        if word == "-inf" and joined and joined[-1].startswith("--"):
+            joined[-1] += "=-inf"
+        else:
+            joined.append(word)
+    return joined

@@ -44,7 +44,9 @@ def print_header(console: Console, trainer: AMiDTrainer, arguments: Arguments) -
     batch = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
     steps = config.max_steps
     if steps <= 0:
-        updates = math.ceil(len(trainer.get_train_dataloader()) / config.gradient_accumulation_steps)
+        updates = math.ceil(
+            len(trainer.get_train_dataloader()) / config.gradient_accumulation_steps
+        )
         steps = math.ceil(updates * config.num_train_epochs)
     precision = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
     facts = {
@@ -87,7 +89,7 @@ def print_table(console: Console, rows: Mapping[str, Quality], caption: str) -> 
         table.add_column(title, justify="right", no_wrap=True)
     for name, quality in rows.items():
         table.add_row(
-            name, f"{quality.kl:.4f}", f"{quality.agreement:.4f}", f"{quality.perplexity:.2f}"
+            name, f"{quality.kl:.4f}", f"{quality.agreement:.4f}", f"{quality.perplexity:,.2f}"
         )
     console.print(table)
 
@@ -118,25 +120,28 @@ class ProgressBar(TrainerCallback):
 
     def on_train_begin(
         self,
-        args: TrainingArguments,  # noqa: ARG002
+        args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
+        control: TrainerControl,
+        **kwargs: Any,
     ) -> None:
         """Open the bar on the main process."""
         if state.is_world_process_zero:
             self.bar = tqdm(
-                total=state.max_steps, initial=state.global_step, desc=self.title, unit="step",
+                total=state.max_steps,
+                initial=state.global_step,
+                desc=self.title,
+                unit="step",
                 dynamic_ncols=True,
             )
         self.started = time.perf_counter()
 
     def on_step_end(
         self,
-        args: TrainingArguments,  # noqa: ARG002
+        args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
+        control: TrainerControl,
+        **kwargs: Any,
     ) -> None:
         """Advance the bar."""
         if self.bar is not None:
@@ -144,11 +149,11 @@ class ProgressBar(TrainerCallback):
 
     def on_log(
         self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,  # noqa: ARG002
-        control: TrainerControl,  # noqa: ARG002
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
         logs: dict[str, Any] | None = None,
-        **kwargs: Any,  # noqa: ARG002
+        **kwargs: Any,
     ) -> None:
         """Show the loss and the speed."""
         if self.bar is None or not logs or "loss" not in logs:
@@ -159,10 +164,10 @@ class ProgressBar(TrainerCallback):
 
     def on_train_end(
         self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,  # noqa: ARG002
-        control: TrainerControl,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
     ) -> None:
         """Close the bar."""
         if self.bar is not None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DataFilesNotFoundError
+from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
 
 from amidmath.integrations.distill_arguments import AMiDConfig, DistillScriptArguments
 from amidmath.integrations.distill_errors import InputError
@@ -50,6 +50,9 @@ def read(flag: str, name: str, config_name: str | None) -> DatasetDict:
                     f"{flag}: cannot tell the format of {name}; known endings are "
                     f"{', '.join(READERS)}"
                 )
+            if reader == "text":  # one row a paragraph; blank lines only separate
+                paragraphs = load_dataset(reader, data_files=str(path), sample_by="paragraph")
+                return paragraphs.filter(lambda row: row["text"].strip() != "")
             return load_dataset(reader, data_files=str(path))
         if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
             saved = load_from_disk(str(path))
@@ -57,6 +60,8 @@ def read(flag: str, name: str, config_name: str | None) -> DatasetDict:
         if not path.exists() and path.suffix.lower() in READERS:
             raise InputError(f"{flag}: no such file: {name}")
         return load_dataset(name, name=config_name)
+    except StopIteration as error:  # what datasets' JSON reader raises
+        raise InputError(f"{flag}: {name} is empty, it has no rows") from error
     except DatasetGenerationError as error:
         cause = error.__cause__ or error
         raise InputError(f"{flag}: {name} cannot be read: {_first_line(cause)}") from error
@@ -74,9 +79,19 @@ def read(flag: str, name: str, config_name: str | None) -> DatasetDict:
 def check_rows(flag: str, rows: Dataset, text_field: str) -> None:
     """Raise InputError unless there are rows, in a format that SFTTrainer trains on."""
     columns = set(rows.column_names)
-    formats = ({"messages"}, {"prompt", "completion"}, {text_field}, {"conversations"}, {"input_ids"})
+    formats = (
+        {"messages"},
+        {"prompt", "completion"},
+        {text_field},
+        {"conversations"},
+        {"input_ids"},
+    )
     if not any(needed <= columns for needed in formats):
-        hint = " (a prompt without completion gives nothing to train on)" if "prompt" in columns else ""
+        hint = (
+            " (a prompt without completion gives nothing to train on)"
+            if "prompt" in columns
+            else ""
+        )
         raise InputError(
             f"{flag}: the columns {sorted(columns)} hold no training text{hint}. Expected "
             f"'messages', or 'prompt' and 'completion', or {text_field!r}; "

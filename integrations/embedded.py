@@ -27,8 +27,9 @@ os.environ["TQDM_DISABLE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import torch
-from amidmath.integrations.pruning import prune_layers, staged_dir
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from amidmath.integrations.pruning import prune_layers, staged_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -33,7 +33,7 @@ RESULTS = "results.json"
 CURVES = "curves.png"
 
 
-def claim(folder: Path, overwrite: bool) -> None:
+def claim(folder: Path, *, replace: bool) -> None:
     """Make sure that a run may write here; nothing is removed or created yet.
 
     Raises:
@@ -41,18 +41,24 @@ def claim(folder: Path, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir: {folder} is a file, not a folder")
-    if not overwrite and any((folder / name).exists() for name in (STUDENT, METRICS)):
+    if not replace and any((folder / name).exists() for name in (STUDENT, METRICS)):
         raise InputError(
             f"--output_dir: {folder} holds an earlier run; choose another folder, or replace it "
             "with --overwrite_output_dir"
         )
 
 
-def open_folder(folder: Path, arguments: Arguments) -> None:
-    """Create the folder, clear an earlier run's files out of it, and write the configuration."""
+def open_folder(folder: Path, arguments: Arguments, *, keep_metrics: bool) -> None:
+    """Create the folder, clear an earlier run's files out of it, and write the configuration.
+
+    Args:
+        folder: the run folder.
+        arguments: what the run was told.
+        keep_metrics: the run goes on from a checkpoint, and so does metrics.jsonl.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / STUDENT, ignore_errors=True)
-    for name in (METRICS, RESULTS, CURVES):
+    for name in (RESULTS, CURVES) if keep_metrics else (RESULTS, CURVES, METRICS):
         (folder / name).unlink(missing_ok=True)
     script, config, model = arguments
     content = {
@@ -72,9 +78,7 @@ def write_json(path: Path, content: Any) -> None:
     partial.replace(path)
 
 
-def save_student(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> Path:
+def save_student(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Write the student in Hugging Face format, whole or not at all; gives its folder."""
     target, partial = folder / STUDENT, folder / f"{STUDENT}.partial"
     shutil.rmtree(partial, ignore_errors=True)
@@ -100,21 +104,21 @@ class MetricsLog(TrainerCallback):
 
     def on_train_begin(
         self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,  # noqa: ARG002
-        control: TrainerControl,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
     ) -> None:
         """Start the clock."""
         self.started = time.perf_counter()
 
     def on_log(
         self,
-        args: TrainingArguments,  # noqa: ARG002
+        args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
+        control: TrainerControl,
         logs: dict[str, Any] | None = None,
-        **kwargs: Any,  # noqa: ARG002
+        **kwargs: Any,
     ) -> None:
         """Write one line."""
         if state.is_world_process_zero and logs:
@@ -147,7 +151,11 @@ def plot(folder: Path, results: Mapping[str, Quality], title: str) -> None:
     left.plot([m["step"] for m in steps], [m["loss"] for m in steps], marker=".")
     left.set(title=title, xlabel="optimiser step", ylabel="training loss (nats a token)")
     left.grid(alpha=0.3)
-    titles = {"kl": "KL to teacher (nats)", "agreement": "top-1 agreement", "perplexity": "perplexity"}
+    titles = {
+        "kl": "KL to teacher (nats)",
+        "agreement": "top-1 agreement",
+        "perplexity": "perplexity",
+    }
     colours = [f"C{i}" for i in range(len(results))]
     for axes, (field, label) in zip(bars, titles.items(), strict=True):
         values = [getattr(quality, field) for quality in results.values()]

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 from rich.console import Console
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback
@@ -38,6 +39,9 @@ from amidmath.integrations.distill_models import (
     load_tokenizer,
 )
 
+# Preparing fewer rows than this takes seconds, and a dozen bars would hide the header.
+ROWS_WITHOUT_BARS = 20_000
+
 
 def distill(arguments: Arguments, console: Console) -> Path:
     """Run a whole distillation; gives the run folder.
@@ -47,8 +51,10 @@ def distill(arguments: Arguments, console: Console) -> Path:
     """
     script, config, model_config = arguments
     folder = Path(config.output_dir)
-    run_folder.claim(folder, config.overwrite_output_dir)
+    run_folder.claim(folder, replace=config.overwrite_output_dir or resuming(config))
     train_rows, test_rows = load_splits(script, config)
+    if len(train_rows) < ROWS_WITHOUT_BARS:
+        datasets.disable_progress_bars()
     tokenizer = load_tokenizer("--model_name_or_path", model_config.model_name_or_path)
     teacher_name = str(config.teacher_model_name_or_path)
     flag = "--teacher_model_name_or_path"
@@ -69,7 +75,7 @@ def distill(arguments: Arguments, console: Console) -> Path:
     for warning in warnings_about(before["teacher"], before["student before"]):
         console.print(f"[bold yellow]Warning:[/bold yellow] {warning}")
 
-    run_folder.open_folder(folder, arguments)
+    run_folder.open_folder(folder, arguments, keep_metrics=resuming(config))
     train(trainer, "distilling", folder, run_folder.STUDENT)
     trained = {"student after": trainer.model}
     if script.baseline:
@@ -83,7 +89,14 @@ def distill(arguments: Arguments, console: Console) -> Path:
     count = results["teacher"].tokens
     print_table(console, results, f"on {count:,} held-out tokens; KL in nats a token")
     console.print(f"Student, metrics and curves are in {folder}/", highlight=False)
+    if config.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
     return folder
+
+
+def resuming(config: AMiDConfig) -> bool:
+    """Whether the run goes on from a checkpoint."""
+    return config.resume_from_checkpoint not in (None, "", "False", "false", False)
 
 
 def load_student(config: AMiDConfig, model_config: ModelConfig) -> PreTrainedModel:
@@ -122,8 +135,10 @@ def train(trainer: SFTTrainer, title: str, folder: Path, name: str) -> None:
         trainer.remove_callback(callback)
     trainer.add_callback(ProgressBar(title))
     trainer.add_callback(run_folder.MetricsLog(folder, name))
-    resume = trainer.args.resume_from_checkpoint if isinstance(trainer, AMiDTrainer) else None
-    trainer.train(resume_from_checkpoint=resume)
+    distilling = isinstance(trainer, AMiDTrainer)
+    trainer.train(
+        resume_from_checkpoint=trainer.args.resume_from_checkpoint if distilling else None
+    )
 
 
 def held_out_batches(trainer: AMiDTrainer, limit: int | None) -> "DataLoader[Any]":
@@ -135,7 +150,7 @@ def held_out_batches(trainer: AMiDTrainer, limit: int | None) -> "DataLoader[Any
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run from the command line; 0 when the run is complete, 2 when something given does not fit."""
+    """Run from the command line; 0 when complete, 2 when something given does not fit."""
     try:
         distill(parse_arguments(argv), Console())
     except InputError as error:

@@ -4,7 +4,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from amidmath.integrations.pruning import main, prune_layers, staged_dir
 from transformers import (
     AutoModelForCausalLM,
     ByT5Tokenizer,
@@ -17,6 +16,8 @@ from transformers import (
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
+
+from amidmath.integrations.pruning import main, prune_layers, staged_dir
 
 if TYPE_CHECKING:
     from pathlib import Path

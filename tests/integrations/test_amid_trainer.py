@@ -1,0 +1,121 @@
+"""The trainer's loss against the library's, and its scale under accumulation and padding."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+import amidmath as am
+from amidmath.integrations.amid_trainer import AMiDTrainer, next_token_mask
+from amidmath.integrations.distill_arguments import AMiDConfig
+
+ROWS = Dataset.from_list(
+    [
+        {"prompt": "a short one: ", "completion": "yes"},
+        {"prompt": "b: ", "completion": "a much longer completion than the others have"},
+        {"prompt": "a rather longer prompt here: ", "completion": "no"},
+        {"prompt": "c: ", "completion": "middling length"},
+    ]
+)
+
+
+@pytest.fixture
+def make_trainer(
+    make_model: Callable[..., Any], student_dir: Path, tmp_path: Path
+) -> Callable[..., AMiDTrainer]:
+    def make(**changes: Any) -> AMiDTrainer:
+        settings = {
+            "output_dir": str(tmp_path),
+            "alpha": 0.5,
+            "lam": 0.3,
+            "max_length": 64,
+            "max_steps": 1,
+            "optim": "sgd",
+            "learning_rate": 1.0,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.0,
+            "gradient_checkpointing": False,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "train_sampling_strategy": "sequential",
+        }
+        return AMiDTrainer(
+            make_model(1, 2),
+            make_model(2, 1),
+            AMiDConfig(**(settings | changes)),
+            train_dataset=ROWS,
+            processing_class=AutoTokenizer.from_pretrained(student_dir),
+        )
+
+    return make
+
+
+def test_loss_is_the_mean_over_completion_tokens(make_trainer: Callable[..., AMiDTrainer]) -> None:
+    trainer = make_trainer(per_device_train_batch_size=4)
+    batch = next(iter(trainer.get_train_dataloader()))
+    total, count = 0.0, 0
+    for row in trainer.train_dataset:
+        ids = torch.tensor([row["input_ids"]])
+        labelled = [t for t, label in enumerate(row["labels"]) if label != -100]
+        student = trainer.model(input_ids=ids).logits[0].double()
+        teacher = trainer.teacher(input_ids=ids).logits[0].double()
+        at = [t - 1 for t in labelled]
+        loss = am.AMiD(alpha=0.5, lam=0.3)(student[at], teacher[at], reduction="sum")
+        total, count = total + float(loss.detach()), count + len(at)
+    assert float(trainer.compute_loss(trainer.model, dict(batch))) == pytest.approx(
+        total / count, rel=1e-5
+    )
+
+
+def test_accumulation_and_padding_do_not_change_the_step(
+    make_trainer: Callable[..., AMiDTrainer],
+) -> None:
+    weights = []
+    for batch, accumulation in ((4, 1), (2, 2), (1, 4)):
+        trainer = make_trainer(
+            per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation
+        )
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    start = make_trainer().model.state_dict()
+    for name, whole in weights[0].items():
+        assert not torch.equal(whole, start[name]), name
+        for other in weights[1:]:
+            torch.testing.assert_close(
+                other[name] - start[name], whole - start[name], rtol=1e-3, atol=1e-7
+            )
+
+
+def test_the_teacher_does_not_train(make_trainer: Callable[..., AMiDTrainer]) -> None:
+    trainer = make_trainer()
+    before = {name: value.clone() for name, value in trainer.teacher.state_dict().items()}
+    trainer.train()
+    assert not any(p.requires_grad for p in trainer.teacher.parameters())
+    assert all(torch.equal(before[n], v) for n, v in trainer.teacher.state_dict().items())
+
+
+def test_a_batch_without_labels_gives_zero(make_trainer: Callable[..., AMiDTrainer]) -> None:
+    trainer = make_trainer(per_device_train_batch_size=4)
+    batch = dict(next(iter(trainer.get_train_dataloader())))
+    batch["labels"] = torch.full_like(batch["labels"], -100)
+    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(0))
+    loss.backward()
+    assert float(loss) == 0.0
+    assert all(not p.grad.any() for p in trainer.model.parameters() if p.grad is not None)
+
+
+def test_next_token_mask() -> None:
+    labels = torch.tensor([[-100, -100, 7, 8], [5, 6, -100, -100]])
+    expected = torch.tensor([[False, True, True, False], [True, False, False, False]])
+    assert torch.equal(next_token_mask(labels), expected)
+
+
+def test_bf16_stays_off_on_the_cpu(tmp_path: Path) -> None:
+    config = AMiDConfig(str(tmp_path), use_cpu=True)
+    assert config.bf16 is False
+    assert AMiDConfig(str(tmp_path), use_cpu=True, bf16=True).bf16 is True

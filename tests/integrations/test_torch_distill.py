@@ -1,0 +1,214 @@
+"""The distillation script from end to end, on a byte-level model made on the spot."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from amidmath.integrations.torch_distill import main
+
+ROOT = Path(__file__).parents[2]
+SENTENCES = [
+    "the teacher knows the answer and the student learns it. ",
+    "a mixture of two distributions lies between them. ",
+    "the assistant stands between the teacher and the student. ",
+    "every token has a probability, and they sum to one. ",
+]
+TEXT_ROWS = [{"text": sentence} for sentence in SENTENCES * 6]
+
+Distill = Callable[..., int]
+
+
+def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "text.jsonl", TEXT_ROWS)
+
+
+@pytest.fixture
+def arguments(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> list[str]:
+    """What every run needs but a dataset."""
+    return [
+        *("--model_name_or_path", str(student_dir)),
+        *("--teacher_model_name_or_path", str(teacher_dir)),
+        *("--output_dir", str(tmp_path / "run")),
+        *("--max_length", "64"),
+        *("--per_device_train_batch_size", "4"),
+        *("--max_steps", "2"),
+        *("--gradient_checkpointing", "false"),
+        *("--logging_steps", "1"),
+    ]
+
+
+def test_a_whole_run(
+    arguments: list[str], text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [*arguments, "--dataset_name", str(text_file), "--baseline", "--alpha", "0"]
+    assert main([*command, "--max_steps", "30", "--learning_rate", "1e-2"]) == 0
+    printed = capsys.readouterr().out
+    assert "KL D(p‖r), α = 0, λ = 0.1" in printed
+    assert "30 steps of 4 sequences" in printed
+    assert "cross-entropy only" in printed
+
+    run = tmp_path / "run"
+    results = json.loads((run / "results.json").read_text())
+    assert list(results) == ["teacher", "student before", "student after", "cross-entropy only"]
+    before, after = results["student before"], results["student after"]
+    assert after["kl"] < 0.5 * before["kl"]
+    assert after["agreement"] > before["agreement"]
+    assert after["perplexity"] < before["perplexity"]
+    assert results["teacher"]["kl"] == 0.0
+    assert results["teacher"]["agreement"] == 1.0
+
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["model"] == "student" and "loss" in line]
+    assert len(losses) == 30
+    assert losses[-1] < 0.5 * losses[0]
+    assert {line["model"] for line in lines} == {"student", "baseline"}
+    assert all(line["tokens_per_second"] > 0 for line in lines if "num_tokens" in line)
+    assert json.loads((run / "config.json").read_text())["training"]["alpha"] == 0.0
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    student = AutoModelForCausalLM.from_pretrained(run / "student")
+    tokenizer = AutoTokenizer.from_pretrained(run / "student")
+    batch = tokenizer(SENTENCES[:1], return_tensors="pt")
+    assert student(**batch, labels=batch["input_ids"]).loss < 4.0
+    assert not list(run.rglob("*.partial"))
+    assert not list((run / "student").rglob("*.bin"))
+
+
+def test_the_file_runs_as_a_script_from_anywhere(
+    arguments: list[str], text_file: Path, tmp_path: Path
+) -> None:
+    script = ROOT / "integrations" / "torch_distill.py"
+    done = subprocess.run(
+        [sys.executable, script, *arguments, "--dataset_name", text_file],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "top-1 agreement" in done.stdout
+    assert (tmp_path / "run" / "student" / "model.safetensors").exists()
+
+
+MESSAGES = [
+    {"messages": [{"role": "user", "content": "say it"}, {"role": "assistant", "content": s}]}
+    for s in SENTENCES * 2
+]
+PROMPTS = [{"prompt": "say it: ", "completion": s} for s in SENTENCES * 2]
+
+
+@pytest.mark.parametrize("rows", [MESSAGES, PROMPTS], ids=["messages", "prompt-completion"])
+def test_trl_formats(arguments: list[str], rows: list[dict[str, object]], tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert main([*arguments, "--dataset_name", str(data), "--max_length", "128"]) == 0
+
+
+@pytest.mark.parametrize("ending", [".json", ".parquet", ".txt", ".csv", "folder", "saved"])
+def test_files_and_folders(arguments: list[str], ending: str, tmp_path: Path) -> None:
+    rows = Dataset.from_list(TEXT_ROWS)
+    data = tmp_path / f"data{ending}"
+    if ending == ".json":
+        data.write_text(json.dumps(TEXT_ROWS))
+    elif ending == ".parquet":
+        rows.to_parquet(data)
+    elif ending == ".txt":
+        data.write_text("\n\n".join(SENTENCES * 3) + "\n")
+    elif ending == ".csv":
+        rows.to_csv(data)
+    elif ending == "folder":
+        data.mkdir()
+        write_jsonl(data / "train.jsonl", TEXT_ROWS)
+        write_jsonl(data / "test.jsonl", TEXT_ROWS[:4])
+    else:
+        rows.save_to_disk(data)
+    assert main([*arguments, "--dataset_name", str(data)]) == 0
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--divergence", "reverse_kl", "--order", "qr", "--lam", "0.9"],
+        ["--divergence", "alpha_beta", "--order", "rp", "--alpha", "-inf"],
+        ["--order", "rq", "--alpha", "1", "--lam", "0.5", "--temperature", "2"],
+        ["--packing", "--packing_strategy", "wrapped", "--freeze_embeddings"],
+        ["--use_peft", "--lora_target_modules", "q_proj", "v_proj"],
+    ],
+    ids=["reverse-kl", "alpha-beta", "geometric", "packing", "lora"],
+)
+def test_options(arguments: list[str], flags: list[str], text_file: Path, tmp_path: Path) -> None:
+    assert main([*arguments, "--dataset_name", str(text_file), *flags]) == 0
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "student")
+
+
+def test_frozen_embeddings_do_not_move(
+    arguments: list[str], text_file: Path, student_dir: Path, tmp_path: Path
+) -> None:
+    assert main([*arguments, "--dataset_name", str(text_file), "--freeze_embeddings"]) == 0
+    before = AutoModelForCausalLM.from_pretrained(student_dir)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "student")
+    torch.testing.assert_close(
+        after.get_input_embeddings().weight, before.get_input_embeddings().weight, rtol=0, atol=0
+    )
+    assert not torch.equal(after.lm_head.weight, before.lm_head.weight)
+
+
+def test_a_config_file_and_the_command_line(
+    arguments: list[str], text_file: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"dataset_name: {text_file}\nlam: 0.4\nalpha: 3.0\n")
+    assert main([*arguments, "--config", str(config), "--lam", "0.3"]) == 0
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert written["training"]["lam"] == 0.3
+    assert written["training"]["alpha"] == 3.0
+
+
+def test_warns_when_the_teacher_is_no_better(
+    arguments: list[str],
+    text_file: Path,
+    student_dir: Path,
+    teacher_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    swapped = ["--model_name_or_path", str(teacher_dir), "--teacher_model_name_or_path"]
+    command = [*arguments, "--dataset_name", str(text_file), *swapped, str(student_dir)]
+    assert main(command) == 0
+    assert "no better than the student" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_earlier_run_is_kept_unless_told(
+    arguments: list[str], text_file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = [*arguments, "--dataset_name", str(text_file)]
+    assert main(command) == 0
+    first = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert main(command) == 2
+    assert "--overwrite_output_dir" in capsys.readouterr().err
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == first
+    assert main([*command, "--overwrite_output_dir"]) == 0
+
+
+def test_training_goes_on_from_a_checkpoint(
+    arguments: list[str], text_file: Path, tmp_path: Path
+) -> None:
+    command = [*arguments, "--dataset_name", str(text_file), "--save_steps", "2"]
+    whole = [*command, "--max_steps", "4", "--lr_scheduler_type", "constant"]
+    assert main(whole) == 0
+    run = tmp_path / "run"
+    expected = (run / "student" / "model.safetensors").read_bytes()
+    checkpoint = str(run / "checkpoint-2")
+    assert main([*whole, "--resume_from_checkpoint", checkpoint]) == 0
+    assert (run / "student" / "model.safetensors").read_bytes() == expected
