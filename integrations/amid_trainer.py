@@ -2,13 +2,13 @@
 
 import copy
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
-from trl import SFTTrainer
+from trl import SFTConfig, SFTTrainer
 
 from amidmath.integrations.distill_arguments import AMiDConfig
 from amidmath.integrations.distill_errors import InputError
@@ -46,9 +46,26 @@ class AMiDTrainer(SFTTrainer):
         """Check that teacher and student fit, and prepare the data."""
         check_vocabularies(model, teacher)
         check_context(args.max_length, student=model, teacher=teacher)
+        self.drop_unlearnable_rows = args.drop_unlearnable_rows
         super().__init__(model=model, args=args, **kwargs)
         self.distillation_loss = args.loss()
-        self.teacher = self.accelerator.prepare_model(freeze(teacher), evaluation_mode=True)
+        prepared = self.accelerator.prepare_model(freeze(teacher), evaluation_mode=True)
+        self.teacher = cast("PreTrainedModel", prepared)
+
+    @property
+    def student(self) -> PreTrainedModel:
+        """The model that trains."""
+        return cast("PreTrainedModel", self.model)
+
+    @property
+    def train_rows(self) -> Dataset:
+        """The prepared training rows."""
+        return cast("Dataset", self.train_dataset)
+
+    @property
+    def eval_rows(self) -> Dataset:
+        """The prepared held-out rows."""
+        return cast("Dataset", self.eval_dataset)
 
     def compute_loss(
         self,
@@ -73,10 +90,10 @@ class AMiDTrainer(SFTTrainer):
             # The denominator counts every process's tokens; DDP then averages the gradients.
             loss = loss * self.accelerator.num_processes
 
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if self.student.training else "eval"
         if mode == "train":
-            tokens = self.accelerator.gather_for_metrics(count_tokens(inputs, labels)).sum()
-            self._total_train_tokens += int(tokens)
+            tokens: Any = self.accelerator.gather_for_metrics(count_tokens(inputs, labels))
+            self._total_train_tokens += int(tokens.sum())
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
         return (loss, outputs) if return_outputs else loss
 
@@ -84,7 +101,7 @@ class AMiDTrainer(SFTTrainer):
         self,
         dataset: Dataset | IterableDataset,
         processing_class: Any,
-        args: AMiDConfig,
+        args: SFTConfig,
         packing: bool,
         formatting_func: Any,
         dataset_name: str,
@@ -97,10 +114,10 @@ class AMiDTrainer(SFTTrainer):
         )
         if isinstance(rows, Dataset):
             cut = packing and args.packing_strategy in ("wrapped", "bfd_split")
-            rows = self._learnable(rows, args, None if cut else args.max_length, dataset_name)
+            rows = self._learnable(rows, None if cut else args.max_length, dataset_name)
         return super()._prepare_dataset(rows, processing_class, args, packing, None, dataset_name)
 
-    def _learnable(self, rows: Dataset, args: AMiDConfig, limit: int | None, name: str) -> Dataset:
+    def _learnable(self, rows: Dataset, limit: int | None, name: str) -> Dataset:
         """The rows with a token to learn among the first ``limit``; InputError on the others."""
         first_targets = [_first_target(labels) for labels in rows["labels"]]
         end = math.inf if limit is None else limit
@@ -118,7 +135,7 @@ class AMiDTrainer(SFTTrainer):
             f"{len(rows) - len(learnable)} of {len(rows)} {name} rows cannot be learned from, "
             f"first row {lost}: {reason}"
         )
-        if not args.drop_unlearnable_rows:
+        if not self.drop_unlearnable_rows:
             raise InputError(f"{message}; {advice}, or give --drop_unlearnable_rows")
         if not learnable:
             raise InputError(f"{message}; nothing would be left: {advice}")

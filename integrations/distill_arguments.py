@@ -4,6 +4,8 @@ import sys
 import warnings
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
@@ -175,7 +177,25 @@ class AMiDConfig(SFTConfig):
             raise InputError(f"--{error}") from error
 
 
-Arguments = tuple[DistillScriptArguments, AMiDConfig, ModelConfig]
+@dataclass(frozen=True)
+class Arguments:
+    """All that one run was told; the three names are always given.
+
+    Args:
+        student: hub name or folder of the student.
+        teacher: hub name or folder of the teacher.
+        output_dir: the run folder.
+        script: data and reporting.
+        config: training and loss.
+        model: how the student is loaded, LoRA included.
+    """
+
+    student: str
+    teacher: str
+    output_dir: Path
+    script: DistillScriptArguments
+    config: AMiDConfig
+    model: ModelConfig
 
 
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
@@ -186,7 +206,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         SystemExit: what argparse itself rejects, such as an unknown flag.
     """
     parser = TrlParser(
-        (DistillScriptArguments, AMiDConfig, ModelConfig),
+        cast("Any", (DistillScriptArguments, AMiDConfig, ModelConfig)),
         prog="torch_distill.py",
         description="Distil a causal language model with the AMiD loss (torch, TRL's SFTTrainer).",
     )
@@ -204,10 +224,12 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         near = get_close_matches(unknown[0], parser._option_string_actions, n=1)
         hint = f"did you mean {near[0]}?" if near else "--help lists all arguments"
         raise InputError(f"unknown argument {unknown[0]}; {hint}")
+    student, teacher = model.model_name_or_path, config.teacher_model_name_or_path
     required = {
-        "--model_name_or_path": model.model_name_or_path,
-        "--teacher_model_name_or_path": config.teacher_model_name_or_path,
+        "--model_name_or_path": student,
+        "--teacher_model_name_or_path": teacher,
         "--dataset_name": script.dataset_name,
+        "--output_dir": config.output_dir,
     }
     missing = [flag for flag, value in required.items() if not value]
     if missing:
@@ -215,7 +237,9 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
             f"{', '.join(missing)} must be given: a student, a teacher and a dataset make a run "
             "(`make distill` runs an example; --help lists all arguments)"
         )
-    return script, config, model
+    return Arguments(
+        str(student), str(teacher), Path(str(config.output_dir)), script, config, model
+    )
 
 
 def _join_minus_infinity(words: list[str]) -> list[str]:

@@ -28,19 +28,19 @@ from amidmath.integrations.distill_models import parameter_counts
 
 def describe(loss: am.AMiD) -> str:
     """The loss in one line: which divergence between which distributions."""
-    x, y = loss.order
     name = type(loss.divergence).__name__
     if loss.divergence.params:
         name += f"({', '.join(f'{p:g}' for p in loss.divergence.params)})"
-    return f"{name} D({x}‖{y}), α = {loss.alpha:g}, λ = {loss.lam:g}, T = {loss.temperature:g}"
+    order = f"D({loss.order[0]}‖{loss.order[1]})"
+    return f"{name} {order}, α = {loss.alpha:g}, λ = {loss.lam:g}, T = {loss.temperature:g}"
 
 
 def print_header(console: Console, trainer: AMiDTrainer, arguments: Arguments) -> None:
     """What is about to happen, a line a fact, before anything slow begins."""
-    script, config, model = arguments
+    script, config = arguments.script, arguments.config
     teacher_size, _ = parameter_counts(trainer.teacher)
-    student_size, trainable = parameter_counts(trainer.model)
-    rows, held_out = len(trainer.train_dataset), len(trainer.eval_dataset)
+    student_size, trainable = parameter_counts(trainer.student)
+    rows, held_out = len(trainer.train_rows), len(trainer.eval_rows)
     batch = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
     steps = config.max_steps
     if steps <= 0:
@@ -52,8 +52,8 @@ def print_header(console: Console, trainer: AMiDTrainer, arguments: Arguments) -
     facts = {
         "loss": f"{describe(trainer.distillation_loss)}   (p teacher, q student, r assistant; "
         "λ weighs the teacher)",
-        "teacher": f"{config.teacher_model_name_or_path}, {teacher_size / 1e6:.1f}M parameters",
-        "student": f"{model.model_name_or_path}, {student_size / 1e6:.1f}M parameters, "
+        "teacher": f"{arguments.teacher}, {teacher_size / 1e6:.1f}M parameters",
+        "student": f"{arguments.student}, {student_size / 1e6:.1f}M parameters, "
         f"{trainable / 1e6:.1f}M of them trained",
         "data": f"{script.dataset_name}: {rows:,} sequences of up to {config.max_length} tokens, "
         f"{held_out:,} held out",
@@ -61,7 +61,7 @@ def print_header(console: Console, trainer: AMiDTrainer, arguments: Arguments) -
         f" ({SchedulerType(config.lr_scheduler_type).value})"
         + (", then the same with plain cross-entropy" if script.baseline else ""),
         "device": f"{config.device.type}, {precision}, {torch.get_num_threads()} threads",
-        "output": f"{config.output_dir}/",
+        "output": f"{arguments.output_dir}/",
     }
     width = max(map(len, facts))
     for name, value in facts.items():

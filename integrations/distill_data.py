@@ -56,7 +56,7 @@ def read(flag: str, name: str, config_name: str | None) -> DatasetDict:
             return load_dataset(reader, data_files=str(path))
         if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
             saved = load_from_disk(str(path))
-            return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
+            return saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
         if not path.exists() and path.suffix.lower() in READERS:
             raise InputError(f"{flag}: no such file: {name}")
         return load_dataset(name, name=config_name)

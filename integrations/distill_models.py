@@ -91,7 +91,9 @@ def freeze_embeddings(model: PreTrainedModel) -> None:
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
     """The model in evaluation mode with no parameter that trains."""
-    return model.eval().requires_grad_(False)
+    model.eval()
+    model.requires_grad_(False)
+    return model
 
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:

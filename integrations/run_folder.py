@@ -60,12 +60,11 @@ def open_folder(folder: Path, arguments: Arguments, *, keep_metrics: bool) -> No
     shutil.rmtree(folder / STUDENT, ignore_errors=True)
     for name in (RESULTS, CURVES) if keep_metrics else (RESULTS, CURVES, METRICS):
         (folder / name).unlink(missing_ok=True)
-    script, config, model = arguments
     content = {
-        "loss": repr(config.loss()),
-        "script": asdict(script),
-        "training": config.to_dict(),  # leaves tokens out
-        "model": asdict(model),
+        "loss": repr(arguments.config.loss()),
+        "script": asdict(arguments.script),
+        "training": arguments.config.to_dict(),  # leaves tokens out
+        "model": asdict(arguments.model),
         "versions": {name: version(name) for name in ("amidmath", "torch", "transformers", "trl")},
     }
     write_json(folder / CONFIG, content)
