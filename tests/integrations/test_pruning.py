@@ -17,7 +17,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from amidmath.integrations.pruning import main, prune_layers, staged_dir
+from amidmath.integrations.pruning import main, prune_layers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -184,17 +184,3 @@ def test_command_line(
     assert stopped.value.code
     assert f"{output} is not an empty directory" in capsys.readouterr().err
     assert (output / "config.json").read_bytes() == config
-
-
-def test_staged_dir_failure_changes_nothing(tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    output.mkdir()
-    (output / "old").touch()
-    with pytest.raises(RuntimeError), staged_dir(output) as stage:  # noqa: PT012
-        (stage / "new").touch()
-        raise RuntimeError
-    assert list(tmp_path.rglob("*")) == [output, output / "old"]
-
-    with staged_dir(output) as stage:
-        (stage / "new").touch()
-    assert list(tmp_path.rglob("*")) == [output, output / "new"]
