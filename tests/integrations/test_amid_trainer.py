@@ -67,9 +67,23 @@ def test_loss_is_the_mean_over_completion_tokens(make_trainer: Callable[..., AMi
         at = [t - 1 for t in labelled]
         loss = am.AMiD(alpha=0.5, lam=0.3)(student[at], teacher[at], reduction="sum")
         total, count = total + float(loss.detach()), count + len(at)
-    assert float(trainer.compute_loss(trainer.model, dict(batch))) == pytest.approx(
-        total / count, rel=1e-5
-    )
+    found = float(trainer.compute_loss(trainer.model, dict(batch)).detach())
+    assert found == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["bfd", "bfd_split"])
+def test_packed_rows_do_not_see_each_other(
+    make_trainer: Callable[..., AMiDTrainer], strategy: str
+) -> None:
+    loss = {}
+    for packing in (False, True):
+        trainer = make_trainer(
+            per_device_train_batch_size=4, packing=packing, packing_strategy=strategy
+        )
+        batch = dict(next(iter(trainer.get_train_dataloader())))
+        assert ("attention_mask" in batch) is not packing
+        loss[packing] = float(trainer.compute_loss(trainer.model, batch).detach())
+    assert loss[True] == pytest.approx(loss[False], rel=1e-5)
 
 
 def test_accumulation_and_padding_do_not_change_the_step(
