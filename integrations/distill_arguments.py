@@ -1,20 +1,30 @@
 """What the distillation script can be told, beside TRL's and transformers' own arguments."""
 
+import json
 import sys
 import warnings
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
-from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
+import yaml
+from transformers import HfArgumentParser
+from trl import ModelConfig, ScriptArguments, SFTConfig
 
 import amidmath as am
 from amidmath._amid import ORDERS
-from amidmath.integrations.distill_errors import InputError
+from amidmath.integrations.distill_errors import InputError, first_paragraph
 
 DIVERGENCES = ("kl", "reverse_kl", "alpha_beta")
+
+# What from_pretrained must not be told here: it would run code, load pickles, or end up in files.
+_REFUSED_INIT = {
+    "trust_remote_code": "code that comes with a model is never run here",
+    "use_safetensors": "only safetensors weights are read",
+    "token": "it would be written to the run folder; log in with `hf auth login`, or set HF_TOKEN",
+}
 
 
 @dataclass
@@ -50,6 +60,8 @@ class DistillScriptArguments(ScriptArguments):
             raise InputError(
                 f"--eval_fraction must lie between 0 and 1, both excluded, got {self.eval_fraction}"
             )
+        if self.ignore_bias_buffers:
+            raise InputError("--ignore_bias_buffers: it has no effect here; leave it out")
         if self.dataset_streaming:
             raise InputError(
                 "--dataset_streaming: rows are counted and checked before training, which a stream "
@@ -68,6 +80,9 @@ class AMiDConfig(SFTConfig):
 
     teacher_model_name_or_path: str | None = field(
         default=None, metadata={"help": "The teacher: hub name or local folder."}
+    )
+    teacher_model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of the teacher."}
     )
     teacher_dtype: str = field(
         default="auto",
@@ -130,49 +145,66 @@ class AMiDConfig(SFTConfig):
         self.loss()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
-        if self.trust_remote_code:
+        self._refuse_what_would_be_ignored()
+        if self.max_length is None or self.max_length < 2:
+            raise InputError(f"--max_length must be at least 2, got {self.max_length}")
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
             raise InputError(
-                "--trust_remote_code: code that comes with a model is never run here; use a model "
-                "that transformers itself implements"
+                f"--max_steps {self.max_steps} and --num_train_epochs {self.num_train_epochs} "
+                "leave no step to train; make one of them positive"
             )
-        if self.world_size > 1:
-            raise InputError(
-                f"this run was started with {self.world_size} processes; evaluation and the run "
-                "folder are written for one process so far"
-            )
-        unused = {
-            "loss_type": self.loss_type != "nll",
-            "label_smoothing_factor": self.label_smoothing_factor != 0.0,
-            "use_liger_kernel": self.use_liger_kernel,
+        # The load-balancing loss of a mixture of experts is no part of a distillation loss, nor,
+        # to compare like with like, of the baseline's.
+        self.router_aux_loss_coef = 0.0
+
+    def _refuse_what_would_be_ignored(self) -> None:
+        refused = {
+            "trust_remote_code": (self.trust_remote_code, _REFUSED_INIT["trust_remote_code"]),
+            "loss_type": (self.loss_type != "nll", "it changes a cross-entropy, not this loss"),
+            "label_smoothing_factor": (
+                self.label_smoothing_factor != 0.0,
+                "it changes a cross-entropy, not this loss",
+            ),
+            "use_liger_kernel": (self.use_liger_kernel, "it replaces the forward pass"),
+            "router_aux_loss_coef": (
+                self.router_aux_loss_coef not in (None, 0.0),
+                "the loss has no load-balancing term",
+            ),
+            "truncation_mode": (
+                self.truncation_mode != "keep_start",
+                "rows are cut at their end, so that an answer follows its prompt",
+            ),
         }
-        for name, given in unused.items():
+        for name, (given, reason) in refused.items():
             if given:
-                raise InputError(
-                    f"--{name} {getattr(self, name)} changes a cross-entropy loss, which "
-                    "distillation does not compute; leave it out"
-                )
+                raise InputError(f"--{name} {getattr(self, name)}: {reason}; leave it out")
+
+    def divergence_object(self) -> am.Divergence:
+        """The divergence that the arguments name; raises InputError where they do not fit."""
+        if self.divergence == "kl":
+            return am.KL()
+        if self.divergence == "reverse_kl":
+            return am.ReverseKL()
+        if self.divergence == "alpha_beta":
+            try:
+                return am.AlphaBeta(self.divergence_alpha, self.divergence_beta)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"--divergence_{error}") from error
+        raise InputError(
+            f"--divergence must be one of {', '.join(DIVERGENCES)}, got {self.divergence!r}"
+        )
 
     def loss(self) -> am.AMiD:
-        """The loss that these arguments name; raises InputError where they do not fit."""
+        """The loss that the arguments name; raises InputError where they do not fit."""
+        divergence = self.divergence_object()
         try:
-            divergences: dict[str, am.Divergence] = {
-                "kl": am.KL(),
-                "reverse_kl": am.ReverseKL(),
-                "alpha_beta": am.AlphaBeta(self.divergence_alpha, self.divergence_beta),
-            }
-            if self.divergence not in divergences:
-                raise InputError(
-                    f"--divergence must be one of {', '.join(DIVERGENCES)}, got {self.divergence}"
-                )
             return am.AMiD(
-                divergence=divergences[self.divergence],
+                divergence=divergence,
                 order=self.order,
                 alpha=self.alpha,
                 lam=self.lam,
                 temperature=self.temperature,
             )
-        except InputError:
-            raise
         except (TypeError, ValueError) as error:
             raise InputError(f"--{error}") from error
 
@@ -188,6 +220,7 @@ class Arguments:
         script: data and reporting.
         config: training and loss.
         model: how the student is loaded, LoRA included.
+        model_init: further arguments of the student's ``from_pretrained``.
     """
 
     student: str
@@ -196,30 +229,37 @@ class Arguments:
     script: DistillScriptArguments
     config: AMiDConfig
     model: ModelConfig
+    model_init: dict[str, Any]
+
+
+class _Parser(HfArgumentParser):
+    """argparse whose errors are one line, not all of the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help lists all arguments)")
 
 
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
     """The command line, over the YAML file that --config names, over the defaults.
 
     Raises:
-        InputError: a value that does not fit, or a required argument that is missing.
-        SystemExit: what argparse itself rejects, such as an unknown flag.
+        InputError: a value that does not fit, an unknown argument, or one that is missing.
+        SystemExit: after --help.
     """
-    parser = TrlParser(
+    parser = _Parser(
         cast("Any", (DistillScriptArguments, AMiDConfig, ModelConfig)),
         prog="torch_distill.py",
         description="Distil a causal language model with the AMiD loss (torch, TRL's SFTTrainer).",
+        epilog="--config FILE reads arguments from a YAML file; the command line wins.",
+        allow_abbrev=False,
     )
-    words = _join_minus_infinity(sys.argv[1:] if argv is None else argv)
-    try:
-        with warnings.catch_warnings():
-            # TRL's own default sets the old name of activation_checkpointing.
-            warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
-            script, config, model, unknown = parser.parse_args_and_config(
-                args=words, return_remaining_strings=True
-            )
-    except FileNotFoundError as error:
-        raise InputError(f"--config: no such file: {error.filename}") from error
+    words = _expand_config(sys.argv[1:] if argv is None else argv)
+    with warnings.catch_warnings():
+        # TRL's own default sets the old name of activation_checkpointing.
+        warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
+        script, config, model, unknown = parser.parse_args_into_dataclasses(
+            _join_numbers(words), return_remaining_strings=True, look_for_args_file=False
+        )
     if unknown:
         near = get_close_matches(unknown[0], parser._option_string_actions, n=1)
         hint = f"did you mean {near[0]}?" if near else "--help lists all arguments"
@@ -237,17 +277,69 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
             f"{', '.join(missing)} must be given: a student, a teacher and a dataset make a run "
             "(`make distill` runs an example; --help lists all arguments)"
         )
-    return Arguments(
-        str(student), str(teacher), Path(str(config.output_dir)), script, config, model
-    )
+    model_init = _model_init(config.model_init_kwargs)
+    config.model_init_kwargs = None  # the student is loaded before the trainer sees it
+    folder = Path(str(config.output_dir))
+    return Arguments(str(student), str(teacher), folder, script, config, model, model_init)
 
 
-def _join_minus_infinity(words: list[str]) -> list[str]:
-    """Turn ``--alpha -inf`` into ``--alpha=-inf``: argparse takes the value for a flag."""
+def _model_init(given: dict[str, Any] | str | None) -> dict[str, Any]:
+    if isinstance(given, str):
+        raise InputError(f"--model_init_kwargs must be a JSON object, got {given}")
+    for name, reason in _REFUSED_INIT.items():
+        if any(name in key for key in given or {}):
+            raise InputError(f"--model_init_kwargs: {name} cannot be given: {reason}")
+    return dict(given or {})
+
+
+def _expand_config(words: list[str]) -> list[str]:
+    """Put the contents of the --config file before the other words, which override them."""
+    words = [part for word in words for part in _split_config(word)]
+    if "--config" not in words:
+        return words
+    at = words.index("--config")
+    if at + 1 == len(words):
+        raise InputError("--config must be followed by a YAML file")
+    path = words[at + 1]
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"--config: no such file: {path}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"--config: {path} is no YAML file: {first_paragraph(error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"--config: {path} must hold lines of the form `argument: value`")
+    from_file: list[str] = []
+    for name, value in content.items():
+        if value is not None:
+            values = value if isinstance(value, list) else [value]
+            from_file += [f"--{name}", *map(_as_word, values)]
+    return from_file + words[:at] + words[at + 2 :]
+
+
+def _split_config(word: str) -> list[str]:
+    return word.split("=", 1) if word.startswith("--config=") else [word]
+
+
+def _as_word(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (dict, bool)) else str(value)
+
+
+def _join_numbers(words: list[str]) -> list[str]:
+    """Turn ``--alpha -inf`` into ``--alpha=-inf``: argparse takes such a value for a flag."""
     joined: list[str] = []
     for word in words:
-        if word == "-inf" and joined and joined[-1].startswith("--"):
-            joined[-1] += "=-inf"
+        flag_before = joined and joined[-1].startswith("--") and "=" not in joined[-1]
+        if word.startswith("-") and flag_before and _is_number(word):
+            joined[-1] += f"={word}"
         else:
             joined.append(word)
     return joined
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

@@ -1,7 +1,6 @@
 """What a person sees: the header, the progress bar and the table."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,7 +115,6 @@ class ProgressBar(TrainerCallback):
         """Start without a bar."""
         self.title = title
         self.bar: Any = None
-        self.started = 0.0
 
     def on_train_begin(
         self,
@@ -134,7 +132,6 @@ class ProgressBar(TrainerCallback):
                 unit="step",
                 dynamic_ncols=True,
             )
-        self.started = time.perf_counter()
 
     def on_step_end(
         self,
@@ -156,11 +153,9 @@ class ProgressBar(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Show the loss and the speed."""
-        if self.bar is None or not logs or "loss" not in logs:
-            return
-        seconds = time.perf_counter() - self.started
-        speed = logs.get("num_tokens", 0) / seconds
-        self.bar.set_postfix_str(f"loss {float(logs['loss']):.4f}, {speed:,.0f} tokens/s")
+        if self.bar is not None and logs and "loss" in logs:
+            speed = f", {logs['tokens_per_second']:,.0f} tokens/s" if "num_tokens" in logs else ""
+            self.bar.set_postfix_str(f"loss {float(logs['loss']):.4f}{speed}")
 
     def on_train_end(
         self,

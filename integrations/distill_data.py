@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError
 
 from amidmath.integrations.distill_arguments import AMiDConfig, DistillScriptArguments
-from amidmath.integrations.distill_errors import InputError
+from amidmath.integrations.distill_errors import InputError, first_paragraph
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text", ".csv": "csv"}
 
@@ -16,77 +16,65 @@ def load_splits(script: DistillScriptArguments, config: AMiDConfig) -> tuple[Dat
     """The training rows and the held-out rows.
 
     Raises:
-        InputError: a dataset that cannot be read, a split or column that is missing, no rows.
+        InputError: a dataset that cannot be read, a split or column that is missing, no rows, or a
+            row whose text is no text.
     """
     splits = read("--dataset_name", str(script.dataset_name), script.dataset_config)
     train = _split(splits, script.dataset_train_split, "--dataset_train_split")
     check_rows("--dataset_name", train, config.dataset_text_field)
+    wanted = script.dataset_test_split
+    asked_for = wanted != DistillScriptArguments.dataset_test_split
     if script.eval_dataset_name is not None:
         held_out = read("--eval_dataset_name", script.eval_dataset_name, None)
-        name = script.dataset_test_split if script.dataset_test_split in held_out else "train"
+        only = len(held_out) == 1 and not asked_for
+        name = str(next(iter(held_out))) if only else wanted
         test = _split(held_out, name, "--dataset_test_split")
-    elif script.dataset_test_split in splits:
-        test = splits[script.dataset_test_split]
-    else:
-        if len(train) < 2:
-            raise InputError(
-                "--dataset_name: one row cannot be split into training and held-out rows; give "
-                "more rows, or --eval_dataset_name"
-            )
-        halves = train.train_test_split(test_size=script.eval_fraction, seed=config.seed)
-        train, test = halves["train"], halves["test"]
-    check_rows("--eval_dataset_name", test, config.dataset_text_field)
-    return train, test
+        check_rows("--eval_dataset_name", test, config.dataset_text_field)
+        return train, test
+    if wanted in splits or asked_for:
+        test = _split(splits, wanted, "--dataset_test_split")
+        check_rows("--dataset_test_split", test, config.dataset_text_field)
+        return train, test
+    if len(train) < 2:
+        raise InputError(
+            "--dataset_name: one row cannot be split into training and held-out rows; give "
+            "more rows, or --eval_dataset_name"
+        )
+    halves = train.train_test_split(test_size=script.eval_fraction, seed=config.seed)
+    return halves["train"], halves["test"]
 
 
 def read(flag: str, name: str, config_name: str | None) -> DatasetDict:
     """All splits of a dataset: hub name, saved dataset, folder of files, or one file."""
     path = Path(name)
+    if path.exists() and config_name is not None:
+        raise InputError(
+            f"--dataset_config {config_name}: {name} is local and has no configurations"
+        )
     try:
-        if path.is_file():
-            reader = READERS.get(path.suffix.lower())
-            if reader is None:
-                raise InputError(
-                    f"{flag}: cannot tell the format of {name}; known endings are "
-                    f"{', '.join(READERS)}"
-                )
-            if reader == "text":  # one row a paragraph; blank lines only separate
-                paragraphs = load_dataset(reader, data_files=str(path), sample_by="paragraph")
-                return paragraphs.filter(lambda row: row["text"].strip() != "")
-            return load_dataset(reader, data_files=str(path))
-        if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
-            saved = load_from_disk(str(path))
-            return saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
-        if not path.exists() and path.suffix.lower() in READERS:
-            raise InputError(f"{flag}: no such file: {name}")
-        return load_dataset(name, name=config_name)
+        return _read(flag, name, path, config_name)
+    except InputError:
+        raise
     except StopIteration as error:  # what datasets' JSON reader raises
         raise InputError(f"{flag}: {name} is empty, it has no rows") from error
     except DatasetGenerationError as error:
         cause = error.__cause__ or error
-        raise InputError(f"{flag}: {name} cannot be read: {_first_line(cause)}") from error
-    except (DatasetNotFoundError, DataFilesNotFoundError, ConnectionError, OSError) as error:
+        raise InputError(f"{flag}: {name} cannot be read: {first_paragraph(cause)}") from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        if path.exists():
+            raise InputError(f"{flag}: {name} cannot be read: {first_paragraph(error)}") from error
         raise InputError(
             f"{flag}: {name!r} is neither a file or folder of data here nor a dataset that could "
-            f"be loaded from the hub: {_first_line(error)}"
+            f"be loaded from the hub: {first_paragraph(error)}"
         ) from error
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{flag}: {name} cannot be read: {_first_line(error)}") from error
 
 
 def check_rows(flag: str, rows: Dataset, text_field: str) -> None:
     """Raise InputError unless there are rows, in a format that SFTTrainer trains on."""
     columns = set(rows.column_names)
-    formats = (
-        {"messages"},
-        {"prompt", "completion"},
-        {text_field},
-        {"conversations"},
-        {"input_ids"},
-    )
-    if not any(needed <= columns for needed in formats):
+    formats = (("messages",), ("prompt", "completion"), (text_field,), ("conversations",))
+    needed = next((names for names in formats if columns.issuperset(names)), None)
+    if needed is None and "input_ids" not in columns:
         hint = (
             " (a prompt without completion gives nothing to train on)"
             if "prompt" in columns
@@ -99,6 +87,13 @@ def check_rows(flag: str, rows: Dataset, text_field: str) -> None:
         )
     if len(rows) == 0:
         raise InputError(f"{flag}: the dataset has no rows")
+    for name in needed or ():
+        for number, value in enumerate(rows[name]):
+            if not _is_text(value) and not _is_conversation(value):
+                raise InputError(
+                    f"{flag}: row {number} has no text in column {name!r}, but {_shown(value)}; "
+                    "expected a string, or a list of messages with 'role' and 'content'"
+                )
 
 
 def _split(splits: DatasetDict, name: str, flag: str) -> Dataset:
@@ -107,6 +102,42 @@ def _split(splits: DatasetDict, name: str, flag: str) -> Dataset:
     return splits[name]
 
 
-def _first_line(error: Any) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else repr(error)
+def _read(flag: str, name: str, path: Path, config_name: str | None) -> DatasetDict:
+    if path.is_file():
+        reader = READERS.get(path.suffix.lower())
+        if reader is None:
+            raise InputError(
+                f"{flag}: cannot tell the format of {name}; known endings are {', '.join(READERS)}"
+            )
+        if reader == "text":
+            return _paragraphs(load_dataset(reader, data_files=str(path), sample_by="paragraph"))
+        return load_dataset(reader, data_files=str(path))
+    if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
+        saved = load_from_disk(str(path))
+        return saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
+    if path.is_dir() and any(path.glob("*.txt")):
+        return _paragraphs(load_dataset("text", data_dir=str(path), sample_by="paragraph"))
+    if not path.exists() and path.suffix.lower() in READERS:
+        raise InputError(f"{flag}: no such file: {name}")
+    return load_dataset(name, name=config_name)
+
+
+def _paragraphs(splits: DatasetDict) -> DatasetDict:
+    """One row a paragraph of a text file; blank lines only separate."""
+    return splits.filter(lambda row: row["text"].strip() != "")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_conversation(value: Any) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    keys = ({"role", "content"}, {"from", "value"})
+    return all(isinstance(turn, dict) and any(k <= turn.keys() for k in keys) for turn in value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

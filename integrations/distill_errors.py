@@ -1,5 +1,29 @@
-"""The one error that says: something you gave does not fit, and here is what to do."""
+"""Errors that say: something you gave does not fit, and here is what to do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
     """An argument, model or dataset that cannot be used; the message says what would be right."""
+
+
+def first_paragraph(error: BaseException) -> str:
+    """The first lines of a library's message, on one line, without what follows a blank one."""
+    text = str(error).strip().split("\n\n")[0]
+    return " ".join(text.split()) or type(error).__name__
+
+
+@contextmanager
+def while_preparing() -> Iterator[None]:
+    """Turn what the libraries say of unfit arguments, models or rows into an InputError.
+
+    For the part of a run before anything is written; from there on an error is a failure of the
+    run and keeps its traceback.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError) as error:
+        raise InputError(f"{type(error).__name__}: {first_paragraph(error)}") from error

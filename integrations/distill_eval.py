@@ -69,7 +69,9 @@ def evaluate(
             logits = reference if same else model(**inputs, use_cache=False).logits[keep]
             sums[name] += torch.stack(
                 [
-                    torch.zeros(()) if same else _KL_TO_TEACHER(logits, reference, reduction="sum"),
+                    logits.new_zeros(())
+                    if same
+                    else _KL_TO_TEACHER(logits, reference, reduction="sum"),
                     (logits.argmax(-1) == reference.argmax(-1)).sum(),
                     F.cross_entropy(logits.float(), targets, reduction="sum"),
                 ]
@@ -82,8 +84,13 @@ def evaluate(
         name: Quality(
             kl=float(kl) / count,
             agreement=float(agree) / count,
-            perplexity=math.exp(float(nll) / count),
+            perplexity=_exp(float(nll) / count),
             tokens=count,
         )
         for name, (kl, agree, nll) in sums.items()
     }
+
+
+def _exp(nats: float) -> float:
+    """exp, and inf where it would overflow."""
+    return math.exp(nats) if nats < 700.0 else math.inf

@@ -1,9 +1,10 @@
 """Loading teacher, student and tokenizer, and whether they can work together."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -11,11 +12,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from amidmath.integrations.distill_errors import InputError
+from amidmath.integrations.distill_errors import InputError, first_paragraph
 
 
 def load_model(flag: str, name: str, **kwargs: Any) -> PreTrainedModel:
-    """A causal language model from a hub name or a local folder, safetensors weights only.
+    """A causal language model from a hub name or a local folder.
+
+    Only safetensors weights are read, and code that comes with a model is not run.
 
     Args:
         flag: the argument that named it, for messages.
@@ -23,19 +26,32 @@ def load_model(flag: str, name: str, **kwargs: Any) -> PreTrainedModel:
         **kwargs: for ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
-        InputError: it cannot be found or loaded.
+        InputError: it cannot be found or loaded, or weights are missing.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **kwargs)
-    except (OSError, ValueError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            _place(name),
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **kwargs,
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, ImportError, SafetensorError) as error:
         raise InputError(_not_loaded(flag, "model", name, error)) from error
+    model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise InputError(
+            f"{flag}: {name} lacks {len(missing)} of the model's weights, {missing[0]} for one"
+        )
+    return model
 
 
 def load_tokenizer(flag: str, name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     """The tokenizer that lies beside a model; raises InputError if there is none."""
     try:
-        return AutoTokenizer.from_pretrained(name, **kwargs)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoTokenizer.from_pretrained(_place(name), trust_remote_code=False, **kwargs)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise InputError(_not_loaded(flag, "tokenizer", name, error)) from error
 
 
@@ -68,13 +84,11 @@ def check_vocabularies(student: PreTrainedModel, teacher: PreTrainedModel) -> No
         )
 
 
-def check_context(max_length: int | None, **models: PreTrainedModel) -> None:
+def check_context(max_length: int, **models: PreTrainedModel) -> None:
     """Raise InputError if a sequence of max_length tokens does not fit a model's context."""
     for role, model in models.items():
         context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if context is None:
-            continue
-        if max_length is None or max_length > context:
+        if context is not None and max_length > context:
             raise InputError(
                 f"--max_length {max_length} is longer than the {role}'s context of {context} "
                 f"tokens: set --max_length {context} or less"
@@ -102,11 +116,16 @@ def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
+def _place(name: str) -> str:
+    """A local folder by its absolute path, which a saved LoRA adapter then points to."""
+    return str(Path(name).absolute()) if Path(name).is_dir() else name
+
+
 def _not_loaded(flag: str, what: str, name: str, error: Exception) -> str:
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+    reason = first_paragraph(error)
     if Path(name).is_dir():
-        return f"{flag}: the folder {name} holds no {what} that can be loaded: {first_line}"
+        return f"{flag}: the folder {name} holds no {what} that can be loaded: {reason}"
     return (
         f"{flag}: {name!r} is neither a folder here nor a {what} that could be loaded from the "
-        f"hub: {first_line}"
+        f"hub: {reason}"
     )

@@ -1,6 +1,8 @@
 """What a run leaves behind: configuration, metrics, curves and the student."""
 
 import json
+import math
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 from amidmath.integrations.distill_arguments import Arguments
 from amidmath.integrations.distill_errors import InputError
@@ -28,47 +31,111 @@ from amidmath.integrations.distill_eval import Quality
 from amidmath.integrations.whole_files import staged_dir, staged_file, write_json
 
 STUDENT = "student"
-CONFIG = "config.json"
+RUN = "run.json"
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
 CURVES = "curves.png"
+PREVIOUS = "previous"
 
 
-def claim(folder: Path, *, replace: bool) -> None:
-    """Make sure that a run may write here; nothing is removed or created yet.
+def claim(arguments: Arguments) -> Path | None:
+    """Make sure that the run may write to its folder; nothing is changed yet.
+
+    Returns:
+        The checkpoint to go on from, if ``--resume_from_checkpoint`` asks for one.
 
     Raises:
-        InputError: an earlier run is there and may not be replaced, or it is no folder.
+        InputError: the folder cannot be written, holds an earlier run that may not be replaced,
+            other files, or what the run is to read; or there is no such checkpoint.
     """
+    folder, config = arguments.output_dir, arguments.config
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir: {folder} is a file, not a folder")
-    if not replace and any((folder / name).exists() for name in (STUDENT, METRICS)):
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(
+            f"--output_dir: cannot create {folder}: {nearest} is not a writable folder"
+        )
+    inside = folder.resolve()
+    names = (arguments.student, arguments.teacher, str(arguments.script.dataset_name))
+    for name in names:
+        if Path(name).exists() and Path(name).resolve().is_relative_to(inside):
+            raise InputError(
+                f"--output_dir: {folder} holds {name}, which the run reads; choose another folder"
+            )
+    checkpoint = _checkpoint(folder, config.resume_from_checkpoint)
+    if checkpoint is not None or not folder.exists() or not any(folder.iterdir()):
+        return checkpoint
+    if not (folder / RUN).exists():
+        raise InputError(
+            f"--output_dir: {folder} holds files that are no earlier run; choose a new folder"
+        )
+    if not config.overwrite_output_dir:
         raise InputError(
             f"--output_dir: {folder} holds an earlier run; choose another folder, or replace it "
             "with --overwrite_output_dir"
         )
+    return None
 
 
-def open_folder(folder: Path, arguments: Arguments, *, keep_metrics: bool) -> None:
-    """Create the folder, clear an earlier run's files out of it, and write the configuration.
+def _checkpoint(folder: Path, asked: str | bool | None) -> Path | None:
+    if asked in (None, False, "", "false", "False"):
+        return None
+    if asked in (True, "true", "True"):
+        found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        if found is None:
+            raise InputError(f"--resume_from_checkpoint: {folder} holds no checkpoint")
+        return Path(found)
+    path = Path(str(asked))
+    if not (path / "trainer_state.json").is_file():
+        raise InputError(f"--resume_from_checkpoint: {path} is no checkpoint of a run")
+    return path
 
-    Args:
-        folder: the run folder.
-        arguments: what the run was told.
-        keep_metrics: the run goes on from a checkpoint, and so does metrics.jsonl.
+
+def open_folder(arguments: Arguments, checkpoint: Path | None) -> None:
+    """Begin a run: set an earlier one aside (finish_folder removes it), say what will be done.
+
+    Going on from a checkpoint keeps what is there, and metrics.jsonl up to that step.
     """
+    folder = arguments.output_dir
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / STUDENT, ignore_errors=True)
-    for name in (RESULTS, CURVES) if keep_metrics else (RESULTS, CURVES, METRICS):
-        (folder / name).unlink(missing_ok=True)
+    if checkpoint is None:
+        _set_aside(folder)
+    else:
+        step = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))["global_step"]
+        kept = [m for m in read_metrics(folder) if m["model"] == STUDENT and m["step"] <= step]
+        with staged_file(folder / METRICS) as partial:
+            partial.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")
     content = {
         "loss": repr(arguments.config.loss()),
         "script": asdict(arguments.script),
-        "training": arguments.config.to_dict(),  # leaves tokens out
+        "training": arguments.config.to_dict(),  # leaves hub tokens out
         "model": asdict(arguments.model),
+        "model_init": arguments.model_init,
         "versions": {name: version(name) for name in ("amidmath", "torch", "transformers", "trl")},
     }
-    write_json(folder / CONFIG, content)
+    write_json(folder / RUN, content)
+
+
+def finish_folder(folder: Path) -> None:
+    """End a run whose student is saved: what it replaces can go."""
+    shutil.rmtree(folder / PREVIOUS, ignore_errors=True)
+
+
+def _set_aside(folder: Path) -> None:
+    """Move an earlier run into previous/, unless that holds a student and this one does not."""
+    previous = folder / PREVIOUS
+    earlier = [path for path in folder.iterdir() if path != previous]
+    if (previous / STUDENT).exists() and not (folder / STUDENT).exists():
+        for path in earlier:  # what is left of a run that did not finish
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return
+    shutil.rmtree(previous, ignore_errors=True)
+    previous.mkdir()
+    for path in earlier:
+        path.rename(previous / path.name)
+    if not earlier:
+        previous.rmdir()
 
 
 def save_student(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -76,6 +143,34 @@ def save_student(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToke
     with staged_dir(folder / STUDENT) as stage:
         model.save_pretrained(stage)
         tokenizer.save_pretrained(stage)
+
+
+class Speed(TrainerCallback):
+    """Adds tokens_per_second, since training began, to what the trainer logs."""
+
+    def __init__(self) -> None:
+        """Start the clock; training starts it again."""
+        self.started = time.perf_counter()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add seconds and speed; the callbacks after this one see them."""
+        if logs is not None:
+            logs["seconds"] = round(time.perf_counter() - self.started, 3)
+            if "num_tokens" in logs:
+                logs["tokens_per_second"] = round(logs["num_tokens"] / logs["seconds"], 1)
 
 
 class MetricsLog(TrainerCallback):
@@ -89,17 +184,6 @@ class MetricsLog(TrainerCallback):
     def __init__(self, folder: Path, model: str) -> None:
         """Remember where to write."""
         self.path, self.model = folder / METRICS, model
-        self.started = time.perf_counter()
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        """Start the clock."""
-        self.started = time.perf_counter()
 
     def on_log(
         self,
@@ -111,23 +195,24 @@ class MetricsLog(TrainerCallback):
     ) -> None:
         """Write one line."""
         if state.is_world_process_zero and logs:
-            seconds = time.perf_counter() - self.started
-            line = {"model": self.model, "step": state.global_step, "seconds": round(seconds, 3)}
-            if "num_tokens" in logs:
-                line["tokens_per_second"] = round(logs["num_tokens"] / seconds, 1)
+            line = {"model": self.model, "step": state.global_step} | logs
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line | logs) + "\n")
+                file.write(json.dumps(line) + "\n")
 
 
-def read_metrics(folder: Path, model: str) -> list[dict[str, Any]]:
-    """The logged training steps of one model."""
-    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-    return [m for m in map(json.loads, lines) if m["model"] == model and "loss" in m]
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; none if there is no such file."""
+    path = folder / METRICS
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def write_results(folder: Path, results: Mapping[str, Quality], title: str) -> None:
     """Write results.json and the plot of the run."""
-    write_json(folder / RESULTS, {name: asdict(quality) for name, quality in results.items()})
+    figures = {name: asdict(quality) for name, quality in results.items()}
+    for figure in figures.values():  # JSON has no infinity
+        figure.update({k: str(v) for k, v in figure.items() if not math.isfinite(v)})
+    write_json(folder / RESULTS, figures)
     plot(folder, results, title)
 
 
@@ -136,7 +221,7 @@ def plot(folder: Path, results: Mapping[str, Quality], title: str) -> None:
     figure, (left, *bars) = plt.subplots(
         1, 4, figsize=(13, 3.6), width_ratios=(2.4, 1, 1, 1), layout="constrained"
     )
-    steps = read_metrics(folder, STUDENT)
+    steps = [m for m in read_metrics(folder) if m["model"] == STUDENT and "loss" in m]
     left.plot([m["step"] for m in steps], [m["loss"] for m in steps], marker=".")
     left.set(title=title, xlabel="optimiser step", ylabel="training loss (nats a token)")
     left.grid(alpha=0.3)
@@ -147,7 +232,7 @@ def plot(folder: Path, results: Mapping[str, Quality], title: str) -> None:
     }
     colours = [f"C{i}" for i in range(len(results))]
     for axes, (field, label) in zip(bars, titles.items(), strict=True):
-        values = [getattr(quality, field) for quality in results.values()]
+        values = [min(getattr(quality, field), 1e30) for quality in results.values()]
         drawn = axes.bar(list(results), values, color=colours)
         axes.bar_label(drawn, fmt="{:.3g}", fontsize=8)
         axes.set_title(label, fontsize=10)

@@ -9,25 +9,29 @@ columns, and every argument of TRL's SFTConfig and ModelConfig. ``--help`` lists
 """
 
 import copy
+import os
 import sys
 from pathlib import Path
 from typing import Any, cast
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import datasets
 from rich.console import Console
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
+    set_seed,
 )
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.utils import logging as transformers_logging
 from trl import SFTTrainer, get_peft_config, get_quantization_config
 
 from amidmath.integrations import run_folder
 from amidmath.integrations.amid_trainer import AMiDTrainer
-from amidmath.integrations.distill_arguments import AMiDConfig, Arguments, parse_arguments
+from amidmath.integrations.distill_arguments import Arguments, parse_arguments
 from amidmath.integrations.distill_console import (
     ProgressBar,
     describe,
@@ -37,7 +41,7 @@ from amidmath.integrations.distill_console import (
     warnings_about,
 )
 from amidmath.integrations.distill_data import load_splits
-from amidmath.integrations.distill_errors import InputError
+from amidmath.integrations.distill_errors import InputError, while_preparing
 from amidmath.integrations.distill_models import (
     check_tokenizers,
     freeze_embeddings,
@@ -57,67 +61,87 @@ def distill(arguments: Arguments, console: Console) -> Path:
     Raises:
         InputError: something given does not fit; nothing has been written then.
     """
-    config, folder = arguments.config, arguments.output_dir
-    run_folder.claim(folder, replace=config.overwrite_output_dir or resuming(config))
+    folder = arguments.output_dir
+    is_new = not folder.exists()
+    try:
+        with while_preparing():
+            checkpoint = run_folder.claim(arguments)
+            console.print("Reading the data and loading the models")
+            trainer = prepare(arguments)
+            print_header(console, trainer, arguments)
+            held_out = held_out_batches(trainer, arguments.script.max_eval_samples)
+            before = judge(console, trainer.teacher, held_out, {"student before": trainer.student})
+    except InputError:
+        if is_new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()  # the Trainer makes it early
+        raise
+    for warning in warnings_about(before["teacher"], before["student before"]):
+        console.print(f"[bold yellow]Warning:[/bold yellow] {warning}")
+
+    run_folder.open_folder(arguments, checkpoint)
+    train(trainer, "distilling", folder, run_folder.STUDENT, checkpoint)
+    run_folder.save_student(folder, trainer.student, trainer.tokenizer)
+    trained = {"student after": trainer.student}
+    if arguments.script.baseline:
+        baseline = cross_entropy_trainer(trainer, arguments)
+        train(baseline, "cross-entropy baseline", folder, "baseline", None)
+        trained["cross-entropy only"] = cast("PreTrainedModel", baseline.model)
+    results = before | judge(console, trainer.teacher, held_out, trained)
+
+    run_folder.write_results(folder, results, describe(trainer.distillation_loss))
+    run_folder.finish_folder(folder)
+    count = results["teacher"].tokens
+    print_table(console, results, f"on {count:,} held-out tokens; KL in nats a token")
+    console.print(f"Student, metrics and curves are in {folder}/", highlight=False)
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(dataset_name=arguments.script.dataset_name)
+    return folder
+
+
+def prepare(arguments: Arguments) -> AMiDTrainer:
+    """Load everything and find out whether it fits together, up to the first optimiser step."""
+    config = arguments.config
+    if config.world_size > 1:
+        raise InputError(
+            f"this run was started with {config.world_size} processes; evaluation and the run "
+            "folder are written for one process so far"
+        )
     train_rows, test_rows = load_splits(arguments.script, config)
     if len(train_rows) < ROWS_WITHOUT_BARS:
         datasets.disable_progress_bars()
-    tokenizer = load_tokenizer("--model_name_or_path", arguments.student)
-    check_tokenizers(tokenizer, load_tokenizer(TEACHER_FLAG, arguments.teacher))
+    transformers_logging.disable_progress_bar()
+    revision = arguments.model.model_revision
+    tokenizer = load_tokenizer("--model_name_or_path", arguments.student, revision=revision)
+    teacher = {"revision": config.teacher_model_revision}
+    check_tokenizers(tokenizer, load_tokenizer(TEACHER_FLAG, arguments.teacher, **teacher))
     trainer = AMiDTrainer(
         load_student(arguments),
-        load_model(TEACHER_FLAG, arguments.teacher, dtype=config.teacher_dtype),
+        load_model(TEACHER_FLAG, arguments.teacher, dtype=config.teacher_dtype, **teacher),
         config,
         train_dataset=train_rows,
         eval_dataset=test_rows,
         processing_class=tokenizer,
         peft_config=get_peft_config(arguments.model),
     )
-    print_header(console, trainer, arguments)
-    held_out = held_out_batches(trainer, arguments.script.max_eval_samples)
-    before = judge(console, trainer.teacher, held_out, {"student before": trainer.student})
-    for warning in warnings_about(before["teacher"], before["student before"]):
-        console.print(f"[bold yellow]Warning:[/bold yellow] {warning}")
-
-    run_folder.open_folder(folder, arguments, keep_metrics=resuming(config))
-    train(trainer, "distilling", folder, run_folder.STUDENT)
-    trained = {"student after": trainer.student}
-    if arguments.script.baseline:
-        baseline = cross_entropy_trainer(trainer, arguments)
-        train(baseline, "cross-entropy baseline", folder, "baseline")
-        trained["cross-entropy only"] = cast("PreTrainedModel", baseline.model)
-    results = before | judge(console, trainer.teacher, held_out, trained)
-
-    run_folder.save_student(folder, trainer.student, tokenizer)
-    run_folder.write_results(folder, results, describe(config.loss()))
-    count = results["teacher"].tokens
-    print_table(console, results, f"on {count:,} held-out tokens; KL in nats a token")
-    console.print(f"Student, metrics and curves are in {folder}/", highlight=False)
-    if config.push_to_hub:
-        trainer.push_to_hub(dataset_name=arguments.script.dataset_name)
-    return folder
-
-
-def resuming(config: AMiDConfig) -> bool:
-    """Whether the run goes on from a checkpoint."""
-    return config.resume_from_checkpoint not in (None, "", "False", "false", False)
+    trainer.get_train_dataloader()
+    trainer.create_optimizer_and_scheduler(num_training_steps=1)
+    trainer.optimizer = trainer.lr_scheduler = None  # train makes them anew
+    return trainer
 
 
 def load_student(arguments: Arguments) -> PreTrainedModel:
     """The student as the arguments describe it."""
-    config, model = arguments.config, arguments.model
-    if isinstance(config.model_init_kwargs, str):
-        raise InputError(f"--model_init_kwargs must be JSON, got {config.model_init_kwargs!r}")
+    model = arguments.model
+    settings = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype or "float32",
+        "quantization_config": get_quantization_config(model),
+    }
     student = load_model(
-        "--model_name_or_path",
-        arguments.student,
-        revision=model.model_revision,
-        attn_implementation=model.attn_implementation,
-        dtype=model.dtype or "float32",
-        quantization_config=get_quantization_config(model),
-        **(config.model_init_kwargs or {}),
+        "--model_name_or_path", arguments.student, **(settings | arguments.model_init)
     )
-    if config.freeze_embeddings:
+    if arguments.config.freeze_embeddings:
         freeze_embeddings(student)
     return student
 
@@ -126,27 +150,29 @@ def cross_entropy_trainer(distilled: AMiDTrainer, arguments: Arguments) -> SFTTr
     """A trainer that differs in the loss alone: same start, rows, order, steps and optimiser."""
     config = copy.copy(arguments.config)
     config.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are prepared already
-    config.save_strategy = SaveStrategy.NO
-    config.resume_from_checkpoint = None
+    config.save_strategy, config.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
+    config.load_best_model_at_end = config.push_to_hub = False
     return SFTTrainer(
         load_student(arguments),
         config,
         train_dataset=distilled.train_rows,
-        processing_class=cast("PreTrainedTokenizerBase", distilled.processing_class),
+        processing_class=distilled.tokenizer,
         peft_config=get_peft_config(arguments.model),
     )
 
 
-def train(trainer: SFTTrainer, title: str, folder: Path, name: str) -> None:
+def train(
+    trainer: SFTTrainer, title: str, folder: Path, name: str, checkpoint: Path | None
+) -> None:
     """Train with our progress bar and metrics file in place of the default printing."""
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    trainer.add_callback(ProgressBar(title))
+    trainer.add_callback(run_folder.Speed())
     trainer.add_callback(run_folder.MetricsLog(folder, name))
-    distilling = isinstance(trainer, AMiDTrainer)
-    trainer.train(
-        resume_from_checkpoint=trainer.args.resume_from_checkpoint if distilling else None
-    )
+    if not trainer.args.disable_tqdm:
+        trainer.add_callback(ProgressBar(title))
+    set_seed(trainer.args.seed)  # evaluating has drawn from the generators
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def held_out_batches(trainer: AMiDTrainer, limit: int | None) -> "DataLoader[Any]":
@@ -158,12 +184,19 @@ def held_out_batches(trainer: AMiDTrainer, limit: int | None) -> "DataLoader[Any
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run from the command line; 0 when complete, 2 when something given does not fit."""
+    """Run from the command line.
+
+    Returns:
+        0 when the run is complete, 2 when something given does not fit, 130 when interrupted.
+    """
     try:
         distill(parse_arguments(argv), Console())
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; checkpoints, if any, are kept", file=sys.stderr)
+        return 130
     return 0
 
 

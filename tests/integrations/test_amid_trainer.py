@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from tiny import tiny_model
 from transformers import AutoTokenizer
 
 import amidmath as am
@@ -24,9 +25,7 @@ ROWS = Dataset.from_list(
 
 
 @pytest.fixture
-def make_trainer(
-    make_model: Callable[..., Any], student_dir: Path, tmp_path: Path
-) -> Callable[..., AMiDTrainer]:
+def make_trainer(student_dir: Path, tmp_path: Path) -> Callable[..., AMiDTrainer]:
     def make(**changes: Any) -> AMiDTrainer:
         settings = {
             "output_dir": str(tmp_path),
@@ -45,8 +44,8 @@ def make_trainer(
             "train_sampling_strategy": "sequential",
         }
         return AMiDTrainer(
-            make_model(1, 2),
-            make_model(2, 1),
+            tiny_model(1, 2),
+            tiny_model(2, 1),
             AMiDConfig(**(settings | changes)),
             train_dataset=ROWS,
             processing_class=AutoTokenizer.from_pretrained(student_dir),

@@ -1,20 +1,19 @@
 """What a person reads when something given does not fit; nothing is written then."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import save, tiny_model, write_jsonl
 from transformers import AutoTokenizer
 
 from amidmath.integrations.torch_distill import main
 
 ROWS = [{"text": "the teacher knows the answer. "}] * 8
-
-
-def write_jsonl(path: Path, rows: list[dict[str, object]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def good(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> dict[str, str]
     return {
         "--model_name_or_path": str(student_dir),
         "--teacher_model_name_or_path": str(teacher_dir),
-        "--dataset_name": write_jsonl(tmp_path / "rows.jsonl", ROWS),
+        "--dataset_name": str(write_jsonl(tmp_path / "rows.jsonl", ROWS)),
         "--output_dir": str(tmp_path / "run"),
         "--max_length": "64",
         "--max_steps": "1",
@@ -39,14 +38,10 @@ def refuse(
     def run(changes: dict[str, str | None]) -> str:
         merged = {flag: value for flag, value in (good | changes).items() if value is not None}
         command = [word for flag, value in merged.items() for word in (flag, value) if word]
-        try:
-            status = main(command)
-        except SystemExit as stop:  # argparse's own errors
-            status = int(stop.code or 0)
-        assert status == 2
+        assert main(command) == 2
         assert not (tmp_path / "run").exists()
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert "error: " in error
+        assert error.startswith("error: ")
         return error
 
     return run
@@ -78,6 +73,18 @@ Refuse = Callable[[dict[str, str | None]], str]
         ({"--trust_remote_code": "true"}, ["--trust_remote_code", "never run"]),
         ({"--dataset_streaming": "true"}, ["--dataset_streaming"]),
         ({"--config": "no.yaml"}, ["--config", "no.yaml"]),
+        ({"--max_length": "0"}, ["--max_length must be at least 2", "0"]),
+        ({"--max_steps": "0"}, ["--max_steps 0", "no step"]),
+        ({"--divergence": "alpha_beta", "--divergence_beta": "nan"}, ["--divergence_beta", "nan"]),
+        ({"--alpha": "abc"}, ["--alpha", "'abc'"]),
+        ({"--dataset_test_split": "validation"}, ["--dataset_test_split", "'validation'"]),
+        ({"--dataset_config": "en"}, ["--dataset_config en", "is local"]),
+        ({"--truncation_mode": "keep_end"}, ["--truncation_mode keep_end", "leave it out"]),
+        ({"--router_aux_loss_coef": "5"}, ["--router_aux_loss_coef 5", "leave it out"]),
+        ({"--model_init_kwargs": '{"token": "hf_SECRET"}'}, ["token", "HF_TOKEN"]),
+        ({"--model_init_kwargs": '{"trust_remote_code": true}'}, ["trust_remote_code", "never"]),
+        ({"--use_peft": "true", "--lora_target_modules": "nothing"}, ["nothing"]),
+        ({"--eos_token": "<none>"}, ["<none>"]),
         ({"--lambda": "0.1"}, ["unknown argument --lambda", "did you mean --lam?"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -95,18 +102,23 @@ def test_arguments(refuse: Refuse, changes: dict[str, str | None], says: list[st
         ([{"question": "why?"}] * 4, ["['question']", "'messages'", "--dataset_text_field"]),
         ([{"prompt": "why?"}] * 4, ["['prompt']", "completion"]),
         ([{"text": "only one"}], ["one row"]),
+        ([{"text": "good"}, {"text": None}], ["row 1", "'text'", "None"]),
+        ([{"text": 17}] * 4, ["row 0", "'text'", "17"]),
+        ([{"prompt": "why?", "completion": 1.5}] * 4, ["row 0", "'completion'", "1.5"]),
+        ([{"messages": [{"who": "me", "says": "hi"}]}] * 4, ["row 0", "'messages'", "'role'"]),
+        ([{"messages": []}] * 4, ["row 0", "'messages'", "[]"]),
         (
             [{"prompt": "why? " * 20, "completion": "so"}] * 4,
             ["prompt has 100 tokens", "--max_length 64", "raise --max_length"],
         ),
         ([{"prompt": "why?", "completion": ""}] * 4, ["no token to learn", "drop_unlearnable"]),
     ],
-    ids=["empty", "columns", "no-completion", "one-row", "long-prompt", "no-answer"],
+    ids=lambda value: None if isinstance(value, list) else str(value),
 )
 def test_datasets(
     refuse: Refuse, rows: list[dict[str, object]], says: list[str], tmp_path: Path
 ) -> None:
-    error = refuse({"--dataset_name": write_jsonl(tmp_path / "bad.jsonl", rows)})
+    error = refuse({"--dataset_name": str(write_jsonl(tmp_path / "bad.jsonl", rows))})
     for words in says:
         assert words in error
 
@@ -118,10 +130,70 @@ def test_unreadable_files(refuse: Refuse, tmp_path: Path, name: str) -> None:
     assert str(path) in refuse({"--dataset_name": str(path)})
 
 
-def test_unequal_tokenizers(
-    refuse: Refuse, student_dir: Path, make_model: Callable, save_model: Callable, tmp_path: Path
-) -> None:
-    folder = save_model(make_model(1, 0), tmp_path / "other")
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("alpha: [1, 2", ["is no YAML file"]),
+        ("- alpha\n- lam\n", ["argument: value"]),
+        ("", ["argument: value"]),
+        ("seed: 1.5", ["--seed", "1.5"]),
+        ("packing_strategy: tight", ["--packing_strategy", "'tight'", "bfd"]),
+        ("lambda: 0.1", ["unknown argument --lambda", "--lam"]),
+    ],
+    ids=["malformed", "list", "empty", "type", "choice", "unknown"],
+)
+def test_config_files(refuse: Refuse, tmp_path: Path, content: str, says: list[str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    error = refuse({"--config": str(path)})
+    for words in says:
+        assert words in error
+
+
+@pytest.fixture
+def broken(student_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the student to break."""
+    return Path(shutil.copytree(student_dir, tmp_path / "broken"))
+
+
+def test_damaged_weights(refuse: Refuse, broken: Path) -> None:
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "--model_name_or_path" in refuse({"--model_name_or_path": str(broken)})
+
+
+def test_missing_weights(refuse: Refuse, broken: Path) -> None:
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    error = refuse({"--model_name_or_path": str(broken)})
+    assert "lacks 1 of the model's weights, model.layers.0.mlp.up_proj.weight" in error
+
+
+def test_pickled_weights_are_not_read(refuse: Refuse, broken: Path) -> None:
+    torch.save(load_file(broken / "model.safetensors"), broken / "pytorch_model.bin")
+    (broken / "model.safetensors").unlink()
+    assert "safetensors" in refuse({"--model_name_or_path": str(broken)})
+
+
+def test_code_of_a_model_is_not_run(refuse: Refuse, broken: Path, tmp_path: Path) -> None:
+    (broken / "evil.py").write_text(f"open({str(tmp_path / 'was_run')!r}, 'w')\n")
+    config = json.loads((broken / "config.json").read_text())
+    config["model_type"] = "evil"
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (broken / "config.json").write_text(json.dumps(config))
+    refuse({"--model_name_or_path": str(broken)})
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_an_empty_model_folder(refuse: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    error = refuse({"--model_name_or_path": str(tmp_path / "empty")})
+    assert f"the folder {tmp_path / 'empty'} holds no" in error
+
+
+def test_unequal_tokenizers(refuse: Refuse, tmp_path: Path) -> None:
+    folder = save(tiny_model(1, 0), tmp_path / "other")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["teacher"])
     tokenizer.save_pretrained(folder)
@@ -131,10 +203,8 @@ def test_unequal_tokenizers(
     assert "one model family" in error
 
 
-def test_unequal_vocabularies(
-    refuse: Refuse, make_model: Callable, save_model: Callable, tmp_path: Path
-) -> None:
-    folder = save_model(make_model(1, 0, vocab_size=512), tmp_path / "padded")
+def test_unequal_vocabularies(refuse: Refuse, tmp_path: Path) -> None:
+    folder = save(tiny_model(1, 0, vocab_size=512), tmp_path / "padded")
     error = refuse({"--teacher_model_name_or_path": str(folder)})
     assert "384 and 512" in error
 
@@ -151,7 +221,7 @@ def test_rows_left_out_on_request_are_counted(
 ) -> None:
     rows = [{"prompt": "why? ", "completion": "so"}] * 8
     rows[3] = {"prompt": "why? " * 20, "completion": "so"}
-    data = write_jsonl(tmp_path / "some.jsonl", rows)
+    data = str(write_jsonl(tmp_path / "some.jsonl", rows))
     changed = good | {"--dataset_name": data, "--eval_dataset_name": good["--dataset_name"]}
     command = [word for pair in changed.items() for word in pair]
     assert main([*command, "--drop_unlearnable_rows"]) == 0

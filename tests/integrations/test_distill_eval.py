@@ -1,17 +1,15 @@
 """Held-out figures against torch's own losses in float64."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
+from tiny import tiny_model
 from torch.nn import functional as F  # noqa: N812
 
 from amidmath.integrations.distill_eval import evaluate
 
 
-def test_figures(make_model: Callable[..., Any]) -> None:
-    teacher, student = make_model(2, 1).eval(), make_model(1, 2).train()
+def test_figures() -> None:
+    teacher, student = tiny_model(2, 1).eval(), tiny_model(1, 2).train()
     torch.manual_seed(0)
     batches = []
     for _ in range(2):
@@ -40,8 +38,8 @@ def test_figures(make_model: Callable[..., Any]) -> None:
     assert student.training
 
 
-def test_no_token_that_counts(make_model: Callable[..., Any]) -> None:
+def test_no_token_that_counts() -> None:
     ids = torch.ones(1, 4, dtype=torch.int64)
     batch = {"input_ids": ids, "labels": torch.full_like(ids, -100)}
     with pytest.raises(ValueError, match="no token that counts"):
-        evaluate({}, make_model(1, 1), [batch], torch.device("cpu"))
+        evaluate({}, tiny_model(1, 1), [batch], torch.device("cpu"))

@@ -3,31 +3,19 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
+from tiny import SENTENCES, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from amidmath.integrations.amid_trainer import AMiDTrainer
 from amidmath.integrations.torch_distill import main
 
 ROOT = Path(__file__).parents[2]
-SENTENCES = [
-    "the teacher knows the answer and the student learns it. ",
-    "a mixture of two distributions lies between them. ",
-    "the assistant stands between the teacher and the student. ",
-    "every token has a probability, and they sum to one. ",
-]
 TEXT_ROWS = [{"text": sentence} for sentence in SENTENCES * 6]
-
-Distill = Callable[..., int]
-
-
-def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 @pytest.fixture
@@ -76,7 +64,7 @@ def test_a_whole_run(
     assert losses[-1] < 0.5 * losses[0]
     assert {line["model"] for line in lines} == {"student", "baseline"}
     assert all(line["tokens_per_second"] > 0 for line in lines if "num_tokens" in line)
-    assert json.loads((run / "config.json").read_text())["training"]["alpha"] == 0.0
+    assert json.loads((run / "run.json").read_text())["training"]["alpha"] == 0.0
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     student = AutoModelForCausalLM.from_pretrained(run / "student")
@@ -144,9 +132,10 @@ def test_files_and_folders(arguments: list[str], ending: str, tmp_path: Path) ->
         ["--divergence", "alpha_beta", "--order", "rp", "--alpha", "-inf"],
         ["--order", "rq", "--alpha", "1", "--lam", "0.5", "--temperature", "2"],
         ["--packing", "--packing_strategy", "wrapped", "--freeze_embeddings"],
-        ["--use_peft", "--lora_target_modules", "q_proj", "v_proj"],
+        ["--eval_strategy", "steps", "--eval_steps", "1", "--baseline"],
+        ["--disable_tqdm", "true", "--temperature", "1e0"],
     ],
-    ids=["reverse-kl", "alpha-beta", "geometric", "packing", "lora"],
+    ids=["reverse-kl", "alpha-beta", "geometric", "packing", "eval-and-baseline", "no-bars"],
 )
 def test_options(arguments: list[str], flags: list[str], text_file: Path, tmp_path: Path) -> None:
     assert main([*arguments, "--dataset_name", str(text_file), *flags]) == 0
@@ -171,7 +160,7 @@ def test_a_config_file_and_the_command_line(
     config = tmp_path / "config.yaml"
     config.write_text(f"dataset_name: {text_file}\nlam: 0.4\nalpha: 3.0\n")
     assert main([*arguments, "--config", str(config), "--lam", "0.3"]) == 0
-    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    written = json.loads((tmp_path / "run" / "run.json").read_text())
     assert written["training"]["lam"] == 0.3
     assert written["training"]["alpha"] == 3.0
 
@@ -189,26 +178,119 @@ def test_warns_when_the_teacher_is_no_better(
     assert "no better than the student" in " ".join(capsys.readouterr().out.split())
 
 
-def test_an_earlier_run_is_kept_unless_told(
-    arguments: list[str], text_file: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_lora_student_names_its_base(
+    arguments: list[str],
+    text_file: Path,
+    student_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(student_dir.parent)
+    lora = ["--use_peft", "--lora_target_modules", "q_proj", "v_proj"]
+    command = [*arguments, "--dataset_name", str(text_file), *lora]
+    assert main([*command, "--model_name_or_path", student_dir.name]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert (tmp_path / "run" / "student" / "adapter_model.safetensors").exists()
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "student")
+
+
+@pytest.fixture
+def finished(arguments: list[str], text_file: Path) -> list[str]:
+    """The command of a run that has ended."""
     command = [*arguments, "--dataset_name", str(text_file)]
     assert main(command) == 0
-    first = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    return command
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_an_earlier_run_is_replaced_when_told(finished: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoint-2" / "mine.txt").write_text("of the earlier run")
+    assert main([*finished, "--overwrite_output_dir", "--lam", "0.7"]) == 0
+    assert json.loads((run / "run.json").read_text())["training"]["lam"] == 0.7
+    assert not (run / "previous").exists()
+    assert not list(run.rglob("mine.txt"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--overwrite_output_dir", "--learning_rate", "-1"],
+        ["--overwrite_output_dir", "--per_device_train_batch_size", "0"],
+        ["--overwrite_output_dir", "--optim", "no_such_optimiser"],
+        ["--overwrite_output_dir", "--lam", "2"],
+        ["--resume_from_checkpoint", "no/such/checkpoint"],
+        ["--resume_from_checkpoint", "."],
+    ],
+    ids=lambda flags: "_".join(flags).replace("--", "").replace("/", "."),
+)
+def test_an_earlier_run_survives_what_does_not_fit(
+    finished: list[str], flags: list[str], tmp_path: Path
+) -> None:
+    before = files(tmp_path / "run")
+    assert main([*finished, *flags]) == 2
+    assert files(tmp_path / "run") == before
+
+
+def test_an_earlier_student_survives_an_interruption(
+    finished: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    before = files(run / "student")
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(2):  # the second time what is left of the first is in the way
+        with monkeypatch.context() as patch:
+            patch.setattr(AMiDTrainer, "compute_loss", interrupt)
+            assert main([*finished, "--overwrite_output_dir"]) == 130
+        assert "interrupted" in capsys.readouterr().err
+        assert not (run / "student").exists()
+        assert files(run / "previous" / "student") == before
+    assert main([*finished, "--overwrite_output_dir"]) == 0
+    assert not (run / "previous").exists()
+
+
+def test_a_folder_with_other_files_is_not_touched(
+    arguments: list[str], text_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "README.md").write_text("mine")
+    command = [*arguments, "--dataset_name", str(text_file), "--overwrite_output_dir"]
     assert main(command) == 2
-    assert "--overwrite_output_dir" in capsys.readouterr().err
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == first
-    assert main([*command, "--overwrite_output_dir"]) == 0
+    assert "no earlier run" in capsys.readouterr().err
+    assert files(run) == {"README.md": b"mine"}
+
+
+def test_the_student_is_not_overwritten(
+    arguments: list[str], text_file: Path, student_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(student_dir)
+    command = [*arguments, "--dataset_name", str(text_file), "--overwrite_output_dir"]
+    assert main([*command, "--output_dir", str(student_dir)]) == 2
+    assert "which the run reads" in capsys.readouterr().err
+    assert files(student_dir) == before
 
 
 def test_training_goes_on_from_a_checkpoint(
     arguments: list[str], text_file: Path, tmp_path: Path
 ) -> None:
-    command = [*arguments, "--dataset_name", str(text_file), "--save_steps", "2"]
+    command = [*arguments, "--dataset_name", str(text_file), "--save_steps", "2", "--baseline"]
     whole = [*command, "--max_steps", "4", "--lr_scheduler_type", "constant"]
     assert main(whole) == 0
     run = tmp_path / "run"
     expected = (run / "student" / "model.safetensors").read_bytes()
-    checkpoint = str(run / "checkpoint-2")
-    assert main([*whole, "--resume_from_checkpoint", checkpoint]) == 0
+    assert main([*whole, "--resume_from_checkpoint", str(run / "checkpoint-2")]) == 0
     assert (run / "student" / "model.safetensors").read_bytes() == expected
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [(line["model"], line["step"]) for line in lines if "loss" in line]
+    assert steps == [(model, n) for model in ("student", "baseline") for n in (1, 2, 3, 4)]

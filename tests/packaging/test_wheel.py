@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both archives, the wheel built from the sdist as an installer would."""
     folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--quiet", "--outdir", str(folder), str(ROOT)]
+    options = ["--quiet", "--no-isolation", "--outdir", str(folder)]
+    command = [sys.executable, "-m", "build", *options, str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)
     return folder
 
@@ -39,6 +40,8 @@ def test_sdist_contents(dist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "pyproject.toml", "backends/jax.py"} <= names
+    assert {"Makefile", "CHANGELOG.md", "CITATION.cff", "docs/design.md"} <= names
+    assert "tests/packaging/test_wheel.py" in names
 
 
 def test_wheel_outside_the_checkout(dist: Path, tmp_path: Path) -> None:
