@@ -1,5 +1,6 @@
 """The AMiD distillation loss: a divergence to or from the α-mixture assistant."""
 
+import numbers
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +55,7 @@ class AMiD:
         >>> student, teacher = np.zeros((2, 4)), np.eye(2, 4)
         >>> value, grad = loss.value_and_grad(student, teacher)
         >>> print(f"{value:.5f}", grad[0].round(4))
-        0.07797 [-0.1053  0.0351  0.0351  0.0351]
+        0.09297 [-0.0863  0.0288  0.0288  0.0288]
     """
 
     divergence: Divergence = field(default_factory=KL)
@@ -178,9 +179,10 @@ class AMiD:
                 f"mask must have the shape of the positions, {tuple(shape)}, "
                 f"got {tuple(mask.shape)}"
             )
+        _checks.same_device(student_logits=student_logits, mask=mask)
         if not xp.isdtype(mask.dtype, ("bool", "integral")):
             raise TypeError(f"mask must be boolean or 0/1 integers, got dtype {mask.dtype}")
-        return (*operands, xp.reshape(mask, (-1,)) != 0), shape, xp
+        return (*operands, xp.reshape(xp.astype(mask, xp.bool), (-1,))), shape, xp
 
     def _block(
         self, student: Array, teacher: Array, *, needs: tuple[bool, ...], xp: Namespace
@@ -224,7 +226,7 @@ class AMiD:
 
 
 def _log_softmax_pair(student: Array, teacher: Array, xp: Namespace) -> tuple[Array, Array, Array]:
-    """log q, log p and log(p/q), the last to the precision of the difference of the logits.
+    """Return log q, log p, and log(p/q) to the precision of the difference of the logits.
 
     The constant in the log ratio comes from two normalisers, each rounded; that it makes Σ(q - p)
     vanish gives it back to full relative precision. Docs: stable evaluation, S5.
@@ -237,10 +239,11 @@ def _log_softmax_pair(student: Array, teacher: Array, xp: Namespace) -> tuple[Ar
 
 
 def _log_normalizer(log_r: Array, log_source: Array, over_source: Array, xp: Namespace) -> Array:
-    """log Z of an unnormalised mixture, from its differences to a source. Docs: mixtures, M7."""
+    """Return log Z of an unnormalised mixture, from its differences to a source (docs: M7)."""
     excess = xp.sum(exp_difference(log_r, log_source, over_source, xp), axis=-1, keepdims=True)
-    total = xp.sum(xp.exp(log_r), axis=-1, keepdims=True)
-    return log_near_one(excess, total, xp)
+    # Z itself may underflow, where teacher and student have almost nothing in common.
+    log_total, _ = log_sum_exp(log_r, -1, xp)
+    return log_near_one(excess, log_total, xp)
 
 
 def _scale(
@@ -259,14 +262,13 @@ def _scale(
     if denominator is None:
         if len(operands) == 2:
             return 1.0 / max(1, operands[0].shape[0])
-        count = xp.astype(xp.sum(xp.astype(operands[2], xp.int64)), dtype)
+        count = xp.astype(xp.sum(xp.astype(operands[2], xp.int32)), dtype)
         return 1.0 / xp.where(count > 0.0, count, 1.0)
-    if isinstance(denominator, (int, float)):
+    if isinstance(denominator, numbers.Real) and not isinstance(denominator, bool):
         if not denominator > 0:
             raise ValueError(f"denominator must be positive, got {denominator!r}")
-        return 1.0 / denominator
-    if getattr(denominator, "shape", None) != ():
-        raise ValueError(f"denominator must be a number or a scalar array, got {denominator!r}")
+        return 1.0 / float(denominator)
+    _checks.scalar_array(student_logits=operands[0], denominator=denominator)
     return 1.0 / xp.astype(denominator, dtype)
 
 

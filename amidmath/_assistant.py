@@ -10,7 +10,7 @@ _INFINITE = 2.0**80
 
 
 def exponent(alpha: float) -> float:
-    """k = (1 - α)/2, the exponent of the f_α-mean; ±inf where the mean is the max or the min."""
+    """Exponent k = (1 - α)/2 of the f_α-mean; ±inf where the mean is the max or the min."""
     k = (1.0 - alpha) / 2.0
     return math.copysign(math.inf, k) if abs(k) >= _INFINITE else k
 
@@ -60,8 +60,8 @@ def mixture_ratios(
     total_q = (1.0 - lam) + lam * shrink
     excess_p = (1.0 - lam) * xp.where(p_leads, down, up)
     excess_q = lam * xp.where(p_leads, up, down)
-    over_p = (log_near_one(excess_p, total_p, xp) + xp.where(p_leads, 0.0, beyond)) / k
-    over_q = (log_near_one(excess_q, total_q, xp) + xp.where(p_leads, beyond, 0.0)) / k
+    over_p = (log_near_one(excess_p, xp.log(total_p), xp) + xp.where(p_leads, 0.0, beyond)) / k
+    over_q = (log_near_one(excess_q, xp.log(total_q), xp) + xp.where(p_leads, beyond, 0.0)) / k
     pi = xp.where(p_leads, lam / total_p, lam * shrink / total_q)
     w = xp.where(p_leads, (1.0 - lam) * shrink / total_p, (1.0 - lam) / total_q)
     return over_p, over_q, pi, w
@@ -76,7 +76,7 @@ def log_mixture(
     lam: float,
     xp: Namespace,
 ) -> Array:
-    """log r̃, added up from the source that leads the mean, so that no infinities cancel."""
+    """Return log r̃, added up from the source that leads the mean, so that no infinities cancel."""
     if lam == 0.0:
         return log_q
     if lam == 1.0:

@@ -73,6 +73,21 @@ def same_device(**arrays: Array) -> None:
             )
 
 
+def scalar_array(*, student_logits: Array, denominator: Any) -> None:
+    """Raise unless the denominator is a scalar array of the library of the logits."""
+    if isinstance(denominator, bool) or not array_api_compat.is_array_api_obj(denominator):
+        raise TypeError(
+            "denominator must be a number or a scalar array, "
+            f"got {type(denominator).__name__}: {_short(denominator)}"
+        )
+    namespace(student_logits=student_logits, denominator=denominator)
+    if denominator.shape != ():
+        raise ValueError(
+            "denominator must be a number or a scalar array, "
+            f"got an array of shape {tuple(denominator.shape)}"
+        )
+
+
 def axis_in_range(axis: int, ndim: int, name: str) -> int:
     """The axis counted from the front; raises ValueError when the array has no such axis."""
     if not isinstance(axis, int) or not -ndim <= axis < ndim:
@@ -87,8 +102,7 @@ def number(name: str, value: Any, *, finite: bool = True) -> float:
     if (
         isinstance(value, bool)
         or not hasattr(value, "__float__")
-        or hasattr(value, "shape")
-        and value.shape
+        or (hasattr(value, "shape") and value.shape)
     ):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}: {_short(value)}")
     result = float(value)

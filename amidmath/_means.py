@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import array_api_compat
-import array_api_extra as xpx
 
 from amidmath import _checks, _dispatch
 from amidmath._assistant import exponent, log_mixture, mixture_ratios
@@ -16,7 +15,7 @@ from amidmath._typing import Array, Namespace, Partials
 def log_falpha_mean(
     logs: Array, *, alpha: float, weights: Sequence[float] | None = None, axis: int = 0
 ) -> Array:
-    """log of the f_α-mean of K positive sources given by their logarithms.
+    """Logarithm of the f_α-mean of K positive sources given by their logarithms.
 
     M = (Σ_j λ_j x_jᵏ)^(1/k) with k = (1-α)/2, elementwise over the other axes. α = -∞ is the
     maximum, -3 the quadratic, -1 the arithmetic, 1 the geometric, 3 the harmonic mean, +∞ the
@@ -62,7 +61,7 @@ def alpha_mixture(
     axis: int = -1,
     normalize: bool = True,
 ) -> Array:
-    """log r of the α-mixture assistant distribution r ∝ (λpᵏ + (1-λ)qᵏ)^(1/k), k = (1-α)/2.
+    """Return log r of the α-mixture assistant r ∝ (λpᵏ + (1-λ)qᵏ)^(1/k), k = (1-α)/2.
 
     α = -1 is the mixture λp + (1-λ)q, α = 1 the geometric one ∝ p^λ q^(1-λ). For λ in (0, 1), r
     lives on the union of the supports for α < 1 and on their intersection for α >= 1; where that
@@ -102,7 +101,7 @@ def alpha_mixture(
     log_r = _dispatch.apply(_Mixture(k, _checks.weight("lam", lam)), None, log_p, log_q)
     if not normalize:
         return log_r
-    log_z = xpx.expand_dims(_dispatch.apply(_LogTotal(axis), axis, log_r), axis=axis)
+    log_z = xp.expand_dims(_dispatch.apply(_LogTotal(axis), axis, log_r), axis=axis)
     exists = log_z > -xp.inf
     return xp.where(exists, log_r - xp.where(exists, log_z, 0.0), -xp.inf)
 
@@ -149,7 +148,7 @@ class _Mean:
             total = xp.sum(power, axis=axis, keepdims=True)
             excess = xp.sum(lam * xp.expm1(k * d), axis=axis, keepdims=True)
             pi = power / total
-            shift = log_near_one(excess, total, xp) / k
+            shift = log_near_one(excess, xp.log(total), xp) / k
         value = xp.squeeze(lead + shift, axis=axis)
         return value, (xp.astype(pi, out_dtype, copy=False) if needs[0] else None,)
 
@@ -186,7 +185,7 @@ class _LogTotal:
 
 
 def log_sum_exp(logs: Array, axis: int, xp: Namespace) -> tuple[Array, Array]:
-    """log Σ exp along an axis (kept), and the logarithms less it; -inf and -inf if all are."""
+    """Return log Σ exp along an axis (kept), and logs less it; -inf and -inf if all are."""
     peak = xp.max(logs, axis=axis, keepdims=True)
     empty = peak == -xp.inf
     below = logs - xp.where(empty, 0.0, peak)
@@ -202,6 +201,7 @@ def _weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     checked = tuple(_checks.weight(f"weights[{j}]", w) for j, w in enumerate(weights))
     if len(checked) != count:
         raise ValueError(f"weights must have one entry a source: {count}, got {len(checked)}")
-    if not math.isclose(math.fsum(checked), 1.0, abs_tol=1e-6):
-        raise ValueError(f"weights must sum to 1, got {math.fsum(checked)!r}")
-    return checked
+    total = math.fsum(checked)
+    if not math.isclose(total, 1.0, abs_tol=1e-6):
+        raise ValueError(f"weights must sum to 1, got {total!r}")
+    return tuple(w / total for w in checked)  # which the limit α = 1 needs to the last digit

@@ -15,17 +15,19 @@ def run(
     form: ClosedForm, operands: tuple[Array, ...], needs: tuple[bool, ...]
 ) -> tuple[Array, Partials]:
     """The closed form's value and the partial derivatives that ``needs`` marks."""
-    if isinstance(form, RowForm) and operands[0].shape[0] > rows_per_chunk(operands[0]):
-        value, partials = _in_chunks(form, needs, *operands)
-    else:
-        value, partials = form(*operands, needs=needs, xp=xp)
+    if isinstance(form, RowForm):
+        step = rows_per_chunk(operands[0])
+        if operands[0].shape[0] > step:
+            return _in_chunks(form, needs, step, *operands)
+    value, partials = form(*operands, needs=needs, xp=xp)
     return value, partials
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _in_chunks(
     form: RowForm,
     needs: tuple[bool, ...],
+    step: int,
     x: Array,
     y: Array,
     keep: Array | None = None,
@@ -36,9 +38,7 @@ def _in_chunks(
     def one_row(row: tuple[Array, Array, Array | None, Array | None]) -> tuple[Array, Partials]:
         return form.chunk(*row, needs=needs, xp=xp)
 
-    mapped: tuple[Array, Partials] = jax.lax.map(
-        one_row, (x, y, keep, scale), batch_size=rows_per_chunk(x)
-    )
+    mapped: tuple[Array, Partials] = jax.lax.map(one_row, (x, y, keep, scale), batch_size=step)
     return mapped
 
 

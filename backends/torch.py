@@ -4,6 +4,7 @@ from typing import Any
 
 import array_api_compat.torch as xp
 import torch
+from torch.autograd.function import once_differentiable
 
 from amidmath._typing import Array, ClosedForm, Partials
 
@@ -11,7 +12,7 @@ from amidmath._typing import Array, ClosedForm, Partials
 def run(
     form: ClosedForm, operands: tuple[Array, ...], needs: tuple[bool, ...]
 ) -> tuple[Array, Partials]:
-    """The closed form's value and the partial derivatives that ``needs`` marks, outside autograd."""
+    """The value and the partial derivatives that ``needs`` marks, outside autograd."""
     with torch.no_grad():
         return form(*operands, needs=needs, xp=xp)
 
@@ -27,10 +28,15 @@ def differentiable(form: ClosedForm, axis: int | None, operands: tuple[Array, ..
 class _ClosedForm(torch.autograd.Function):
     """Keeps the partial derivatives that were asked for; the backward pass only scales them."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
-        form: ClosedForm, axis: int | None, needs: tuple[bool, ...], *operands: Array
-    ) -> Any:  # noqa: ARG004
+        form: ClosedForm,
+        axis: int | None,
+        needs: tuple[bool, ...],
+        *operands: Array,
+    ) -> Any:
         value, partials = form(*operands, needs=needs, xp=xp)
         return (value, *(p for p in partials if p is not None))
 
@@ -41,6 +47,7 @@ class _ClosedForm(torch.autograd.Function):
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
+    @once_differentiable  # autograd sees constants in the partials; an error, not a wrong Hessian
     def backward(ctx: Any, *cotangents: Array) -> Any:
         cotangent = cotangents[0]
         if ctx.axis is not None:

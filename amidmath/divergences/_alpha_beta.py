@@ -37,7 +37,7 @@ class AlphaBeta(Divergence):
         >>> import numpy as np, amidmath as am
         >>> log_x, log_y = np.log([0.5, 0.5]), np.log([0.25, 0.75])
         >>> print(f"{am.AlphaBeta(0.2, 0.7)(log_x, log_y):.6f}")
-        0.178048
+        0.144614
     """
 
     alpha: float
@@ -78,9 +78,9 @@ class AlphaBeta(Divergence):
 def _exponents(log_x: Any, log_y: Any, a: float, b: float, xp: Any) -> tuple[Any, Any, Any]:
     """(a+b) log y, a log x + b log y and (a+b) log x, where 0·(-inf) is 0."""
     zero = xp.zeros_like(log_x)
-    a_x = zero if a == 0.0 else a * log_x
-    b_y = zero if b == 0.0 else b * log_y
-    if a + b == 0.0:
+    a_x = zero if abs(a) < _NEGLIGIBLE else a * log_x
+    b_y = zero if abs(b) < _NEGLIGIBLE else b * log_y
+    if abs(a + b) < _NEGLIGIBLE:
         return zero, a_x + b_y, zero
     return (a + b) * log_y, a_x + b_y, (a + b) * log_x
 

@@ -98,6 +98,10 @@ class Divergence(ABC):
         _checks.same_shape(log_x=log_x, log_y=log_y)
         _checks.same_device(log_x=log_x, log_y=log_y)
         axis = _checks.axis_in_range(axis, log_x.ndim, "log_x and log_y")
+        if log_x.shape[axis] == 0:
+            raise ValueError(
+                f"log_x must have an outcome along axis {axis}, got shape {tuple(log_x.shape)}"
+            )
         x, y = xp.moveaxis(log_x, axis, -1), xp.moveaxis(log_y, axis, -1)
         flat = (-1, x.shape[-1])
         return xp.reshape(x, flat), xp.reshape(y, flat), x.shape[:-1], xp
