@@ -265,7 +265,7 @@ def _scale(
         count = xp.astype(xp.sum(xp.astype(operands[2], xp.int32)), dtype)
         return 1.0 / xp.where(count > 0.0, count, 1.0)
     if isinstance(denominator, numbers.Real) and not isinstance(denominator, bool):
-        if not denominator > 0:
+        if not float(denominator) > 0.0:
             raise ValueError(f"denominator must be positive, got {denominator!r}")
         return 1.0 / float(denominator)
     _checks.scalar_array(student_logits=operands[0], denominator=denominator)

@@ -13,10 +13,22 @@ from amidmath._typing import Array, Namespace
 
 def phi2(z: Array, xp: Namespace) -> Array:
     """φ₂(z) = (eᶻ - 1 - z)/z² by its Taylor series, for |z| <= 1 (docs: stable evaluation, S1)."""
-    tail = 1.0 + z / 18.0
-    for n in range(17, 2, -1):
-        tail = 1.0 + z * tail / n
-    return 0.5 * tail
+    p = 1 / 355687428096000 + z * (1 / 6402373705728000)  # 1/17!, 1/18!; then 1/16! and on
+    p = 1 / 20922789888000 + z * p
+    p = 1 / 1307674368000 + z * p
+    p = 1 / 87178291200 + z * p
+    p = 1 / 6227020800 + z * p
+    p = 1 / 479001600 + z * p
+    p = 1 / 39916800 + z * p
+    p = 1 / 3628800 + z * p
+    p = 1 / 362880 + z * p
+    p = 1 / 40320 + z * p
+    p = 1 / 5040 + z * p
+    p = 1 / 720 + z * p
+    p = 1 / 120 + z * p
+    p = 1 / 24 + z * p
+    p = 1 / 6 + z * p
+    return 1 / 2 + z * p
 
 
 def exp_difference(n: Array, m: Array, z: Array, xp: Namespace) -> Array:

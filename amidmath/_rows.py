@@ -14,7 +14,7 @@ from amidmath._checks import computing_dtype
 from amidmath._typing import Array, Namespace, Partials
 
 # Temporaries that fit the caches of a CPU; enough work a launch for an accelerator.
-CPU_CHUNK = 2**19
+CPU_CHUNK = 2**20
 ACCELERATOR_CHUNK = 2**24
 
 Block = Callable[..., tuple[Array, Partials]]

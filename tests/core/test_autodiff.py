@@ -214,11 +214,11 @@ class TestJax:
 
     def test_vmap(self):
         student, teacher = jax_logits()
-        each = jax.vmap(LOSS)(student, teacher)
+        each = jax.jit(jax.vmap(LOSS))(student, teacher)
         close(each, LOSS(student, teacher, reduction="none"), self.eps)
-        grads = jax.vmap(jax.grad(LOSS))(student, teacher)
+        grads = jax.jit(jax.vmap(jax.grad(LOSS)))(student, teacher)
         close(grads, LOSS.value_and_grad(student, teacher, reduction="none")[1], self.eps)
-        only_student = jax.vmap(LOSS, in_axes=(0, None))(student, teacher[0])
+        only_student = jax.jit(jax.vmap(LOSS, in_axes=(0, None)))(student, teacher[0])
         assert only_student.shape == (4,)
 
     def test_jvp(self):
@@ -243,7 +243,9 @@ class TestJax:
         def f(s):
             return LOSS(s, teacher, reduction="none")
 
-        backward, forward = jax.jacrev(f)(student), jax.jacfwd(f)(student)
+        backward, forward = (
+            jax.jit(transform(f))(student) for transform in (jax.jacrev, jax.jacfwd)
+        )
         np.testing.assert_allclose(forward, backward, atol=16 * self.eps)
         for i, j in itertools.permutations(range(4), 2):
             np.testing.assert_array_equal(backward[i, j], 0.0)
@@ -253,7 +255,7 @@ class TestJax:
         student, teacher = jax_logits()
         wanted = LOSS.value_and_grad(student, teacher, reduction="sum")[1]
         rematerialised = jax.checkpoint(lambda s: LOSS(s, teacher, reduction="sum"))
-        close(jax.grad(rematerialised)(student), wanted, self.eps)
+        close(jax.jit(jax.grad(rematerialised))(student), wanted, self.eps)
 
         def total(s):
             def step(carry, row):
@@ -261,4 +263,4 @@ class TestJax:
 
             return jax.lax.scan(step, jnp.zeros(()), (s, teacher))[0]
 
-        close(jax.grad(total)(student), wanted, self.eps)
+        close(jax.jit(jax.grad(total))(student), wanted, self.eps)

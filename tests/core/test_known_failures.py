@@ -54,12 +54,11 @@ def check(oracle, library, loss, student, teacher):
 
 
 def test_alpha_of_three_is_the_harmonic_mixture_not_the_geometric(library, oracle):
-    logs = np.log([0.7, 0.2, 0.1]), np.log([0.1, 0.2, 0.7])
-    mixed = am.alpha_mixture(*(library.array(a) for a in logs), alpha=3.0, lam=0.5)
-    harmonic = 2 / (1 / np.array([0.7, 0.2, 0.1]) + 1 / np.array([0.1, 0.2, 0.7]))
-    np.testing.assert_allclose(
-        np.exp(library.numpy(mixed)), harmonic / harmonic.sum(), rtol=8 * library.eps
-    )
+    p, q = fill([[0.6, 0.2, 0.1, 0.1]]), fill([[0.1, 0.2, 0.3, 0.4]])
+    mixed = am.alpha_mixture(*(library.array(np.log(a)) for a in (p, q)), alpha=3.0, lam=0.5)
+    harmonic = 2 / (1 / p + 1 / q)
+    harmonic /= harmonic.sum(axis=-1, keepdims=True)
+    np.testing.assert_allclose(np.exp(library.numpy(mixed)), harmonic, rtol=16 * library.eps)
     loss = am.AMiD(order="pr", alpha=3.0, lam=0.5)
     check(
         oracle, library, loss, np.array([[4.0, 0.0, -4.0, 1.0]]), np.array([[-4.0, 0.0, 4.0, 2.0]])
