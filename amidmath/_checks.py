@@ -6,7 +6,7 @@ for the device, and is impossible under jit. Python numbers are checked in full.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import array_api_compat
 
@@ -81,10 +81,10 @@ def scalar_array(*, student_logits: Array, denominator: Any) -> None:
             f"got {type(denominator).__name__}: {_short(denominator)}"
         )
     namespace(student_logits=student_logits, denominator=denominator)
-    if denominator.shape != ():
+    shape = tuple(cast("Array", denominator).shape)
+    if shape != ():
         raise ValueError(
-            "denominator must be a number or a scalar array, "
-            f"got an array of shape {tuple(denominator.shape)}"
+            f"denominator must be a number or a scalar array, got an array of shape {shape}"
         )
 
 

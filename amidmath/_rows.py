@@ -7,6 +7,7 @@ the whole input there is nothing but the partial derivatives themselves.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import array_api_extra as xpx
 
@@ -71,10 +72,10 @@ class RowForm:
             )
             values.append(value)
             grads = [
-                None if out is None else xpx.at(out)[part, :].set(new, copy=False)
+                None if out is None else xpx.at(out)[part, :].set(cast("Array", new), copy=False)
                 for out, new in zip(grads, partials[:2], strict=True)
             ]
-        return xp.concat(values), (*grads, None, None)[: len(needs)]
+        return xp.concat(values), _for_each(needs, grads)
 
     def chunk(
         self,
@@ -95,7 +96,9 @@ class RowForm:
         if keep is not None:
             value = xp.where(keep, value, 0.0)
         grads: list[Array | None] = []
-        for grad, operand in zip(partials, (x, y), strict=True):
+        for grad, operand, need in zip(partials, (x, y), needs, strict=False):
+            if not need:
+                grad = None  # a block may give more than it was asked for
             if grad is not None:
                 if scale is not None:
                     grad = grad * scale[..., None]
@@ -103,10 +106,16 @@ class RowForm:
                     grad = xp.where(keep[..., None], grad, 0.0)
                 grad = xp.astype(grad, operand.dtype, copy=False)
             grads.append(grad)
-        return value, (*grads, None, None)[: len(needs)]
+        return value, _for_each(needs, grads)
+
+
+def _for_each(needs: tuple[bool, ...], grads: list[Array | None]) -> Partials:
+    """The partials of x and y, and None for keep and scale where they are operands too."""
+    return (*grads, *(None for _ in needs[len(grads) :]))
 
 
 def rows_per_chunk(x: Array) -> int:
     """How many rows of an (N, V) array make a chunk."""
     on_cpu = "cpu" in str(getattr(x, "device", "cpu")).lower()
-    return max(1, (CPU_CHUNK if on_cpu else ACCELERATOR_CHUNK) // max(1, x.shape[-1]))
+    chunk = CPU_CHUNK if on_cpu else ACCELERATOR_CHUNK
+    return max(1, chunk // max(1, int(x.shape[-1])))

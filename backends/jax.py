@@ -18,7 +18,8 @@ def run(
     if isinstance(form, RowForm):
         step = rows_per_chunk(operands[0])
         if operands[0].shape[0] > step:
-            return _in_chunks(form, needs, step, *operands)
+            value, partials = _in_chunks(form, needs, step, *operands)
+            return value, partials
     value, partials = form(*operands, needs=needs, xp=xp)
     return value, partials
 

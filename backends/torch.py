@@ -48,7 +48,9 @@ class _ClosedForm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # autograd sees constants in the partials; an error, not a wrong Hessian
-    def backward(ctx: Any, *cotangents: Array) -> Any:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # by the decorator
+        ctx: Any, *cotangents: Array
+    ) -> Any:
         cotangent = cotangents[0]
         if ctx.axis is not None:
             cotangent = cotangent.unsqueeze(ctx.axis)
