@@ -31,10 +31,12 @@ class AMiD:
     are computed in float32 and get their gradient in their own dtype. A vocabulary entry at -inf
     has probability zero; at -inf on both sides it takes no part.
 
+    First derivatives only: torch's autograd raises on a second one.
+
     At α >= 1 the assistant lives only where teacher and student both do: D(p‖r) = 0 then says
     that they agree on that common support, and nothing about the rest.
 
-    Source: AMiD (arXiv 2510.15982), sections 3 and 4; docs: gradients, G1 to G4.
+    Source: AMiD (arXiv 2510.15982); docs: gradients, G1 to G4.
 
     Args:
         divergence: the divergence D.

@@ -22,7 +22,7 @@ def log_falpha_mean(
     minimum. Within a few eps·max(1, |log x_j|) for every α, however close to 1. -inf stands for
     x_j = 0. Differentiable in ``logs`` through its closed form, π_j = λ_j x_jᵏ / Σ λ_i x_iᵏ.
 
-    Source: AMiD (arXiv 2510.15982), definition 3.1; Amari (2007), α-integration; docs: mixtures,
+    Source: AMiD (arXiv 2510.15982); Amari (2007), α-integration; docs: mixtures,
     M1 and M2.
 
     Args:
@@ -68,7 +68,7 @@ def alpha_mixture(
     is empty r does not exist and all of log r is -inf. Differentiable in both arguments through
     its closed form.
 
-    Source: AMiD (arXiv 2510.15982), definition 3.1; docs: mixtures, M3 to M7.
+    Source: AMiD (arXiv 2510.15982); docs: mixtures, M3 to M7.
 
     Args:
         log_p: log-probabilities of the teacher, any shape, real floating dtype.

@@ -22,7 +22,7 @@ class AlphaBeta(Divergence):
     Each term is the second divided difference of exp at (a+b) log y, a log x + b log y and
     (a+b) log x, times log(x/y)²: non-negative, and smooth in a and b through all the limits.
 
-    Source: Entropy 13 (2011) 134, equation 19; AMiD (arXiv 2510.15982), section 2; docs:
+    Source: Entropy 13 (2011) 134; AMiD (arXiv 2510.15982); docs:
     divergences, D3.
 
     Args:

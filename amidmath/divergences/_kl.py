@@ -16,7 +16,7 @@ class KL(Divergence):
     the same terms; ``torch.nn.functional.kl_div(log_y, log_x, log_target=True)`` and
     ``scipy.special.rel_entr`` leave out ``- x + y``, and torch puts the arguments the other way.
 
-    Source: AMiD (arXiv 2510.15982), section 2; docs: divergences, D1.
+    Source: AMiD (arXiv 2510.15982); docs: divergences, D1.
 
     Example:
         >>> import numpy as np, amidmath as am
@@ -43,7 +43,7 @@ class KL(Divergence):
 class ReverseKL(Divergence):
     """Reverse Kullback-Leibler divergence KL(y‖x), as a divergence D(x‖y), in nats.
 
-    Source: AMiD (arXiv 2510.15982), section 2; docs: divergences, D2.
+    Source: AMiD (arXiv 2510.15982); docs: divergences, D2.
 
     Example:
         >>> import numpy as np, amidmath as am
