@@ -27,7 +27,7 @@ def namespace(**arrays: Array) -> Namespace:
         if not array_api_compat.is_array_api_obj(array):
             raise TypeError(
                 f"{name} must be an array (NumPy, torch, JAX, CuPy or another Array API library), "
-                f"got {type(array).__name__}: {_short(array)}"
+                f"got {type(array).__name__}: {shortened(array)}"
             )
         xp = array_api_compat.array_namespace(array, use_compat=None)
         if found is not None and xp is not found:
@@ -78,7 +78,7 @@ def scalar_array(*, student_logits: Array, denominator: Any) -> None:
     if isinstance(denominator, bool) or not array_api_compat.is_array_api_obj(denominator):
         raise TypeError(
             "denominator must be a number or a scalar array, "
-            f"got {type(denominator).__name__}: {_short(denominator)}"
+            f"got {type(denominator).__name__}: {shortened(denominator)}"
         )
     namespace(student_logits=student_logits, denominator=denominator)
     shape = tuple(cast("Array", denominator).shape)
@@ -104,7 +104,7 @@ def number(name: str, value: Any, *, finite: bool = True) -> float:
         or not hasattr(value, "__float__")
         or (hasattr(value, "shape") and value.shape)
     ):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}: {_short(value)}")
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}: {shortened(value)}")
     result = float(value)
     if math.isnan(result) or (finite and math.isinf(result)):
         raise ValueError(
@@ -134,6 +134,7 @@ def computing_dtype(xp: Namespace, *arrays: Array) -> Any:
     return xp.float64 if wide else xp.float32
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """The value as an error message shows it: its repr, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -6,6 +6,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
+from amidmath._checks import shortened
 from amidmath.integrations.distill_arguments import AMiDConfig, DistillScriptArguments
 from amidmath.integrations.distill_errors import InputError, first_paragraph
 
@@ -91,7 +92,7 @@ def check_rows(flag: str, rows: Dataset, text_field: str) -> None:
         for number, value in enumerate(rows[name]):
             if not _is_text(value) and not _is_conversation(value):
                 raise InputError(
-                    f"{flag}: row {number} has no text in column {name!r}, but {_shown(value)}; "
+                    f"{flag}: row {number} has no text in column {name!r}, but {shortened(value)}; "
                     "expected a string, or a list of messages with 'role' and 'content'"
                 )
 
@@ -136,8 +137,3 @@ def _is_conversation(value: Any) -> bool:
         return False
     keys = ({"role", "content"}, {"from", "value"})
     return all(isinstance(turn, dict) and any(k <= turn.keys() for k in keys) for turn in value)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

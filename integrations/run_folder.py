@@ -57,25 +57,30 @@ def claim(arguments: Arguments) -> Path | None:
             f"--output_dir: cannot create {folder}: {nearest} is not a writable folder"
         )
     inside = folder.resolve()
-    names = (arguments.student, arguments.teacher, str(arguments.script.dataset_name))
-    for name in names:
-        if Path(name).exists() and Path(name).resolve().is_relative_to(inside):
+    script = arguments.script
+    for name in (
+        arguments.student,
+        arguments.teacher,
+        script.dataset_name,
+        script.eval_dataset_name,
+    ):
+        if name and Path(name).exists() and Path(name).resolve().is_relative_to(inside):
             raise InputError(
                 f"--output_dir: {folder} holds {name}, which the run reads; choose another folder"
             )
     checkpoint = _checkpoint(folder, config.resume_from_checkpoint)
-    if checkpoint is not None or not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or not any(folder.iterdir()):
         return checkpoint
     if not (folder / RUN).exists():
         raise InputError(
             f"--output_dir: {folder} holds files that are no earlier run; choose a new folder"
         )
-    if not config.overwrite_output_dir:
+    if checkpoint is None and not config.overwrite_output_dir:
         raise InputError(
             f"--output_dir: {folder} holds an earlier run; choose another folder, or replace it "
             "with --overwrite_output_dir"
         )
-    return None
+    return checkpoint
 
 
 def _checkpoint(folder: Path, asked: str | bool | None) -> Path | None:

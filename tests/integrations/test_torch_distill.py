@@ -271,6 +271,30 @@ def test_a_folder_with_other_files_is_not_touched(
     assert files(run) == {"README.md": b"mine"}
 
 
+def test_a_checkpoint_from_elsewhere_is_no_permission(
+    finished: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = str(tmp_path / "run" / "checkpoint-2")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "README.md").write_text("mine")
+    command = [*finished, "--resume_from_checkpoint", checkpoint, "--output_dir", str(other)]
+    assert main(command) == 2
+    assert "no earlier run" in capsys.readouterr().err
+    assert files(other) == {"README.md": b"mine"}
+
+
+def test_held_out_rows_are_not_overwritten(
+    finished: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = write_jsonl(tmp_path / "run" / "held_out.jsonl", TEXT_ROWS)
+    before = files(tmp_path / "run")
+    command = [*finished, "--overwrite_output_dir", "--eval_dataset_name", str(held_out)]
+    assert main(command) == 2
+    assert "which the run reads" in capsys.readouterr().err
+    assert files(tmp_path / "run") == before
+
+
 def test_the_student_is_not_overwritten(
     arguments: list[str], text_file: Path, student_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
