@@ -2,11 +2,18 @@
 
 import math
 
-from amidmath._pointwise import log_near_one
+from amidmath._pointwise import NEGLIGIBLE, exp_bregman, log_near_one
 from amidmath._typing import Array, Namespace
 
 # Beyond this the limit α = ±inf is exact: |log M - limit| <= |log min λ| / |k|, below any eps.
 _INFINITE = 2.0**80
+# Where |k l| is below this, the limit k = 0 of ∂log r̃/∂α is exact, and its square would underflow.
+SMALL_POWER = 1e-17
+# exp(±80) is a normal number in every computing dtype.
+_GROWN = 80.0
+
+Ratios = tuple[Array, Array, Array, Array]
+"""log(r̃/p), log(r̃/q), π = ∂log r̃/∂log p, w = ∂log r̃/∂log q."""
 
 
 def exponent(alpha: float) -> float:
@@ -15,9 +22,13 @@ def exponent(alpha: float) -> float:
     return math.copysign(math.inf, k) if abs(k) >= _INFINITE else k
 
 
-def mixture_ratios(
-    log_ratio: Array, k: float, lam: float, exp_limit: float, xp: Namespace
-) -> tuple[Array, Array, Array, Array]:
+def exponents(alpha: Array, xp: Namespace) -> Array:
+    """The same for an array of α."""
+    k = (1.0 - alpha) / 2.0
+    return xp.where(xp.abs(k) >= _INFINITE, xp.where(k > 0.0, xp.inf, xp.zeros_like(k) - xp.inf), k)
+
+
+def mixture_ratios(log_ratio: Array, k: float, lam: float, xp: Namespace) -> Ratios:
     """Log ratios log(r̃/p), log(r̃/q) and weights π, w of r̃ = (λpᵏ + (1-λ)qᵏ)^(1/k).
 
     Both ratios keep their relative precision however close r̃ is to that source, which a
@@ -27,11 +38,7 @@ def mixture_ratios(
         log_ratio: l = log p - log q; ±inf where one of them is zero, 0 where both are.
         k: the exponent; 0 is the geometric mean, ±inf the maximum and the minimum.
         lam: λ, the weight of p, in [0, 1].
-        exp_limit: the largest x for which both exp(x) and exp(-x) are normal numbers.
         xp: the namespace that computes.
-
-    Returns:
-        log(r̃/p), log(r̃/q), π = ∂log r̃/∂log p, w = ∂log r̃/∂log q.
     """
     zero = xp.zeros_like(log_ratio)
     if lam == 0.0:
@@ -41,40 +48,67 @@ def mixture_ratios(
     if k == 0.0:
         return (lam - 1.0) * log_ratio, lam * log_ratio, zero + lam, zero + (1.0 - lam)
     if math.isinf(k):
-        signed = math.copysign(1.0, k) * log_ratio
-        p_leads = signed > 0.0
-        tie = signed == 0.0
-        pi = xp.where(tie, lam, xp.where(p_leads, 1.0, zero))
-        return xp.where(p_leads, 0.0, -log_ratio), xp.where(p_leads, log_ratio, 0.0), pi, 1.0 - pi
+        return _extreme(log_ratio if k > 0.0 else -log_ratio, log_ratio, lam, xp)
+    return _power(log_ratio, k, lam, xp)
 
+
+def mixture_ratios_of(
+    log_ratio: Array, k: Array | float, lam: Array | float, xp: Namespace
+) -> Ratios:
+    """The same where k or λ may be arrays that broadcast with the log ratio."""
+    if isinstance(k, float) and isinstance(lam, float):
+        return mixture_ratios(log_ratio, k, lam, xp)
+    zero = xp.zeros_like(log_ratio)
+    k, lam = zero + k, zero + lam
+    extreme = xp.isinf(k)
+    geometric = k == 0.0
+    inside = xp.where(extreme | geometric, 1.0, k)
+    none, all_of_it = lam == 0.0, lam == 1.0
+    share = xp.where(none | all_of_it, 0.5, lam)
+    branches = (
+        (extreme, _extreme(xp.where(k > 0.0, log_ratio, -log_ratio), log_ratio, share, xp)),
+        (geometric, ((share - 1.0) * log_ratio, share * log_ratio, share, 1.0 - share)),
+        (none, (-log_ratio, zero, zero, zero + 1.0)),
+        (all_of_it, (zero, log_ratio, zero + 1.0, zero)),
+    )
+    result = _power(log_ratio, inside, share, xp)
+    for holds, values in branches:
+        result = tuple(xp.where(holds, a, b) for a, b in zip(values, result, strict=True))
+    return result
+
+
+def _extreme(signed: Array, log_ratio: Array, lam: Array | float, xp: Namespace) -> Ratios:
+    """The maximum, or the minimum, of the two: the source where ``signed`` is positive is p."""
+    zero = xp.zeros_like(log_ratio)
+    p_leads = signed > 0.0
+    pi = xp.where(signed == 0.0, zero + lam, xp.where(p_leads, zero + 1.0, zero))
+    return xp.where(p_leads, 0.0, -log_ratio), xp.where(p_leads, log_ratio, 0.0), pi, 1.0 - pi
+
+
+def _power(log_ratio: Array, k: Array | float, lam: Array | float, xp: Namespace) -> Ratios:
     x = k * log_ratio
     p_leads = x > 0.0
     size = xp.abs(x)
-    inside = xp.where(size < exp_limit, size, exp_limit)
-    beyond = size - inside
-    shrink = xp.exp(-inside)
-    down = xp.expm1(-inside)
-    up = -down / shrink
-    # total_*: the sum of powers over the leading source's; excess_*: the same minus one.
-    total_p = lam + (1.0 - lam) * shrink
-    total_q = (1.0 - lam) + lam * shrink
-    excess_p = (1.0 - lam) * xp.where(p_leads, down, up)
-    excess_q = lam * xp.where(p_leads, up, down)
-    over_p = (log_near_one(excess_p, xp.log(total_p), xp) + xp.where(p_leads, 0.0, beyond)) / k
-    over_q = (log_near_one(excess_q, xp.log(total_q), xp) + xp.where(p_leads, beyond, 0.0)) / k
-    pi = xp.where(p_leads, lam / total_p, lam * shrink / total_q)
-    w = xp.where(p_leads, (1.0 - lam) * shrink / total_p, (1.0 - lam) / total_q)
-    return over_p, over_q, pi, w
+    shrink = xp.exp(-size)
+    down = xp.expm1(-size)
+    grown = size > _GROWN
+    up = -down / xp.where(grown, 1.0, shrink)
+    # total_*: the sum of powers over that source's, where it leads; excess_*: the same minus one.
+    log_total_p = xp.log(lam + (1.0 - lam) * shrink)
+    log_total_q = xp.log((1.0 - lam) + lam * shrink)
+    over_p = log_near_one((1.0 - lam) * xp.where(p_leads, down, up), log_total_p, xp)
+    over_q = log_near_one(lam * xp.where(p_leads, up, down), log_total_q, xp)
+    # e^size would overflow: the sum of powers over the trailing one is e^size times the other.
+    over_p = xp.where(grown & ~p_leads, size + log_total_q, over_p)
+    over_q = xp.where(grown & p_leads, size + log_total_p, over_q)
+    total = xp.where(p_leads, lam + (1.0 - lam) * shrink, (1.0 - lam) + lam * shrink)
+    pi = xp.where(p_leads, lam + 0.0 * shrink, lam * shrink) / total
+    w = xp.where(p_leads, (1.0 - lam) * shrink, (1.0 - lam) + 0.0 * shrink) / total
+    return over_p / k, over_q / k, pi, w
 
 
 def log_mixture(
-    log_p: Array,
-    log_q: Array,
-    over_p: Array,
-    over_q: Array,
-    k: float,
-    lam: float,
-    xp: Namespace,
+    log_p: Array, log_q: Array, over_p: Array, over_q: Array, k: float, lam: float, xp: Namespace
 ) -> Array:
     """Return log r̃, added up from the source that leads the mean, so that no infinities cancel."""
     if lam == 0.0:
@@ -83,3 +117,54 @@ def log_mixture(
         return log_p
     p_leads = (log_p > log_q) if k >= 0.0 else (log_p < log_q)
     return xp.where(p_leads, log_p + over_p, log_q + over_q)
+
+
+def log_mixture_of(
+    log_p: Array,
+    log_q: Array,
+    over_p: Array,
+    over_q: Array,
+    k: Array | float,
+    lam: Array | float,
+    xp: Namespace,
+) -> Array:
+    """The same where k or λ may be arrays that broadcast with the logarithms."""
+    if isinstance(k, float) and isinstance(lam, float):
+        return log_mixture(log_p, log_q, over_p, over_q, k, lam, xp)
+    zero = xp.zeros_like(log_p)
+    k, lam = zero + k, zero + lam
+    p_leads = ((log_p > log_q) & (k >= 0.0)) | ((log_p < log_q) & (k < 0.0))
+    p_leads = (p_leads & (lam != 0.0)) | (lam == 1.0)
+    return xp.where(p_leads, log_p + over_p, log_q + over_q)
+
+
+def by_lam(k: Array | float, over_p: Array, over_q: Array, xp: Namespace) -> Array:
+    """∂log r̃/∂λ = E(k, log(p/r̃)) - E(k, log(q/r̃)), a sum of two positives (docs: mixtures, M8)."""
+    k = xp.zeros_like(over_p) + k
+    extreme, geometric = xp.isinf(k), xp.abs(k) < NEGLIGIBLE
+    inside = xp.where(extreme | geometric, 1.0, k)
+    power = (xp.expm1(-inside * over_p) - xp.expm1(-inside * over_q)) / inside
+    return xp.where(extreme, 0.0, xp.where(geometric, over_q - over_p, power))
+
+
+def by_alpha(
+    k: Array | float,
+    lam: Array | float,
+    log_ratio: Array,
+    over_p: Array,
+    over_q: Array,
+    xp: Namespace,
+) -> Array:
+    """∂log r̃/∂α = -KL(π‖λ)/(2k²), a sum of two negatives (docs: mixtures, M9)."""
+    k = xp.zeros_like(over_p) + k
+    extreme, geometric = xp.isinf(k), xp.abs(k * log_ratio) < SMALL_POWER
+    inside = xp.where(extreme | geometric, 1.0, k)
+    total = lam * _kl_term(inside * over_p, xp) + (1.0 - lam) * _kl_term(inside * over_q, xp)
+    power = -0.5 * (total / inside) / inside
+    limit = -0.25 * lam * (1.0 - lam) * xp.where(geometric, log_ratio * log_ratio, 0.0)
+    return xp.where(extreme, 0.0, xp.where(geometric, limit, power))
+
+
+def _kl_term(z: Array, xp: Namespace) -> Array:
+    """1 - e^{-z}(1 + z): the term of KL(π‖λ) over λ, with π = λe^{-z}."""
+    return exp_bregman(xp.zeros_like(z), -z, z, xp)

@@ -1,15 +1,18 @@
 """What arguments must be, and the errors that say so.
 
-Only shapes, dtypes and libraries of arrays are looked at, never their values: that would wait
-for the device, and is impossible under jit. Python numbers are checked in full.
+Shapes, dtypes and libraries of arrays are always looked at. Their values only where they are at
+hand, on the CPU and outside of jit: elsewhere that would wait for the device, or cannot be done.
+Python numbers are checked in full.
 """
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any, cast
 
 import array_api_compat
 
+from amidmath import _dispatch
 from amidmath._typing import Array, Namespace
 
 HALF_BITS = 16
@@ -113,12 +116,83 @@ def number(name: str, value: Any, *, finite: bool = True) -> float:
     return result
 
 
-def weight(name: str, value: Any) -> float:
+def positive(name: str, value: Any) -> float:
+    """The value as a positive, finite float; raises ValueError otherwise."""
+    result = number(name, value)
+    if result <= 0.0:
+        raise ValueError(f"{name} must be positive, got {value!r}")
+    return result
+
+
+def number_in_unit_interval(name: str, value: Any) -> float:
     """The value as a float in [0, 1]; raises ValueError otherwise."""
     result = number(name, value)
     if not 0.0 <= result <= 1.0:
         raise ValueError(f"{name} is a weight and must lie in [0, 1], got {value!r}")
     return result
+
+
+def is_array(value: Any) -> bool:
+    """Whether the value is an array, where numbers are accepted too (NumPy's scalars are)."""
+    return not isinstance(value, numbers.Real) and array_api_compat.is_array_api_obj(value)
+
+
+def order(name: str, value: Any, *, like: tuple[str, Array] | None = None) -> Any:
+    """α: a float in [-∞, ∞], or an array of them (of the library of ``like``)."""
+    if not is_array(value):
+        return number(name, value, finite=False)
+    xp = _knob(name, value, like)
+    values_hold(name, value, xp.isnan(value), "a number or ±inf")
+    return value
+
+
+def weight(name: str, value: Any, *, like: tuple[str, Array] | None = None) -> Any:
+    """λ: a float in [0, 1], or an array of them (of the library of ``like``)."""
+    if not is_array(value):
+        return number_in_unit_interval(name, value)
+    _knob(name, value, like)
+    values_hold(name, value, ~((value >= 0.0) & (value <= 1.0)), "in [0, 1]")
+    return value
+
+
+def _knob(name: str, value: Array, like: tuple[str, Array] | None) -> Namespace:
+    arrays = {name: value} if like is None else {like[0]: like[1], name: value}
+    xp = namespace(**arrays)
+    real_floating(xp, **{name: value})
+    if like is not None:
+        same_device(**arrays)
+    return xp
+
+
+def broadcast(name: str, value: Array, shape: tuple[int, ...], xp: Namespace) -> Array:
+    """The array broadcast to a shape; raises ValueError where it does not fit."""
+    missing = len(shape) - value.ndim
+    fits = missing >= 0 and all(
+        here in (1, there) for here, there in zip(value.shape, shape[missing:], strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"{name} must broadcast to shape {tuple(shape)}, got shape {tuple(value.shape)}"
+        )
+    return xp.broadcast_to(value, shape)
+
+
+def values_hold(name: str, value: Array, broken: Array, wanted: str) -> None:
+    """Raise ValueError where ``broken`` is true anywhere; only where values are at hand.
+
+    That is on the CPU and outside of jit, compile and vmap: elsewhere looking at them would wait
+    for the device, or cannot be done.
+    """
+    if not _dispatch.at_hand(broken):
+        return
+    xp = array_api_compat.array_namespace(broken)
+    count = int(xp.sum(xp.astype(broken, xp.int32)))
+    if count:
+        where = int(xp.argmax(xp.astype(xp.reshape(broken, (-1,)), xp.int32)))
+        shown = ""
+        if tuple(broken.shape) == tuple(value.shape):
+            shown = f"; the first is {float(xp.reshape(value, (-1,))[where])!r}"
+        raise ValueError(f"{name} must be {wanted}, but {count} of them are not{shown}")
 
 
 def choice(name: str, value: Any, allowed: Sequence[str]) -> str:

@@ -59,3 +59,16 @@ def _run(
 
         return numpy_backend.run(form, operands, needs or none)
     return form(*operands, needs=needs or none, xp=array_api_compat.array_namespace(first))
+
+
+def at_hand(array: Array) -> bool:
+    """Whether the array's values can be looked at without waiting for a device or a trace."""
+    if array_api_compat.is_torch_array(array):
+        from amidmath.backends import torch as torch_backend
+
+        return torch_backend.at_hand(array)
+    if array_api_compat.is_jax_array(array):
+        from amidmath.backends import jax as jax_backend
+
+        return jax_backend.at_hand(array)
+    return not (array_api_compat.is_cupy_array(array) or array_api_compat.is_dask_array(array))

@@ -2,33 +2,36 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import array_api_compat
 
 from amidmath import _checks, _dispatch
-from amidmath._assistant import exponent, log_mixture, mixture_ratios
-from amidmath._pointwise import log_near_one, shared_support
-from amidmath._typing import Array, Namespace, Partials
+from amidmath._assistant import exponent
+from amidmath._mean_forms import LogTotal, Mean, Mixture
+from amidmath._typing import Array, Namespace
 
 
 def log_falpha_mean(
-    logs: Array, *, alpha: float, weights: Sequence[float] | None = None, axis: int = 0
+    logs: Array,
+    *,
+    alpha: float | Array,
+    weights: Sequence[float] | Array | None = None,
+    axis: int = 0,
 ) -> Array:
     """Logarithm of the f_α-mean of K positive sources given by their logarithms.
 
     M = (Σ_j λ_j x_jᵏ)^(1/k) with k = (1-α)/2, elementwise over the other axes. α = -∞ is the
     maximum, -3 the quadratic, -1 the arithmetic, 1 the geometric, 3 the harmonic mean, +∞ the
     minimum. Within a few eps·max(1, |log x_j|) for every α, however close to 1. -inf stands for
-    x_j = 0. Differentiable in ``logs`` through its closed form, π_j = λ_j x_jᵏ / Σ λ_i x_iᵏ.
+    x_j = 0. Differentiable through closed forms with respect to ``logs``, and to α and the
+    weights where they are arrays; weights count as divided by their sum.
 
     Source: AMiD (arXiv 2510.15982); Amari (2007), α-integration; docs: mixtures,
-    M1 and M2.
+    M1, M2, M8 and M9.
 
     Args:
         logs: log x_j, the K sources along ``axis``, real floating dtype.
-        alpha: α, a number in [-∞, ∞].
-        weights: the K weights λ_j, non-negative with sum 1; equal weights if None.
+        alpha: α in [-∞, ∞], a number or an array that broadcasts to the result.
+        weights: the weights λ_j, non-negative with sum 1: K numbers, or an array of K or one
+            that broadcasts to ``logs``; equal weights if None.
         axis: the axis that runs over the sources.
 
     Returns:
@@ -37,7 +40,8 @@ def log_falpha_mean(
 
     Raises:
         TypeError: ``logs`` is not a real floating array, ``alpha`` or a weight not a number.
-        ValueError: α is NaN, the weights do not fit, or there is no such axis.
+        ValueError: α is NaN, the weights do not fit, or there is no such axis. The values of
+            arrays are looked at on the CPU outside of jit, not elsewhere.
 
     Example:
         >>> import numpy as np, amidmath as am
@@ -45,19 +49,50 @@ def log_falpha_mean(
         >>> [round(float(np.exp(am.log_falpha_mean(logs, alpha=a))[0]), 4) for a in (-1, 1, 3)]
         [0.5, 0.4, 0.32]
     """
-    xp = _checks.namespace(logs=logs)
-    _checks.real_floating(xp, logs=logs)
-    axis = _checks.axis_in_range(axis, logs.ndim, "logs")
-    k = exponent(_checks.number("alpha", alpha, finite=False))
-    return _dispatch.apply(_Mean(k, _weights(weights, logs.shape[axis]), axis), axis, logs)
+    return _mean(logs, "logs", alpha, weights, axis, linear=False)
+
+
+def falpha_mean(
+    values: Array,
+    *,
+    alpha: float | Array,
+    weights: Sequence[float] | Array | None = None,
+    axis: int = 0,
+) -> Array:
+    """f_α-mean of K non-negative sources, M = (Σ_j λ_j x_jᵏ)^(1/k) with k = (1-α)/2.
+
+    As :func:`log_falpha_mean`, from and to the numbers themselves: right to a few eps of M.
+
+    Source: AMiD (arXiv 2510.15982); Amari (2007), α-integration; docs: mixtures, M1 and M10.
+
+    Args:
+        values: x_j >= 0, the K sources along ``axis``, real floating dtype.
+        alpha: α in [-∞, ∞], a number or an array that broadcasts to the result.
+        weights: as for :func:`log_falpha_mean`.
+        axis: the axis that runs over the sources.
+
+    Returns:
+        M, of the shape without ``axis``; float16 and bfloat16 are computed and returned in
+        float32.
+
+    Raises:
+        TypeError: as for :func:`log_falpha_mean`.
+        ValueError: as for :func:`log_falpha_mean`; also a negative source.
+
+    Example:
+        >>> import numpy as np, amidmath as am
+        >>> [float(am.falpha_mean(np.asarray([0.2, 0.8]), alpha=a).round(4)) for a in (-1, 1, 3)]
+        [0.5, 0.4, 0.32]
+    """
+    return _mean(values, "values", alpha, weights, axis, linear=True)
 
 
 def alpha_mixture(
     log_p: Array,
     log_q: Array,
     *,
-    alpha: float,
-    lam: float,
+    alpha: float | Array,
+    lam: float | Array,
     axis: int = -1,
     normalize: bool = True,
 ) -> Array:
@@ -65,16 +100,17 @@ def alpha_mixture(
 
     α = -1 is the mixture λp + (1-λ)q, α = 1 the geometric one ∝ p^λ q^(1-λ). For λ in (0, 1), r
     lives on the union of the supports for α < 1 and on their intersection for α >= 1; where that
-    is empty r does not exist and all of log r is -inf. Differentiable in both arguments through
-    its closed form.
+    is empty r does not exist and all of log r is -inf. Differentiable in every array argument
+    through its closed form.
 
-    Source: AMiD (arXiv 2510.15982); docs: mixtures, M3 to M7.
+    Source: AMiD (arXiv 2510.15982); docs: mixtures, M3 to M9.
 
     Args:
         log_p: log-probabilities of the teacher, any shape, real floating dtype.
         log_q: log-probabilities of the student, same shape, library and device.
-        alpha: α, a number in [-∞, ∞].
-        lam: λ in [0, 1], the weight of the teacher.
+        alpha: α in [-∞, ∞], a number or an array that broadcasts to the shape without ``axis``
+            (one α a token).
+        lam: λ in [0, 1], the weight of the teacher; likewise.
         axis: the axis that runs over the outcomes.
         normalize: divide by Z = Σ r̃; if False, log r̃ is returned.
 
@@ -83,7 +119,8 @@ def alpha_mixture(
 
     Raises:
         TypeError: not arrays, of different libraries, or not real floating.
-        ValueError: shapes or devices differ, α is NaN, or λ lies outside [0, 1].
+        ValueError: shapes or devices differ, α is NaN, or λ lies outside [0, 1]. The values of
+            arrays are looked at on the CPU outside of jit, not elsewhere.
 
     Example:
         >>> import numpy as np, amidmath as am
@@ -97,108 +134,82 @@ def alpha_mixture(
     _checks.same_shape(log_p=log_p, log_q=log_q)
     _checks.same_device(log_p=log_p, log_q=log_q)
     axis = _checks.axis_in_range(axis, log_p.ndim, "log_p and log_q")
-    k = exponent(_checks.number("alpha", alpha, finite=False))
-    log_r = _dispatch.apply(_Mixture(k, _checks.weight("lam", lam)), None, log_p, log_q)
+    positions = log_p.shape[:axis] + log_p.shape[axis + 1 :]
+    knobs = []
+    for name, value, check in (("alpha", alpha, _checks.order), ("lam", lam, _checks.weight)):
+        checked = check(name, value, like=("log_p", log_p))
+        if not isinstance(checked, float):
+            checked = _checks.broadcast(name, checked, positions, xp)
+            knobs.append(xp.broadcast_to(xp.expand_dims(checked, axis=axis), log_p.shape))
+    form = Mixture(
+        None if _checks.is_array(alpha) else exponent(float(alpha)),
+        None if _checks.is_array(lam) else float(lam),
+    )
+    log_r = _dispatch.apply(form, None, log_p, log_q, *knobs)
     if not normalize:
         return log_r
-    log_z = xp.expand_dims(_dispatch.apply(_LogTotal(axis), axis, log_r), axis=axis)
+    log_z = xp.expand_dims(_dispatch.apply(LogTotal(axis), axis, log_r), axis=axis)
     exists = log_z > -xp.inf
     return xp.where(exists, log_r - xp.where(exists, log_z, 0.0), -xp.inf)
 
 
-def exp_limit(xp: Namespace, x: Array) -> float:
-    """The largest number whose exponential and its inverse are both normal in the dtype."""
-    return -math.log(float(xp.finfo(x.dtype).smallest_normal)) - 1.0
+def _mean(
+    sources: Array,
+    name: str,
+    alpha: float | Array,
+    weights: Sequence[float] | Array | None,
+    axis: int,
+    *,
+    linear: bool,
+) -> Array:
+    xp = _checks.namespace(**{name: sources})
+    _checks.real_floating(xp, **{name: sources})
+    axis = _checks.axis_in_range(axis, sources.ndim, name)
+    if linear:
+        _checks.values_hold(name, sources, sources < 0.0, "non-negative")
+    operands = [sources]
+    fixed: tuple[float, ...] | None = None
+    if _checks.is_array(weights):
+        operands.append(_weight_array(weights, name, sources, axis, xp))
+    else:
+        fixed = _weights(weights, sources.shape[axis])
+    k: float | None = None
+    checked = _checks.order("alpha", alpha, like=(name, sources))
+    if isinstance(checked, float):
+        k = exponent(checked)
+    else:
+        shape = sources.shape[:axis] + sources.shape[axis + 1 :]
+        checked = _checks.broadcast("alpha", checked, shape, xp)
+        operands.append(xp.expand_dims(checked, axis=axis))
+    return _dispatch.apply(Mean(k, fixed, axis, linear), axis, *operands)
 
 
-@dataclass(frozen=True)
-class _Mean:
-    k: float
-    weights: tuple[float, ...]
-    axis: int
-
-    def __call__(
-        self, logs: Array, *, needs: tuple[bool, ...], xp: Namespace
-    ) -> tuple[Array, Partials]:
-        k, axis, out_dtype = self.k, self.axis, logs.dtype
-        logs = xp.astype(logs, _checks.computing_dtype(xp, logs), copy=False)
-        shape = [1] * logs.ndim
-        shape[axis] = len(self.weights)
-        lam = xp.reshape(
-            xp.asarray(self.weights, dtype=logs.dtype, device=array_api_compat.device(logs)),
-            tuple(shape),
-        )
-        dropped = lam == 0.0
-        # The source that leads the sum of powers, and every log ratio to it; k >= 0: the largest.
-        if k >= 0.0:
-            lead = xp.max(xp.where(dropped, -xp.inf, logs), axis=axis, keepdims=True)
-        else:
-            lead = xp.min(xp.where(dropped, xp.inf, logs), axis=axis, keepdims=True)
-        finite = xp.isfinite(lead)
-        d = xp.where(finite & ~dropped, logs - xp.where(finite, lead, 0.0), 0.0)
-        if k == 0.0:
-            pi = lam + xp.zeros_like(d)
-            shift = xp.sum(xp.where(dropped, 0.0, lam * d), axis=axis, keepdims=True)
-        elif math.isinf(k):
-            pi = xp.where(d == 0.0, lam, xp.zeros_like(d))
-            pi = pi / xp.sum(pi, axis=axis, keepdims=True)
-            shift = xp.zeros_like(lead)
-        else:
-            power = lam * xp.exp(k * d)
-            total = xp.sum(power, axis=axis, keepdims=True)
-            excess = xp.sum(lam * xp.expm1(k * d), axis=axis, keepdims=True)
-            pi = power / total
-            shift = log_near_one(excess, xp.log(total), xp) / k
-        value = xp.squeeze(lead + shift, axis=axis)
-        return value, (xp.astype(pi, out_dtype, copy=False) if needs[0] else None,)
-
-
-@dataclass(frozen=True)
-class _Mixture:
-    k: float
-    lam: float
-
-    def __call__(
-        self, log_p: Array, log_q: Array, *, needs: tuple[bool, ...], xp: Namespace
-    ) -> tuple[Array, Partials]:
-        dtype = _checks.computing_dtype(xp, log_p, log_q)
-        p, q = (xp.astype(a, dtype, copy=False) for a in (log_p, log_q))
-        _, _, ratio = shared_support(p, q, p - q, xp)
-        over_p, over_q, pi, w = mixture_ratios(ratio, self.k, self.lam, exp_limit(xp, p), xp)
-        value = log_mixture(p, q, over_p, over_q, self.k, self.lam, xp)
-        return value, tuple(
-            xp.astype(partial, operand.dtype, copy=False) if need else None
-            for partial, operand, need in zip((pi, w), (log_p, log_q), needs, strict=True)
-        )
-
-
-@dataclass(frozen=True)
-class _LogTotal:
-    axis: int
-
-    def __call__(
-        self, logs: Array, *, needs: tuple[bool, ...], xp: Namespace
-    ) -> tuple[Array, Partials]:
-        log_z, shifted = log_sum_exp(logs, self.axis, xp)
-        log_z = xp.squeeze(log_z, axis=self.axis)
-        return log_z, (xp.exp(shifted) if needs[0] else None,)
-
-
-def log_sum_exp(logs: Array, axis: int, xp: Namespace) -> tuple[Array, Array]:
-    """Return log Σ exp along an axis (kept), and logs less it; -inf and -inf if all are."""
-    peak = xp.max(logs, axis=axis, keepdims=True)
-    empty = peak == -xp.inf
-    below = logs - xp.where(empty, 0.0, peak)
-    log_total = xp.log(xp.sum(xp.exp(below), axis=axis, keepdims=True))
-    return peak + xp.where(empty, 0.0, log_total), below - xp.where(empty, 0.0, log_total)
+def _weight_array(weights: Array, name: str, sources: Array, axis: int, xp: Namespace) -> Array:
+    """The weights in the shape of the sources."""
+    weights = _checks.weight("weights", weights, like=(name, sources))
+    count = sources.shape[axis]
+    if weights.ndim == 1:
+        if weights.shape[0] != count:
+            raise ValueError(
+                f"weights must have one entry a source: {count}, got {weights.shape[0]}"
+            )
+        shape = [1] * sources.ndim
+        shape[axis] = count
+        weights = xp.reshape(weights, tuple(shape))
+    weights = _checks.broadcast("weights", weights, sources.shape, xp)
+    off = xp.abs(xp.sum(weights, axis=axis) - 1.0) > 1e-5
+    _checks.values_hold("weights", weights, off, "of sum 1 over the sources")
+    return weights
 
 
 def _weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     if weights is None:
         return (1.0 / count,) * count
     if not isinstance(weights, Sequence) or isinstance(weights, str):
-        raise TypeError(f"weights must be a sequence of numbers, got {type(weights).__name__}")
-    checked = tuple(_checks.weight(f"weights[{j}]", w) for j, w in enumerate(weights))
+        raise TypeError(
+            f"weights must be a sequence of numbers or an array, got {type(weights).__name__}"
+        )
+    checked = [_checks.number_in_unit_interval(f"weights[{j}]", w) for j, w in enumerate(weights)]
     if len(checked) != count:
         raise ValueError(f"weights must have one entry a source: {count}, got {len(checked)}")
     total = math.fsum(checked)

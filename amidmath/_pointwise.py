@@ -10,6 +10,9 @@ their difference ``z = n - m``, which callers know more precisely than they coul
 
 from amidmath._typing import Array, Namespace
 
+# A factor below this acts as zero to the last bit, and its square would underflow.
+NEGLIGIBLE = 1e-20
+
 
 def phi2(z: Array, xp: Namespace) -> Array:
     """φ₂(z) = (eᶻ - 1 - z)/z² by its Taylor series, for |z| <= 1 (docs: stable evaluation, S1)."""
@@ -54,13 +57,30 @@ def exp_bregman(n: Array, m: Array, z: Array, xp: Namespace) -> Array:
     return xp.where(near, xp.where(gap > 0.0, e_m * gap, 0.0), far)
 
 
+def exp_quotient(n: Array, m: Array, g: float, d: Array, xp: Namespace) -> Array:
+    """(eⁿ - eᵐ)/g for n = m + g·d, and its limit eᵐ·d at g = 0."""
+    if abs(g) < NEGLIGIBLE:
+        return weighted(xp.exp(m), d, xp)
+    return exp_difference(n, m, g * d, xp) / g
+
+
+def expm1_quotient(c: float, x: Array, xp: Namespace) -> Array:
+    """E(c, x) = (e^{cx} - 1)/c, and its limit x at c = 0."""
+    return x if abs(c) < NEGLIGIBLE else xp.expm1(c * x) / c
+
+
+def weighted(mass: Array, x: Array, xp: Namespace) -> Array:
+    """Mass times x, and 0 where there is no mass, though x be infinite."""
+    return xp.where(mass != 0.0, mass * xp.where(mass != 0.0, x, 0.0), 0.0)
+
+
 def log_near_one(excess: Array, log_total: Array, xp: Namespace) -> Array:
     """Return log(1 + excess), which log_total is too, but for rounding near excess = 0.
 
     Docs: stable evaluation, S4. The threshold keeps clear of [-0.53, -0.28], where XLA's log1p in
     float64 is wrong by up to 129 ulp on the CPU (github.com/jax-ml/jax/issues/39707).
     """
-    near = excess > -0.25
+    near = (excess > -0.25) & (excess < 1e36)
     return xp.where(near, xp.log1p(xp.where(near, excess, 0.0)), log_total)
 
 

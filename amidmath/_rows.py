@@ -7,7 +7,7 @@ the whole input there is nothing but the partial derivatives themselves.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import array_api_extra as xpx
 
@@ -19,99 +19,84 @@ CPU_CHUNK = 2**20
 ACCELERATOR_CHUNK = 2**24
 
 Block = Callable[..., tuple[Array, Partials]]
-"""``block(x, y, needs=…, xp=…)``: rows (…, V) to values (…) and partial derivatives (…, V)."""
+"""``block(x, y, *knobs, needs=…, xp=…)``: rows (…, V), and knobs (…, 1), to values (…) and
+partial derivatives in the operands' shapes."""
 
 
 @dataclass(frozen=True)
 class RowForm:
     """The closed form of a block over the rows of (N, V) arrays; see :mod:`amidmath._dispatch`.
 
+    Operands: x and y (N, V), the knobs of the block (N, 1), then, where they take part, ``keep``
+    (N,), boolean (a row where it is False is never read and gives zeros), and ``scale`` (N,), a
+    factor of the partial derivatives.
+
     Args:
         block: what is computed, on rows in float32 or float64.
+        knobs: how many knobs it takes.
+        masked: whether there is ``keep``.
+        scaled: whether there is ``scale``.
     """
 
     block: Block
+    knobs: int = 0
+    masked: bool = False
+    scaled: bool = False
 
     def __call__(
-        self,
-        x: Array,
-        y: Array,
-        keep: Array | None = None,
-        scale: Array | None = None,
-        *,
-        needs: tuple[bool, ...],
-        xp: Namespace,
+        self, *operands: Array, needs: tuple[bool, ...], xp: Namespace
     ) -> tuple[Array, Partials]:
-        """Values (N,) and partial derivatives (N, V) of all rows, a chunk at a time.
+        """Values (N,) and partial derivatives of all rows, a chunk at a time.
 
         Args:
-            x: first operand, shape (N, V).
-            y: second operand, shape (N, V).
-            keep: boolean, shape (N,); a row where it is False is never read and gives zeros.
-            scale: factors of the partial derivatives, shape (N,); None for 1.
+            *operands: see the class.
             needs: which operands' partial derivatives are wanted.
             xp: the namespace that computes.
 
         Returns:
             Values in the computing dtype, and the partials in the operands' own dtypes.
         """
-        rows, step = x.shape[0], rows_per_chunk(x)
+        rows, step = operands[0].shape[0], rows_per_chunk(operands[0])
         if rows <= step:
-            return self.chunk(x, y, keep, scale, needs=needs, xp=xp)
+            return self.chunk(*operands, needs=needs, xp=xp)
         values = []
-        grads = [xp.empty_like(a) if need else None for a, need in zip((x, y), needs, strict=False)]
+        grads = [
+            xp.empty_like(a) if need else None for a, need in zip(operands, needs, strict=True)
+        ]
         for start in range(0, rows, step):
             part = slice(start, min(start + step, rows))
-            value, partials = self.chunk(
-                x[part, :],
-                y[part, :],
-                None if keep is None else keep[part],
-                None if scale is None else scale[part],
-                needs=needs,
-                xp=xp,
-            )
+            value, partials = self.chunk(*(a[part, ...] for a in operands), needs=needs, xp=xp)
             values.append(value)
             grads = [
-                None if out is None else xpx.at(out)[part, :].set(cast("Array", new), copy=False)
-                for out, new in zip(grads, partials[:2], strict=True)
+                None if out is None else xpx.at(out)[part, ...].set(new, copy=False)
+                for out, new in zip(grads, partials, strict=True)
             ]
-        return xp.concat(values), _for_each(needs, grads)
+        return xp.concat(values), tuple(grads)
 
     def chunk(
-        self,
-        x: Array,
-        y: Array,
-        keep: Array | None,
-        scale: Array | None,
-        *,
-        needs: tuple[bool, ...],
-        xp: Namespace,
+        self, *operands: Array, needs: tuple[bool, ...], xp: Namespace
     ) -> tuple[Array, Partials]:
         """The same for one chunk of rows (or for one row)."""
-        dtype = computing_dtype(xp, x, y)
-        pair = [xp.astype(x, dtype, copy=False), xp.astype(y, dtype, copy=False)]
+        count = 2 + self.knobs
+        differentiable, extras = operands[:count], list(operands[count:])
+        keep = extras.pop(0)[..., None] if self.masked else None
+        scale = extras.pop(0)[..., None] if self.scaled else None
+        dtype = computing_dtype(xp, *operands[:2])
+        rows: list[Any] = [xp.astype(a, dtype, copy=False) for a in differentiable]
         if keep is not None:
-            pair = [xp.where(keep[..., None], a, 0.0) for a in pair]
-        value, partials = self.block(*pair, needs=needs[:2], xp=xp)
+            rows = [xp.where(keep, a, 0.0) for a in rows]
+        value, partials = self.block(*rows, needs=needs[:count], xp=xp)
         if keep is not None:
-            value = xp.where(keep, value, 0.0)
+            value = xp.where(keep[..., 0], value, 0.0)
         grads: list[Array | None] = []
-        for grad, operand, need in zip(partials, (x, y), needs, strict=False):
-            if not need:
-                grad = None  # a block may give more than it was asked for
-            if grad is not None:
-                if scale is not None:
-                    grad = grad * scale[..., None]
-                if keep is not None:
-                    grad = xp.where(keep[..., None], grad, 0.0)
-                grad = xp.astype(grad, operand.dtype, copy=False)
-            grads.append(grad)
-        return value, _for_each(needs, grads)
-
-
-def _for_each(needs: tuple[bool, ...], grads: list[Array | None]) -> Partials:
-    """The partials of x and y, and None for keep and scale where they are operands too."""
-    return (*grads, *(None for _ in needs[len(grads) :]))
+        for grad, operand, need in zip(partials, differentiable, needs, strict=False):
+            if grad is None or not need:  # a block may give more than it was asked for
+                grads.append(None)
+                continue
+            scaled = grad if scale is None else grad * scale
+            kept = scaled if keep is None else xp.where(keep, scaled, 0.0)
+            grads.append(xp.astype(kept, operand.dtype, copy=False))
+        return value, (*grads, *(None for _ in needs[count:]))
 
 
 def rows_per_chunk(x: Array) -> int:

@@ -29,18 +29,20 @@ def _in_chunks(
     form: RowForm,
     needs: tuple[bool, ...],
     step: int,
-    x: Array,
-    y: Array,
-    keep: Array | None = None,
-    scale: Array | None = None,
+    *operands: Array,
 ) -> tuple[Array, Partials]:
     """The rows a chunk at a time in one compiled loop; arrays here cannot be written into."""
 
-    def one_row(row: tuple[Array, Array, Array | None, Array | None]) -> tuple[Array, Partials]:
+    def one_row(row: tuple[Array, ...]) -> tuple[Array, Partials]:
         return form.chunk(*row, needs=needs, xp=xp)
 
-    mapped: tuple[Array, Partials] = jax.lax.map(one_row, (x, y, keep, scale), batch_size=step)
+    mapped: tuple[Array, Partials] = jax.lax.map(one_row, operands, batch_size=step)
     return mapped
+
+
+def at_hand(array: Array) -> bool:
+    """Whether the values can be read: on the CPU, and not traced."""
+    return not isinstance(array, jax.core.Tracer) and array.device.platform == "cpu"
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))

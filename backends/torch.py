@@ -4,6 +4,8 @@ from typing import Any
 
 import array_api_compat.torch as xp
 import torch
+from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.autograd.function import once_differentiable
 
 from amidmath._typing import Array, ClosedForm, Partials
@@ -23,6 +25,13 @@ def differentiable(form: ClosedForm, axis: int | None, operands: tuple[Array, ..
     if not any(needs) or not torch.is_grad_enabled():
         return run(form, operands, (False,) * len(operands))[0]
     return _ClosedForm.apply(form, axis, needs, *operands)[0]
+
+
+def at_hand(array: Array) -> bool:
+    """Whether the values can be read: on the CPU, and neither compiled, faked nor batched."""
+    if torch.compiler.is_compiling() or array.device.type != "cpu":
+        return False
+    return not (is_fake(array) or is_batchedtensor(array) or is_functorch_wrapped_tensor(array))
 
 
 class _ClosedForm(torch.autograd.Function):

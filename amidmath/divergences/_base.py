@@ -1,27 +1,157 @@
-"""What every divergence is: pointwise terms and derivatives, summed over the last axis."""
+"""What every divergence is, and the registry of those that have a name."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, ClassVar
 
 from amidmath import _checks, _dispatch
+from amidmath._distributions import check_normalized
 from amidmath._pointwise import shared_support
 from amidmath._rows import RowForm
 from amidmath._typing import Array, Namespace, Partials
 
+REGISTRY: dict[str, type["Divergence"]] = {}
+"""Divergences by name; a class that sets :attr:`Divergence.name` is in it."""
+
 
 class Divergence(ABC):
-    """A divergence D(x‖y) = Σᵢ term(xᵢ, yᵢ) between distributions given by their logarithms.
+    """A divergence D(x‖y) between distributions given by their logarithms, in nats.
 
-    A subclass is a frozen dataclass that writes its formula once, in :meth:`term` and
-    :meth:`partials`, over plain numbers or arrays; everything that computes it runs these two.
-    Values are in nats. -inf stands for probability zero: a token that is zero on both sides adds
-    nothing, and an infinite divergence is +inf.
+    A subclass is a frozen dataclass whose fields are its parameters. -inf stands for probability
+    zero: a token that is zero on both sides adds nothing, and an infinite divergence is +inf.
+
+    Attributes:
+        name: what :func:`divergence` knows it by; None for those that numbers cannot describe.
+        on_measures: whether x and y may have any total mass; otherwise it must be 1.
+        examples: parameter values that the tests and ``make certify`` run it at.
     """
 
+    name: ClassVar[str | None] = None
+    on_measures: ClassVar[bool] = False
+    examples: ClassVar[tuple[tuple[Any, ...], ...]] = ((),)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Put a class that names itself into the registry."""
+        super().__init_subclass__(**kwargs)
+        name = cls.__dict__.get("name")
+        if name is not None:
+            known = REGISTRY.setdefault(name, cls)
+            if known.__qualname__ != cls.__qualname__:
+                raise ValueError(f"name {name!r} is taken by {known.__qualname__}")
+
+    def __post_init__(self) -> None:
+        """Check that the parameters are finite numbers."""
+        for parameter in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            value = _checks.number(parameter.name, getattr(self, parameter.name))
+            object.__setattr__(self, parameter.name, value)
+
     @property
-    def params(self) -> tuple[float, ...]:
-        """The numbers that :meth:`term` and :meth:`partials` take, none by default."""
-        return ()
+    def params(self) -> tuple[Any, ...]:
+        """The parameters, in order."""
+        return tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]
+
+    @staticmethod
+    @abstractmethod
+    def definition(x: Sequence[Any], y: Sequence[Any], params: tuple[Any, ...], mp: Any) -> Any:
+        """D(x‖y) as textbooks define it, for the tests to hold the code against.
+
+        Args:
+            x: positive numbers, a distribution.
+            y: positive numbers, a distribution.
+            params: the parameters.
+            mp: a module with ``log``, ``sqrt``, ``fsum`` and the like, such as mpmath.
+        """
+
+    @abstractmethod
+    def evaluate(
+        self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
+    ) -> tuple[Array, tuple[Array, Array] | None]:
+        """Rows of D(x‖y) and, if wanted, of the partials, from logarithms and their difference.
+
+        For those who know log(x/y) better than by subtraction; unchecked.
+        """
+
+    def __call__(self, log_x: Array, log_y: Array, axis: int = -1) -> Array:
+        """D(x‖y) in nats, one value a distribution.
+
+        Differentiable with respect to both arguments where their library differentiates (torch,
+        JAX), through the closed-form partial derivatives.
+
+        Args:
+            log_x: log-probabilities of x, any shape, real floating dtype.
+            log_y: log-probabilities of y, same shape, library and device.
+            axis: the axis that runs over the outcomes.
+
+        Returns:
+            Non-negative values, of the shape without ``axis``, in float32 (float64 if an input is).
+
+        Raises:
+            TypeError: not arrays, of different libraries, or not real floating.
+            ValueError: different shapes or devices, no such axis, or probabilities that do not
+                sum to 1 (looked at on the CPU outside of jit, not elsewhere).
+        """
+        x, y, shape, xp = self._rows(log_x, log_y, axis)
+        return xp.reshape(_dispatch.apply(RowForm(self._block), -1, x, y), shape)
+
+    def value_and_grad(
+        self, log_x: Array, log_y: Array, axis: int = -1
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """D(x‖y) with its partial derivatives, on any library.
+
+        The derivatives are those with x and y free: on the simplex only their projection
+        matters, and constant multiples of x or y in them are a convention.
+
+        Args:
+            log_x: log-probabilities of x, any shape, real floating dtype.
+            log_y: log-probabilities of y, same shape, library and device.
+            axis: the axis that runs over the outcomes.
+
+        Returns:
+            The values, and (∂D/∂log x, ∂D/∂log y) in the shapes and dtypes of the inputs.
+
+        Raises:
+            TypeError: not arrays, of different libraries, or not real floating.
+            ValueError: as for calling the divergence.
+        """
+        x, y, shape, xp = self._rows(log_x, log_y, axis)
+        value, grads = _dispatch.value_and_partials(RowForm(self._block), (True, True), x, y)
+        moved = (*shape, x.shape[-1])
+        grad_x, grad_y = (xp.moveaxis(xp.reshape(g, moved), -1, axis) for g in grads)
+        return xp.reshape(value, shape), (grad_x, grad_y)
+
+    def _rows(
+        self, log_x: Array, log_y: Array, axis: int
+    ) -> tuple[Array, Array, tuple[int, ...], Namespace]:
+        xp = _checks.namespace(log_x=log_x, log_y=log_y)
+        _checks.real_floating(xp, log_x=log_x, log_y=log_y)
+        _checks.same_shape(log_x=log_x, log_y=log_y)
+        _checks.same_device(log_x=log_x, log_y=log_y)
+        axis = _checks.axis_in_range(axis, log_x.ndim, "log_x and log_y")
+        if log_x.shape[axis] == 0:
+            raise ValueError(
+                f"log_x must have an outcome along axis {axis}, got shape {tuple(log_x.shape)}"
+            )
+        x, y = xp.moveaxis(log_x, axis, -1), xp.moveaxis(log_y, axis, -1)
+        shape, flat = x.shape[:-1], (-1, x.shape[-1])
+        x, y = xp.reshape(x, flat), xp.reshape(y, flat)
+        if not self.on_measures:
+            check_normalized(log_x=x, log_y=y)
+        return x, y, shape, xp
+
+    def _block(
+        self, log_x: Array, log_y: Array, *, needs: tuple[bool, ...], xp: Namespace
+    ) -> tuple[Array, Partials]:
+        value, partials = self.evaluate(log_x, log_y, log_x - log_y, any(needs), xp)
+        return value, partials or (None, None)
+
+
+class Separable(Divergence):
+    """A divergence Σᵢ term(xᵢ, yᵢ) of non-negative terms.
+
+    A subclass writes its formula once, in :meth:`term` and :meth:`partials`, over plain numbers or
+    arrays; everything that computes it runs these two.
+    """
 
     @staticmethod
     @abstractmethod
@@ -43,82 +173,44 @@ class Divergence(ABC):
     ) -> tuple[Any, Any]:
         """∂D/∂log x and ∂D/∂log y at one token; the arguments are those of :meth:`term`."""
 
-    def __call__(self, log_x: Array, log_y: Array, axis: int = -1) -> Array:
-        """D(x‖y) in nats, one value a distribution.
-
-        Differentiable with respect to both arguments where their library differentiates (torch,
-        JAX), through the closed-form partial derivatives.
-
-        Args:
-            log_x: log-probabilities of x, any shape, real floating dtype.
-            log_y: log-probabilities of y, same shape, library and device.
-            axis: the axis that runs over the outcomes.
-
-        Returns:
-            Non-negative values, of the shape without ``axis``, in float32 (float64 if an input is).
-
-        Raises:
-            TypeError: not arrays, of different libraries, or not real floating.
-            ValueError: different shapes or devices, or no such axis.
-        """
-        x, y, shape, xp = self._rows(log_x, log_y, axis)
-        return xp.reshape(_dispatch.apply(RowForm(self._block), -1, x, y), shape)
-
-    def value_and_grad(
-        self, log_x: Array, log_y: Array, axis: int = -1
-    ) -> tuple[Array, tuple[Array, Array]]:
-        """D(x‖y) with its partial derivatives, on any library.
-
-        The derivatives are those of the sum of terms, with x and y free: on the simplex only
-        their projection matters, and constant multiples of x or y in them are a convention.
-
-        Args:
-            log_x: log-probabilities of x, any shape, real floating dtype.
-            log_y: log-probabilities of y, same shape, library and device.
-            axis: the axis that runs over the outcomes.
-
-        Returns:
-            The values, and (∂D/∂log x, ∂D/∂log y) in the shapes and dtypes of the inputs.
-
-        Raises:
-            TypeError: not arrays, of different libraries, or not real floating.
-            ValueError: different shapes or devices, or no such axis.
-        """
-        x, y, shape, xp = self._rows(log_x, log_y, axis)
-        value, grads = _dispatch.value_and_partials(RowForm(self._block), (True, True), x, y)
-        moved = (*shape, x.shape[-1])
-        grad_x, grad_y = (xp.moveaxis(xp.reshape(g, moved), -1, axis) for g in grads)
-        return xp.reshape(value, shape), (grad_x, grad_y)
-
-    def _rows(
-        self, log_x: Array, log_y: Array, axis: int
-    ) -> tuple[Array, Array, tuple[int, ...], Namespace]:
-        xp = _checks.namespace(log_x=log_x, log_y=log_y)
-        _checks.real_floating(xp, log_x=log_x, log_y=log_y)
-        _checks.same_shape(log_x=log_x, log_y=log_y)
-        _checks.same_device(log_x=log_x, log_y=log_y)
-        axis = _checks.axis_in_range(axis, log_x.ndim, "log_x and log_y")
-        if log_x.shape[axis] == 0:
-            raise ValueError(
-                f"log_x must have an outcome along axis {axis}, got shape {tuple(log_x.shape)}"
-            )
-        x, y = xp.moveaxis(log_x, axis, -1), xp.moveaxis(log_y, axis, -1)
-        flat = (-1, x.shape[-1])
-        return xp.reshape(x, flat), xp.reshape(y, flat), x.shape[:-1], xp
-
-    def _block(
-        self, log_x: Array, log_y: Array, *, needs: tuple[bool, ...], xp: Namespace
-    ) -> tuple[Array, Partials]:
-        value, partials = self.evaluate(log_x, log_y, log_x - log_y, any(needs), xp)
-        return value, partials or (None, None)
-
     def evaluate(
         self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
     ) -> tuple[Array, tuple[Array, Array] | None]:
-        """Rows of D(x‖y) and, if wanted, of the partials, from logarithms and their difference.
-
-        For those who know log(x/y) better than by subtraction; unchecked.
-        """
+        """The terms, summed; see :meth:`Divergence.evaluate`."""
         tokens = shared_support(log_x, log_y, log_ratio, xp)
         value = xp.sum(self.term(*tokens, self.params, xp), axis=-1)
         return value, self.partials(*tokens, self.params, xp) if with_partials else None
+
+
+def divergence(name: str, **params: Any) -> Divergence:
+    """The divergence of that name with these parameters, as command lines and configs name it.
+
+    Args:
+        name: one of ``REGISTRY``: "kl", "jensen_shannon", "alpha_beta", …
+        **params: its parameters, by the names of the class's arguments.
+
+    Returns:
+        An instance.
+
+    Raises:
+        TypeError: a parameter that it does not have, or one that it needs and did not get.
+        ValueError: an unknown name, or a parameter out of its range.
+
+    Example:
+        >>> import amidmath as am
+        >>> am.divergence("alpha_beta", alpha=0.2, beta=0.7)
+        AlphaBeta(alpha=0.2, beta=0.7)
+    """
+    _checks.choice("name", name, sorted(REGISTRY))
+    cls = REGISTRY[name]
+    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    unknown = sorted(set(params) - set(known))
+    if unknown:
+        accepted = ", ".join(known) or "none"
+        raise TypeError(f"{name} has no parameter {unknown[0]!r}; it takes: {accepted}")
+    try:
+        return cls(**params)
+    except TypeError as error:
+        if set(params) == set(known):
+            raise
+        raise TypeError(f"{name} needs the parameters {', '.join(known)}: {error}") from None

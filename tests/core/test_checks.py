@@ -26,7 +26,11 @@ LOSS = am.AMiD()
         ({"alpha": "1"}, TypeError, ["alpha", "number", "str", "'1'"]),
         ({"alpha": None}, TypeError, ["alpha", "number", "NoneType"]),
         ({"alpha": True}, TypeError, ["alpha", "number", "bool"]),
-        ({"alpha": np.zeros(3)}, TypeError, ["alpha", "number", "ndarray"]),
+        ({"alpha": np.zeros(3, int)}, TypeError, ["alpha", "floating", "int64"]),
+        ({"alpha": np.array([0.0, np.nan])}, ValueError, ["alpha", "number or ±inf", "1", "nan"]),
+        ({"lam": np.array([0.5, 1.5, -1.0])}, ValueError, ["lam", "[0, 1]", "2", "1.5"]),
+        ({"lam": torch.tensor([0.5, np.nan])}, ValueError, ["lam", "[0, 1]", "nan"]),
+        ({"lam": jnp.asarray([2.0])}, ValueError, ["lam", "[0, 1]", "2.0"]),
         ({"lam": 1.2}, ValueError, ["lam", "1.2", "[0, 1]"]),
         ({"lam": -0.1}, ValueError, ["lam", "-0.1", "[0, 1]"]),
         ({"lam": float("nan")}, ValueError, ["lam", "nan"]),
@@ -138,9 +142,85 @@ LOGS = np.log([[0.5, 0.5], [0.2, 0.8]])
             ["weights[0]", "1.5", "[0, 1]"],
         ),
         (
-            lambda: am.log_falpha_mean(LOGS, alpha=1.0, weights=np.array([0.5, 0.5])),
+            lambda: am.log_falpha_mean(LOGS, alpha=1.0, weights=np.array([0.5, 0.2, 0.3])),
+            ValueError,
+            ["weights", "one entry a source", "2", "3"],
+        ),
+        (
+            lambda: am.log_falpha_mean(LOGS, alpha=1.0, weights=np.array([0.5, 0.6])),
+            ValueError,
+            ["weights", "sum 1", "2"],
+        ),
+        (
+            lambda: am.log_falpha_mean(LOGS, alpha=1.0, weights=np.full((2, 3), 0.5)),
+            ValueError,
+            ["weights", "broadcast", "(2, 2)", "(2, 3)"],
+        ),
+        (
+            lambda: am.log_falpha_mean(LOGS, alpha=1.0, weights={0.5}),
             TypeError,
-            ["weights", "sequence of numbers", "ndarray"],
+            ["weights", "sequence of numbers", "set"],
+        ),
+        (
+            lambda: am.log_falpha_mean(LOGS, alpha=np.zeros(3)),
+            ValueError,
+            ["alpha", "broadcast", "(2,)", "(3,)"],
+        ),
+        (
+            lambda: am.log_falpha_mean(LOGS, alpha=torch.zeros(2)),
+            TypeError,
+            ["logs", "alpha", "numpy", "torch"],
+        ),
+        (lambda: am.falpha_mean(LOGS, alpha=1.0), ValueError, ["values", "non-negative", "-0."]),
+        (
+            lambda: am.alpha_mixture(LOGS, LOGS, alpha=1.0, lam=np.array([0.5, 1.2])),
+            ValueError,
+            ["lam", "[0, 1]", "1.2"],
+        ),
+        (lambda: am.KL()(LOGS, LOGS + 0.1), ValueError, ["log_y", "sum to 1", "1.105"]),
+        (lambda: am.KL()(np.exp(LOGS), LOGS), ValueError, ["log_x", "log_softmax", "Generalized"]),
+        (lambda: am.divergence("kullback"), ValueError, ["name", "'kullback'", "'kl'"]),
+        (lambda: am.divergence("kl", alpha=1.0), TypeError, ["kl", "'alpha'", "none"]),
+        (lambda: am.divergence("alpha_beta", alpha=1), TypeError, ["alpha_beta", "alpha, beta"]),
+        (lambda: am.divergence("renyi", rho=-1), ValueError, ["rho", "positive", "-1"]),
+        (lambda: am.JensenShannon(1.5), ValueError, ["weight", "[0, 1]", "1.5"]),
+        (lambda: am.SkewKL("a"), TypeError, ["lam", "number", "'a'"]),
+        (lambda: am.Chernoff(1.0), ValueError, ["rho", "(0, 1)", "1.0"]),
+        (lambda: am.Gamma(-1.0), ValueError, ["gamma", "above -1", "-1.0"]),
+        (lambda: am.Tsallis(0.0), ValueError, ["rho", "positive", "0.0"]),
+        (lambda: am.ConcreteScore("z"), ValueError, ["first", "'z'", "'uniform'"]),
+        (lambda: am.FDivergence("u"), TypeError, ["f", "function", "'u'"]),
+        (lambda: am.Dual("kl"), TypeError, ["divergence", "am.KL()", "'kl'"]),
+        (
+            lambda: am.FDivergence(lambda u, xp: xp.erf(u))(LOGS, LOGS),
+            AttributeError,
+            ["erf"],
+        ),
+        (lambda: am.AMiD() * "2", TypeError, ["AMiD"]),
+        (lambda: am.AMiD() * float("nan"), ValueError, ["factor", "finite", "nan"]),
+        (lambda: am.AMiD() + 1, TypeError, ["int"]),
+        (lambda: am.WeightedSum(()), ValueError, ["parts", "()"]),
+        (lambda: am.WeightedSum(((1.0, am.KL()),)), TypeError, ["parts[0]", "loss"]),
+        (lambda: am.AlphaJensenShannon(alpha=float("inf")), ValueError, ["alpha", "finite"]),
+        (
+            lambda: am.AMiD().value_and_grad(LOGS, LOGS, wrt="student"),
+            ValueError,
+            ["wrt", "'student'", "'student_logits'", "'teacher_logits'"],
+        ),
+        (
+            lambda: am.AMiD().value_and_grad(LOGS, LOGS, wrt=("alpha",)),
+            ValueError,
+            ["wrt", "'alpha'"],
+        ),
+        (
+            lambda: am.AMiD(alpha=np.zeros(3))(LOGS, LOGS),
+            ValueError,
+            ["alpha", "broadcast", "(2,)", "(3,)"],
+        ),
+        (
+            lambda: am.AMiD(alpha=torch.zeros(2))(LOGS, LOGS),
+            TypeError,
+            ["alpha", "student_logits", "numpy", "torch"],
         ),
         (
             lambda: am.alpha_mixture(LOGS, LOGS[0], alpha=1.0, lam=0.5),
@@ -184,7 +264,7 @@ def test_messages_are_short_whatever_was_passed():
 
 
 def test_numbers_of_any_library_are_numbers():
-    assert am.AMiD(alpha=np.float32(0.5), lam=torch.tensor(0.5), temperature=jnp.asarray(2)) == (
+    assert am.AMiD(alpha=np.float32(0.5), lam=np.float64(0.5), temperature=jnp.asarray(2)) == (
         am.AMiD(alpha=0.5, lam=0.5, temperature=2.0)
     )
     assert re.fullmatch(r"AMiD\(.*alpha=1.0.*\)", repr(am.AMiD(alpha=1)))

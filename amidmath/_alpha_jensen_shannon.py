@@ -1,0 +1,98 @@
+"""The α-Jensen-Shannon objective: what the assistant itself minimises."""
+
+from dataclasses import dataclass
+
+from amidmath import _checks
+from amidmath._amid import assistant
+from amidmath._assistant import exponent
+from amidmath._loss import Loss
+from amidmath._rows import Block
+from amidmath._simplex import through_normalization
+from amidmath._typing import Array, Namespace, Partials
+from amidmath.divergences import AmariAlpha
+
+
+@dataclass(frozen=True)
+class AlphaJensenShannon(Loss):
+    """α-Jensen-Shannon objective min_r λ D_α(p‖r) + (1-λ) D_α(q‖r), in nats.
+
+    D_α is :class:`AmariAlpha`, and the minimum is at the α-mixture r, so that the objective is the
+    spread of teacher and student around their assistant: (1 - Zᵏ)/(k(1-k)), k = (1-α)/2. α = -1 is
+    the weighted Jensen-Shannon divergence of GKD, α = 1 is -log Z, a Chernoff divergence.
+
+    Source: AMiD (arXiv 2510.15982), internal division; docs: gradients, G9.
+
+    Args:
+        alpha: α, a finite number.
+        lam: λ in [0, 1], the weight of the teacher.
+        temperature: divides both logits, positive.
+
+    Raises:
+        TypeError: an argument that is not a number.
+        ValueError: α not finite, λ outside [0, 1], or a temperature that is not positive.
+
+    Example:
+        >>> import numpy as np, amidmath as am
+        >>> loss = am.AlphaJensenShannon(alpha=-1.0, lam=0.5)
+        >>> value, _ = loss.value_and_grad(np.zeros((1, 4)), np.eye(1, 4))
+        >>> print(f"{value:.6f}")
+        0.027812
+    """
+
+    alpha: float = -1.0
+    lam: float = 0.5
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        set_field = object.__setattr__
+        set_field(self, "alpha", _checks.number("alpha", self.alpha))
+        set_field(self, "lam", _checks.number_in_unit_interval("lam", self.lam))
+        set_field(self, "temperature", _checks.positive("temperature", self.temperature))
+
+    @property
+    def block(self) -> Block:
+        """Rows of logits to rows of values and gradients."""
+        return _Spread(self.alpha, self.lam, self.temperature)
+
+
+@dataclass(frozen=True)
+class _Spread:
+    alpha: float
+    lam: float
+    temperature: float
+
+    def __call__(
+        self, student: Array, teacher: Array, *, needs: tuple[bool, ...], xp: Namespace
+    ) -> tuple[Array, Partials]:
+        """Both divergences, and their direct gradients: r is where they do not change with it."""
+        a = assistant(
+            student / self.temperature,
+            teacher / self.temperature,
+            exponent(self.alpha),
+            self.lam,
+            xp,
+        )
+        if self.lam in (0.0, 1.0):
+            nothing = tuple(
+                xp.zeros_like(x) if n else None
+                for x, n in zip((student, teacher), needs, strict=True)
+            )
+            return xp.zeros_like(student[..., 0]), nothing
+        d = AmariAlpha(self.alpha)
+        total: Array = 0.0
+        grads: list[Array | None] = []
+        for weight, need, log_u, over in (
+            (1.0 - self.lam, needs[0], a.log_q, a.over_q),
+            (self.lam, needs[1], a.log_p, a.over_p),
+        ):
+            value, partials = d.evaluate(log_u, a.log_r, -over, need, xp)
+            total = total + weight * value
+            if partials is None:
+                grads.append(None)
+                continue
+            direct = through_normalization(partials[0], xp.exp(log_u), xp)
+            grads.append(direct * (weight / self.temperature))
+        if a.normalizer is not None:
+            total = xp.where(a.normalizer[0][..., 0], total, xp.inf)
+        return total, tuple(grads)

@@ -1,0 +1,262 @@
+"""What every loss on a pair of logits is: a value a position, reduced, and its gradients."""
+
+import numbers
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+from amidmath import _checks, _dispatch
+from amidmath._rows import Block, RowForm
+from amidmath._typing import Array, Namespace
+
+if TYPE_CHECKING:
+    from amidmath._sums import WeightedSum
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+class Loss(ABC):
+    """A loss of student logits against teacher logits, in nats per position.
+
+    Losses add, and multiply by numbers: ``0.5 * am.AMiD(order="pr") + 0.5 * am.AMiD(order="qr")``.
+    Those whose parameters are numbers are hashable and compare by value.
+    """
+
+    @property
+    @abstractmethod
+    def block(self) -> Block:
+        """Rows of student and teacher logits, then the knobs, to values and gradients."""
+
+    @property
+    def knobs(self) -> dict[str, Array]:
+        """The parameters that are arrays, by name, in the order in which the block takes them."""
+        return {}
+
+    def __call__(
+        self,
+        student_logits: Array,
+        teacher_logits: Array,
+        mask: Array | None = None,
+        reduction: str = "mean",
+        denominator: Any = None,
+    ) -> Array:
+        """The loss of a batch, differentiable with respect to both logits and the array knobs.
+
+        Args:
+            student_logits: shape (..., V), real floating dtype.
+            teacher_logits: shape (..., V), same library and device.
+            mask: shape (...), boolean or 0/1; positions that are False or 0 are left out, and
+                never read. None keeps all.
+            reduction: "mean" over the positions kept, "sum", or "none" for one value a position
+                (0 where left out).
+            denominator: what the sum is divided by instead of the number of positions kept, a
+                number or a scalar array; for "mean" only (gradient accumulation, data parallel).
+
+        Returns:
+            A scalar array, or shape (...) for "none", in float32 (float64 if an input is). 0 when
+            no position is kept.
+
+        Raises:
+            TypeError: not arrays, of different libraries, or of a wrong dtype.
+            ValueError: shapes or devices that differ, an unknown reduction, or a denominator
+                without reduction "mean".
+        """
+        xp, shape, operands, keep = self._operands(student_logits, teacher_logits, mask)
+        scale = _scale(reduction, denominator, operands, keep, xp)
+        masks = () if keep is None else (keep,)
+        form = RowForm(self.block, len(self.knobs), masked=keep is not None)
+        values = _dispatch.apply(form, -1, *operands, *masks)
+        return _reduce(values, scale, reduction, shape, xp)
+
+    @overload
+    def value_and_grad(
+        self,
+        student_logits: Array,
+        teacher_logits: Array,
+        mask: Array | None = None,
+        reduction: str = "mean",
+        denominator: Any = None,
+        *,
+        wrt: str = "student_logits",
+    ) -> tuple[Array, Array]: ...
+
+    @overload
+    def value_and_grad(
+        self,
+        student_logits: Array,
+        teacher_logits: Array,
+        mask: Array | None = None,
+        reduction: str = "mean",
+        denominator: Any = None,
+        *,
+        wrt: tuple[str, ...],
+    ) -> tuple[Array, tuple[Array, ...]]: ...
+
+    def value_and_grad(
+        self,
+        student_logits: Array,
+        teacher_logits: Array,
+        mask: Array | None = None,
+        reduction: str = "mean",
+        denominator: Any = None,
+        *,
+        wrt: str | tuple[str, ...] = "student_logits",
+    ) -> tuple[Array, Any]:
+        """The loss and its gradient with respect to the student logits, on any library.
+
+        Args:
+            student_logits: as for calling the loss; so are the other arguments.
+            teacher_logits: same shape as the student's.
+            mask: positions to keep.
+            reduction: "mean", "sum" or "none".
+            denominator: divides the sum, for "mean".
+            wrt: what to differentiate by: "student_logits", "teacher_logits", or a parameter of
+                the loss that is an array ("alpha", "lam"); or several of them in a tuple.
+
+        Returns:
+            The value, and d value/d ``wrt`` in the shape and dtype of that argument (a tuple of
+            them for a tuple); for "none", the gradient of each position's value.
+
+        Raises:
+            TypeError: as for calling the loss.
+            ValueError: as for calling the loss; also an unknown name in ``wrt``.
+        """
+        xp, shape, operands, keep = self._operands(student_logits, teacher_logits, mask)
+        names = ["student_logits", "teacher_logits", *self.knobs]
+        wanted = (wrt,) if isinstance(wrt, str) else tuple(wrt)
+        for name in wanted:
+            _checks.choice("wrt", name, names)
+        scale = _scale(reduction, denominator, operands, keep, xp)
+        extras = [] if keep is None else [keep]
+        if scale is not None:
+            dtype = _checks.computing_dtype(xp, *operands[:2])
+            extras.append(xp.zeros_like(operands[0][:, 0], dtype=dtype) + scale)
+        form = RowForm(self.block, len(self.knobs), keep is not None, scale is not None)
+        needs = (*(name in wanted for name in names), *(False for _ in extras))
+        values, grads = _dispatch.value_and_partials(form, needs, *operands, *extras)
+        value = _reduce(values, scale, reduction, shape, xp)
+        arrays = (student_logits, teacher_logits, *self.knobs.values())
+        shaped = {
+            name: _unbroadcast(grad, array, shape, xp)
+            if name in self.knobs
+            else xp.reshape(grad, array.shape)
+            for name, array, grad in zip(names, arrays, grads, strict=False)
+            if grad is not None
+        }
+        return value, shaped[wrt] if isinstance(wrt, str) else tuple(shaped[n] for n in wanted)
+
+    def __add__(self, other: "Loss") -> "WeightedSum":
+        """The sum of two losses."""
+        from amidmath._sums import WeightedSum
+
+        if not isinstance(other, Loss):
+            return NotImplemented
+        return WeightedSum((*_parts(self), *_parts(other)))
+
+    def __mul__(self, factor: float) -> "WeightedSum":
+        """The loss times a number."""
+        from amidmath._sums import WeightedSum
+
+        if _checks.is_array(factor) or not isinstance(factor, numbers.Real):
+            return NotImplemented
+        factor = _checks.number("factor", factor)
+        return WeightedSum(tuple((factor * weight, loss) for weight, loss in _parts(self)))
+
+    __rmul__ = __mul__
+
+    def _operands(
+        self, student_logits: Array, teacher_logits: Array, mask: Array | None
+    ) -> tuple[Namespace, tuple[int, ...], tuple[Array, ...], Array | None]:
+        """The library, the shape of the positions, logits and knobs as rows, and the mask."""
+        named = {"student_logits": student_logits, "teacher_logits": teacher_logits}
+        xp = _checks.namespace(**named)
+        _checks.real_floating(xp, **named)
+        _checks.same_shape(**named)
+        _checks.same_device(**named)
+        if student_logits.ndim == 0 or student_logits.shape[-1] == 0:
+            raise ValueError(
+                "student_logits must have a last axis over the vocabulary, "
+                f"got shape {tuple(student_logits.shape)}"
+            )
+        shape = student_logits.shape[:-1]
+        flat = (-1, student_logits.shape[-1])
+        operands = [xp.reshape(student_logits, flat), xp.reshape(teacher_logits, flat)]
+        for name, knob in self.knobs.items():
+            _checks.namespace(student_logits=student_logits, **{name: knob})
+            _checks.same_device(student_logits=student_logits, **{name: knob})
+            rows = _checks.broadcast(name, knob, shape, xp)
+            operands.append(xp.reshape(rows, (-1, 1)))
+        if mask is None:
+            return xp, shape, tuple(operands), None
+        _checks.namespace(student_logits=student_logits, mask=mask)
+        if mask.shape != shape:
+            raise ValueError(
+                f"mask must have the shape of the positions, {tuple(shape)}, "
+                f"got {tuple(mask.shape)}"
+            )
+        _checks.same_device(student_logits=student_logits, mask=mask)
+        if not xp.isdtype(mask.dtype, ("bool", "integral")):
+            raise TypeError(f"mask must be boolean or 0/1 integers, got dtype {mask.dtype}")
+        return xp, shape, tuple(operands), xp.reshape(xp.astype(mask, xp.bool), (-1,))
+
+
+def _parts(loss: Loss) -> Sequence[tuple[float, Loss]]:
+    from amidmath._sums import WeightedSum
+
+    return loss.parts if isinstance(loss, WeightedSum) else ((1.0, loss),)
+
+
+def _unbroadcast(grad: Array, array: Array, shape: tuple[int, ...], xp: Namespace) -> Array:
+    """The gradient of an array from that of its broadcast to the positions."""
+    grad = xp.reshape(grad, shape)
+    missing = len(shape) - array.ndim
+    spread = tuple(range(missing)) + tuple(
+        missing + axis
+        for axis, size in enumerate(array.shape)
+        if size == 1 and shape[missing + axis] != 1
+    )
+    summed = xp.sum(grad, axis=spread) if spread else grad
+    return xp.astype(xp.reshape(summed, array.shape), array.dtype, copy=False)
+
+
+def _scale(
+    reduction: str,
+    denominator: Any,
+    operands: tuple[Array, ...],
+    keep: Array | None,
+    xp: Namespace,
+) -> Array | float | None:
+    """What each position's value counts in the result: 1/denominator, None for 1."""
+    _checks.choice("reduction", reduction, REDUCTIONS)
+    if reduction != "mean":
+        if denominator is not None:
+            raise ValueError(
+                f"denominator goes with reduction 'mean', got reduction {reduction!r} "
+                f"and denominator {denominator!r}"
+            )
+        return None
+    dtype = _checks.computing_dtype(xp, *operands[:2])
+    if denominator is None:
+        if keep is None:
+            return 1.0 / max(1, operands[0].shape[0])
+        count = xp.astype(xp.sum(xp.astype(keep, xp.int32)), dtype)
+        return 1.0 / xp.where(count > 0.0, count, 1.0)
+    if isinstance(denominator, numbers.Real) and not isinstance(denominator, bool):
+        if not float(denominator) > 0.0:
+            raise ValueError(f"denominator must be positive, got {denominator!r}")
+        return 1.0 / float(denominator)
+    _checks.scalar_array(student_logits=operands[0], denominator=denominator)
+    return 1.0 / xp.astype(denominator, dtype)
+
+
+def _reduce(
+    values: Array,
+    scale: Array | float | None,
+    reduction: str,
+    shape: tuple[int, ...],
+    xp: Namespace,
+) -> Array:
+    if reduction == "none":
+        return xp.reshape(values, shape)
+    total = xp.sum(values)
+    return total if scale is None else total * scale

@@ -1,0 +1,237 @@
+"""Closed forms of the f_α-means: values, and derivatives by every source, weight and α."""
+
+import math
+from dataclasses import dataclass
+
+import array_api_compat
+
+from amidmath import _checks
+from amidmath._assistant import (
+    SMALL_POWER,
+    by_alpha,
+    by_lam,
+    exponents,
+    log_mixture_of,
+    mixture_ratios_of,
+)
+from amidmath._pointwise import NEGLIGIBLE, exp_bregman, log_near_one, shared_support, weighted
+from amidmath._typing import Array, Namespace, Partials
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The f_α-mean of K sources along an axis.
+
+    Operands: the sources, then the weights where ``by_weights``, then α where ``k`` is None; all
+    of one number of axes, broadcast against the sources.
+
+    Args:
+        k: the exponent, None for an operand α.
+        weights: the K weights, None for an operand.
+        axis: the axis of the sources.
+        linear: take and give numbers instead of their logarithms.
+    """
+
+    k: float | None
+    weights: tuple[float, ...] | None
+    axis: int
+    linear: bool = False
+
+    def __call__(
+        self, sources: Array, *knobs: Array, needs: tuple[bool, ...], xp: Namespace
+    ) -> tuple[Array, Partials]:
+        """The means, without the axis, and the derivatives asked for; docs: mixtures, M1, M2."""
+        dtype = _checks.computing_dtype(xp, sources)
+        x = xp.astype(sources, dtype, copy=False)
+        remaining = [xp.astype(knob, dtype, copy=False) for knob in knobs]
+        if self.weights is None:
+            raw = remaining.pop(0)
+            total = xp.sum(raw, axis=self.axis, keepdims=True)
+            lam = raw / total
+        else:
+            lam, total = _along(self.weights, x, self.axis, xp), 1.0
+        k = exponents(remaining.pop(0), xp) if self.k is None else self.k
+        lead, d = _to_the_leader(x, lam, k, self.axis, self.linear, xp)
+        shift, pi = _shift(d, lam, k, self.axis, xp)
+        if self.linear:
+            mean = lead * xp.exp(shift)
+            mean = xp.where(lead == 0.0, lead, mean)
+        else:
+            mean = lead + shift
+
+        partials: list[Array] = []
+        if any(needs):
+            over = d - shift  # log(x_j/M)
+            partials = self._partials(mean, over, pi, lam, total, k, xp)
+        value = xp.squeeze(mean, axis=self.axis)
+        operands = (sources, *knobs)
+        return value, _wanted(partials, operands, needs, xp)
+
+    def _partials(
+        self,
+        mean: Array,
+        over: Array,
+        pi: Array,
+        lam: Array,
+        total: Array | float,
+        k: Array | float,
+        xp: Namespace,
+    ) -> list[Array]:
+        scale = mean if self.linear else xp.ones_like(mean)
+        by_source = lam * _power(over, k - 1.0, xp) if self.linear else pi
+        result = [xp.where(lam == 0.0, 0.0, by_source)]
+        if self.weights is None:
+            result.append(weighted(scale, _expm1_quotient(over, k, xp), xp) / total)
+        if self.k is None:
+            result.append(weighted(scale, _by_alpha(over, lam, k, self.axis, xp), xp))
+        return result
+
+
+def _along(weights: tuple[float, ...], like: Array, axis: int, xp: Namespace) -> Array:
+    shape = [1] * like.ndim
+    shape[axis] = len(weights)
+    device = array_api_compat.device(like)
+    return xp.reshape(xp.asarray(weights, dtype=like.dtype, device=device), tuple(shape))
+
+
+def _to_the_leader(
+    x: Array, lam: Array, k: Array | float, axis: int, linear: bool, xp: Namespace
+) -> tuple[Array, Array]:
+    """The source that leads the sum of powers (largest for k >= 0), and every log ratio to it."""
+    up = (1.0 if k >= 0.0 else -1.0) if isinstance(k, float) else xp.where(k >= 0.0, 1.0, -1.0)
+    dropped = lam == 0.0
+    lead = up * xp.max(xp.where(dropped, -xp.inf, up * x), axis=axis, keepdims=True)
+    if not linear:
+        finite = xp.isfinite(lead)
+        return lead, xp.where(finite & ~dropped, x - xp.where(finite, lead, 0.0), 0.0)
+    usable = (lead > 0.0) & xp.isfinite(lead)
+    base = xp.where(usable, lead, 1.0)
+    excess = (x - base) / base
+    near = xp.abs(excess) < 0.5
+    far = xp.log(xp.where(near, 1.0, x)) - xp.log(base)
+    d = xp.where(near, xp.log1p(xp.where(near, excess, 0.0)), far)
+    return lead, xp.where(usable & ~dropped, d, 0.0)
+
+
+def _shift(d: Array, lam: Array, k: Array | float, axis: int, xp: Namespace) -> tuple[Array, Array]:
+    """Log M less the leader's logarithm, and π_j; docs: mixtures, M2."""
+
+    def total(a: Array) -> Array:
+        return xp.sum(a, axis=axis, keepdims=True)
+
+    def geometric() -> tuple[Array, Array]:
+        return total(weighted(lam + xp.zeros_like(d), d, xp)), lam + xp.zeros_like(d)
+
+    def extreme() -> tuple[Array, Array]:
+        tied = xp.where(d == 0.0, lam + xp.zeros_like(d), xp.zeros_like(d))
+        return xp.zeros_like(total(d)), tied / total(tied)
+
+    def power(k: Array | float) -> tuple[Array, Array]:
+        powers = lam * xp.exp(k * d)
+        sums = total(powers)
+        excess = total(lam * xp.expm1(k * d))
+        return log_near_one(excess, xp.log(sums), xp) / k, powers / sums
+
+    if isinstance(k, float):
+        return geometric() if k == 0.0 else extreme() if math.isinf(k) else power(k)
+    flat, sharp = k == 0.0, xp.isinf(k)
+    result = power(xp.where(flat | sharp, 1.0, k))
+    for holds, values in ((flat, geometric()), (sharp, extreme())):
+        result = tuple(xp.where(holds, a, b) for a, b in zip(values, result, strict=True))
+    return result
+
+
+def _power(log_x: Array, c: Array | float, xp: Namespace) -> Array:
+    """x^c from log x, where 0 to the 0 is 1."""
+    zero = c == 0.0
+    if isinstance(zero, bool):
+        return xp.ones_like(log_x) if zero else xp.exp(c * log_x)
+    return xp.where(zero, 1.0, xp.exp(xp.where(zero, 1.0, c) * log_x))
+
+
+def _expm1_quotient(x: Array, k: Array | float, xp: Namespace) -> Array:
+    """E(k, x) = (e^{kx} - 1)/k, x at k = 0, 0 at ±inf; docs: mixtures, M8."""
+    k = xp.zeros_like(x) + k
+    geometric, extreme = xp.abs(k) < NEGLIGIBLE, xp.isinf(k)
+    inside = xp.where(geometric | extreme, 1.0, k)
+    return xp.where(extreme, 0.0, xp.where(geometric, x, xp.expm1(inside * x) / inside))
+
+
+def _by_alpha(over: Array, lam: Array, k: Array | float, axis: int, xp: Namespace) -> Array:
+    """-KL(π‖λ)/(2k²), and -Var_λ(log x)/4 at k = 0; docs: mixtures, M9."""
+    k = xp.zeros_like(xp.max(over, axis=axis, keepdims=True)) + k
+    widest = xp.max(xp.abs(xp.where(lam == 0.0, 0.0, over)), axis=axis, keepdims=True)
+    geometric, extreme = xp.abs(k) * widest < SMALL_POWER, xp.isinf(k)
+    inside = xp.where(geometric | extreme, 1.0, k)
+    z = -inside * over
+    terms = weighted(lam + xp.zeros_like(over), exp_bregman(xp.zeros_like(z), -z, z, xp), xp)
+    power = -0.5 * (xp.sum(terms, axis=axis, keepdims=True) / inside) / inside
+    near = xp.where(geometric, over, 0.0)
+    limit = -0.25 * xp.sum(
+        weighted(lam + xp.zeros_like(over), near * near, xp), axis=axis, keepdims=True
+    )
+    return xp.where(extreme, 0.0, xp.where(geometric, limit, power))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """log r̃ of teacher and student, elementwise; then α where ``k`` is None, λ where ``lam`` is."""
+
+    k: float | None
+    lam: float | None
+
+    def __call__(
+        self, log_p: Array, log_q: Array, *knobs: Array, needs: tuple[bool, ...], xp: Namespace
+    ) -> tuple[Array, Partials]:
+        """Log r̃ and its derivatives; docs: mixtures, M3 to M6, M8, M9."""
+        dtype = _checks.computing_dtype(xp, log_p, log_q)
+        p, q, *remaining = (xp.astype(a, dtype, copy=False) for a in (log_p, log_q, *knobs))
+        k = exponents(remaining.pop(0), xp) if self.k is None else self.k
+        lam = remaining.pop(0) if self.lam is None else self.lam
+        _, _, ratio = shared_support(p, q, p - q, xp)
+        over_p, over_q, pi, w = mixture_ratios_of(ratio, k, lam, xp)
+        value = log_mixture_of(p, q, over_p, over_q, k, lam, xp)
+        partials = [pi, w]
+        if any(needs[2:]):
+            exists = value > -xp.inf
+            if self.k is None:
+                by = by_alpha(k, lam, ratio, over_p, over_q, xp)
+                partials.append(xp.where(exists, by, 0.0))
+            if self.lam is None:
+                partials.append(xp.where(exists, by_lam(k, over_p, over_q, xp), 0.0))
+        return value, _wanted(partials, (log_p, log_q, *knobs), needs, xp)
+
+
+@dataclass(frozen=True)
+class LogTotal:
+    """log Σ exp along an axis."""
+
+    axis: int
+
+    def __call__(
+        self, logs: Array, *, needs: tuple[bool, ...], xp: Namespace
+    ) -> tuple[Array, Partials]:
+        """The logarithm of the total, and each one's share in it."""
+        log_z, shifted = log_sum_exp(logs, self.axis, xp)
+        log_z = xp.squeeze(log_z, axis=self.axis)
+        return log_z, (xp.exp(shifted) if needs[0] else None,)
+
+
+def log_sum_exp(logs: Array, axis: int, xp: Namespace) -> tuple[Array, Array]:
+    """Return log Σ exp along an axis (kept), and logs less it; -inf and -inf if all are."""
+    peak = xp.max(logs, axis=axis, keepdims=True)
+    empty = peak == -xp.inf
+    below = logs - xp.where(empty, 0.0, peak)
+    log_total = xp.log(xp.sum(xp.exp(below), axis=axis, keepdims=True))
+    return peak + xp.where(empty, 0.0, log_total), below - xp.where(empty, 0.0, log_total)
+
+
+def _wanted(
+    partials: list[Array], operands: tuple[Array, ...], needs: tuple[bool, ...], xp: Namespace
+) -> Partials:
+    """Each derivative in its operand's dtype, None where it was not asked for."""
+    filled = partials + [None] * (len(operands) - len(partials))
+    return tuple(
+        xp.astype(partial, operand.dtype, copy=False) if need else None
+        for partial, operand, need in zip(filled, operands, needs, strict=True)
+    )

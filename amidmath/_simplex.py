@@ -1,0 +1,46 @@
+"""Rows of logits and of probabilities: log-softmax of a pair, and derivatives on the simplex."""
+
+from amidmath._mean_forms import log_sum_exp
+from amidmath._pointwise import exp_difference, log_near_one, shared_support
+from amidmath._typing import Array, Namespace
+
+
+def log_softmax_pair(
+    student: Array, teacher: Array, xp: Namespace, difference: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """Return log q, log p, and log(p/q) to the precision of the difference of the logits.
+
+    The difference is that of teacher less student, for callers who know it better.
+
+    The constant in the log ratio comes from two normalisers, each rounded; that it makes Σ(q - p)
+    vanish gives it back to full relative precision. Docs: stable evaluation, S5.
+    """
+    log_zq, log_q = log_sum_exp(student, -1, xp)
+    log_zp, log_p = log_sum_exp(teacher, -1, xp)
+    if difference is None:
+        difference = teacher - student
+    _, _, ratio = shared_support(student, teacher, difference - (log_zp - log_zq), xp)
+    off = xp.sum(exp_difference(log_q, log_p, -ratio, xp), axis=-1, keepdims=True)
+    return log_q, log_p, ratio + xp.log1p(off)
+
+
+def log_normalizer(log_r: Array, log_source: Array, over_source: Array, xp: Namespace) -> Array:
+    """Return log Z of an unnormalised mixture, from its differences to a source (docs: M7)."""
+    excess = xp.sum(exp_difference(log_r, log_source, over_source, xp), axis=-1, keepdims=True)
+    # Z itself may underflow, where teacher and student have almost nothing in common.
+    log_total, _ = log_sum_exp(log_r, -1, xp)
+    return log_near_one(excess, log_total, xp)
+
+
+def through_normalization(by_log: Array, mass: Array, xp: Namespace) -> Array:
+    """Derivatives by unnormalised logarithms: c - x Σc, from those by log x, c.
+
+    Where one outcome has most of the mass, its own entry c(1 - x) - xΣ'c would cancel; taking the
+    multiple of x off c that makes that entry zero changes nothing and leaves sums of the others.
+    Docs: gradients, G5.
+    """
+    dominant = mass > 0.75  # and so only one
+    share = xp.where(dominant, by_log / xp.where(dominant, mass, 1.0), 0.0)
+    level = xp.sum(share, axis=-1, keepdims=True)
+    rest = xp.where(dominant, 0.0, by_log - mass * level)
+    return rest - mass * xp.sum(rest, axis=-1, keepdims=True)

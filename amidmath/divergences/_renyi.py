@@ -1,0 +1,187 @@
+"""Rényi divergence, and those that are multiples of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from amidmath import _checks
+from amidmath._mean_forms import log_sum_exp
+from amidmath._pointwise import (
+    NEGLIGIBLE,
+    exp_difference,
+    exp_quotient,
+    log_near_one,
+    shared_support,
+)
+from amidmath._typing import Array, Namespace
+from amidmath.divergences._base import Divergence
+from amidmath.divergences._power import power_definition, power_mean, power_term
+
+Evaluated = tuple[Array, tuple[Array, Array] | None]
+
+
+def renyi(
+    log_x: Array,
+    log_y: Array,
+    log_ratio: Array,
+    rho: float,
+    one_minus: float,
+    with_partials: bool,
+    xp: Namespace,
+) -> Evaluated:
+    """Rows of the Rényi divergence of order ρ and its partials; docs: divergences, D16, D17.
+
+    Σ x^ρ y^{1-ρ} = 1 + ρ(ρ-1) Σ term, the terms of the power divergence, which keep their
+    precision near x = y; far from there its logarithm is summed directly, and cannot underflow.
+    """
+    absent = (log_x == -xp.inf) & (log_y == -xp.inf)
+    log_x, log_y, log_ratio = shared_support(log_x, log_y, log_ratio, xp)
+    terms = power_term(log_x, log_y, log_ratio, rho, one_minus, xp)
+    power = xp.sum(terms, axis=-1, keepdims=True)
+    mid = power_mean(log_x, log_y, rho, one_minus, xp)
+    if abs(one_minus) < NEGLIGIBLE:
+        log_total, value = xp.zeros_like(power), power
+    else:
+        present = xp.where(absent, -xp.inf, mid)
+        infinite = xp.max(present, axis=-1, keepdims=True) == xp.inf
+        direct, _ = log_sum_exp(xp.where(infinite, 0.0, present), -1, xp)
+        direct = xp.where(infinite, xp.inf, direct)
+        log_total = log_near_one(-rho * one_minus * power, direct, xp)
+        value = log_total / -one_minus
+        # Of nearly equal rows, rounding in -0.25 < ρ(ρ-1) Σ term keeps the sign of the terms.
+    if not with_partials:
+        return value[..., 0], None
+    slope = exp_quotient(mid - log_total, log_x, -one_minus, log_ratio - value, xp)
+    gap = exp_difference(mid - log_total, log_y, rho * log_ratio - log_total, xp)
+    by_x = xp.where(absent, 0.0, rho * slope)
+    return value[..., 0], (by_x, xp.where(absent, 0.0, -gap))
+
+
+@dataclass(frozen=True)
+class Renyi(Divergence):
+    """Rényi divergence log(Σ x^ρ y^{1-ρ})/(ρ - 1) of order ρ > 0, in nats.
+
+    ρ = 1 is KL(x‖y), ρ = ½ is symmetric (twice Bhattacharyya's). dit's
+    ``alpha_divergence``-based Rényi counts in bits.
+
+    Source: van Erven & Harremoës, IEEE Trans. Inf. Theory 60 (2014) 3797; docs: divergences,
+    D16 and D17.
+
+    Args:
+        rho: the order ρ > 0.
+
+    Raises:
+        TypeError: ρ is not a number.
+        ValueError: ρ is not positive and finite.
+
+    Example:
+        >>> import numpy as np, amidmath as am
+        >>> log_x, log_y = np.log([0.5, 0.5]), np.log([0.25, 0.75])
+        >>> print(f"{am.Renyi(2.0)(log_x, log_y):.6f}")
+        0.287682
+    """
+
+    rho: float
+
+    name: ClassVar[str | None] = "renyi"
+    examples: ClassVar[tuple[tuple[Any, ...], ...]] = (
+        *((0.5,), (2.0,), (1.0,), (10.0,), (1e-3,), (1.0 + 1e-9,), (1.0 - 1e-6,)),
+    )
+
+    def __post_init__(self) -> None:
+        """Check the order."""
+        object.__setattr__(self, "rho", _checks.positive("rho", self.rho))
+
+    @staticmethod
+    def definition(x: Sequence[Any], y: Sequence[Any], params: tuple[Any, ...], mp: Any) -> Any:
+        """log(Σ x^ρ y^{1-ρ})/(ρ - 1), and KL at ρ = 1."""
+        rho = mp.mpf(params[0])
+        if rho == 1:
+            return power_definition(x, y, rho, mp)
+        total = mp.fsum(u**rho * v ** (1 - rho) for u, v in zip(x, y, strict=True))
+        return mp.log(total) / (rho - 1)
+
+    def evaluate(
+        self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
+    ) -> Evaluated:
+        """See :func:`renyi`."""
+        return renyi(log_x, log_y, log_ratio, self.rho, 1.0 - self.rho, with_partials, xp)
+
+
+@dataclass(frozen=True)
+class Bhattacharyya(Divergence):
+    """Bhattacharyya distance -log Σ √(xy), in nats: half the Rényi divergence of order ½.
+
+    Source: Bhattacharyya (1943); docs: divergences, D18.
+
+    Example:
+        >>> import numpy as np, amidmath as am
+        >>> log_x, log_y = np.log([0.5, 0.5]), np.log([0.25, 0.75])
+        >>> print(f"{am.Bhattacharyya()(log_x, log_y):.6f}")
+        0.034668
+    """
+
+    name: ClassVar[str | None] = "bhattacharyya"
+
+    @staticmethod
+    def definition(x: Sequence[Any], y: Sequence[Any], params: tuple[Any, ...], mp: Any) -> Any:
+        """-log Σ √(xy)."""
+        return -mp.log(mp.fsum(mp.sqrt(u * v) for u, v in zip(x, y, strict=True)))
+
+    def evaluate(
+        self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
+    ) -> Evaluated:
+        """Half of Rényi's."""
+        return _scaled(0.5, renyi(log_x, log_y, log_ratio, 0.5, 0.5, with_partials, xp))
+
+
+@dataclass(frozen=True)
+class Chernoff(Divergence):
+    """Chernoff ρ-divergence -log Σ x^ρ y^{1-ρ}, in nats: (1-ρ) times Rényi's of order ρ.
+
+    The skew Bhattacharyya distance. Its maximum over ρ is the Chernoff information.
+
+    Source: Chernoff, Ann. Math. Stat. 23 (1952) 493; docs: divergences, D18.
+
+    Args:
+        rho: ρ in (0, 1).
+
+    Raises:
+        TypeError: ρ is not a number.
+        ValueError: ρ lies outside (0, 1).
+
+    Example:
+        >>> import numpy as np, amidmath as am
+        >>> log_x, log_y = np.log([0.5, 0.5]), np.log([0.25, 0.75])
+        >>> print(f"{am.Chernoff(0.5)(log_x, log_y):.6f}")
+        0.034668
+    """
+
+    rho: float = 0.5
+
+    name: ClassVar[str | None] = "chernoff"
+    examples: ClassVar[tuple[tuple[Any, ...], ...]] = ((0.5,), (0.1,), (0.999,), (1e-9,))
+
+    def __post_init__(self) -> None:
+        """Check the exponent."""
+        super().__post_init__()
+        if not 0.0 < self.rho < 1.0:
+            raise ValueError(f"rho must lie in (0, 1), got {self.rho!r}")
+
+    @staticmethod
+    def definition(x: Sequence[Any], y: Sequence[Any], params: tuple[Any, ...], mp: Any) -> Any:
+        """-log Σ x^ρ y^{1-ρ}."""
+        rho = mp.mpf(params[0])
+        return -mp.log(mp.fsum(u**rho * v ** (1 - rho) for u, v in zip(x, y, strict=True)))
+
+    def evaluate(
+        self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
+    ) -> Evaluated:
+        """1 - ρ times Rényi's."""
+        other = 1.0 - self.rho
+        return _scaled(other, renyi(log_x, log_y, log_ratio, self.rho, other, with_partials, xp))
+
+
+def _scaled(factor: float, evaluated: Evaluated) -> Evaluated:
+    value, partials = evaluated
+    return factor * value, partials and (factor * partials[0], factor * partials[1])

@@ -1,0 +1,63 @@
+"""Points of the simplex and vectors at them: what arguments must be, and centring."""
+
+from collections.abc import Callable
+
+from amidmath import _checks
+from amidmath._typing import Array, Namespace
+
+# How far from 1 a sum of probabilities may be: logits are off by far more, logarithms that were
+# rounded to half precision and widened again by less.
+_TOLERANCE = 1e-2
+
+
+def checked(
+    axis: int, points: dict[str, Array], vectors: dict[str, Array] | None = None
+) -> tuple[int, Namespace, tuple[Array, ...]]:
+    """The axis from the front, the library, and the named arrays in their computing dtype.
+
+    Raises:
+        TypeError: not arrays, of different libraries, or not real floating.
+        ValueError: shapes or devices differ, there is no such axis, or it is empty; a point does
+            not sum to 1, where values are at hand.
+    """
+    arrays = points | (vectors or {})
+    xp = _checks.namespace(**arrays)
+    _checks.real_floating(xp, **arrays)
+    _checks.same_shape(**arrays)
+    _checks.same_device(**arrays)
+    first = next(iter(arrays))
+    shape = tuple(arrays[first].shape)
+    axis = _checks.axis_in_range(axis, len(shape), " and ".join(arrays))
+    if shape[axis] == 0:
+        raise ValueError(f"{first} must have an outcome along axis {axis}, got shape {shape}")
+    for name, log_p in points.items():
+        check_normalized(name, log_p, axis, xp)
+    dtype = _checks.computing_dtype(xp, *arrays.values())
+    return axis, xp, tuple(xp.astype(a, dtype, copy=False) for a in arrays.values())
+
+
+def check_normalized(name: str, log_p: Array, axis: int, xp: Namespace) -> None:
+    """Raise ValueError unless the probabilities sum to 1, where values are at hand."""
+    # A rounded logarithm of size s moves its probability by eps·s.
+    allowed = max(_TOLERANCE, 4.0 * float(xp.finfo(log_p.dtype).eps) ** 0.5)
+    wide = xp.astype(log_p, _checks.computing_dtype(xp, log_p), copy=False)
+    total = xp.sum(xp.exp(xp.where(wide <= 1.0, wide, 1.0)), axis=axis)
+    wanted = f"log-probabilities, such as log_softmax(logits): with sum 1 along axis {axis}"
+    _checks.values_hold(name, total, ~(xp.abs(total - 1.0) <= allowed), wanted)
+
+
+def centering(log_p: Array, axis: int, xp: Namespace) -> tuple[Array, Callable[[Array], Array]]:
+    """P, and what takes from a vector its mean under p (docs: geometry, I4).
+
+    To the rounding of the vector's spread rather than of its size: it takes off the mean twice,
+    since the first is rounded in units of the vector and the second in units of what is left.
+    Where p is zero the vector is not read.
+    """
+    p, present = xp.exp(log_p), log_p > -xp.inf
+
+    def centered(u: Array) -> Array:
+        u = xp.where(present, u, 0.0)
+        u = u - xp.sum(p * u, axis=axis, keepdims=True)
+        return u - xp.sum(p * u, axis=axis, keepdims=True)
+
+    return p, centered

@@ -1,0 +1,162 @@
+"""A short certification, and that the certifier finds what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import mpmath
+import numpy as np
+import pytest
+from certify import __main__ as command
+from certify import library, measure, report
+from certify.oracle import Loss, truth
+from certify.subjects import REGISTRY, Point, plan
+
+SEED = 1
+# make certify asks for the same bounds everywhere. Here it is of results that a step of training
+# could notice, at parameters that somebody might choose.
+NOTICEABLE = 1e-6
+LARGEST_ALPHA = 50.0
+
+
+def short_plan():
+    """Two rounds of every kind of divergence, at its first example."""
+    points = plan(SEED, budget=40.0, largest=3)
+    return [p for p in points if p.kind == "mean" or p.params == REGISTRY[p.name].examples[0]]
+
+
+@pytest.fixture(scope="module")
+def records():
+    return [record for point in short_plan() for record in measure.measure(point)]
+
+
+def test_finite_and_not_negative(records):
+    wrong = [report.describe(r) for r in records if r.non_finite or r.negative]
+    assert not wrong, "\n".join(wrong)
+
+
+def is_usual(record):
+    point = record.point
+    if point.kind == "mean":
+        return True
+    alpha = abs(point.alpha)
+    return record.size >= NOTICEABLE and (alpha <= LARGEST_ALPHA or math.isinf(alpha))
+
+
+@pytest.mark.parametrize("kind", report.FAMILIES)
+def test_bounds(records, kind):
+    of_kind = [r for r in records if r.point.kind == kind and is_usual(r)]
+    wrong = [r for r in of_kind if not r.reached]
+    assert len(of_kind) > 20
+    assert not wrong, "\n".join(map(report.describe, wrong))
+
+
+def test_every_divergence_and_dtype_is_planned():
+    points = short_plan()
+    planned = {(p.kind, p.name, p.dtype) for p in points}
+    dtypes = ("float64", "float32", "bfloat16")
+    assert planned >= {(k, n, d) for k in ("divergence", "loss") for n in REGISTRY for d in dtypes}
+    assert points == short_plan()
+
+
+def point(**changes):
+    plain = Point("loss", "kl", "float64", "spread 1", 3, (1,), (), "pr", 0.0, 0.3)
+    return dataclasses.replace(plain, **changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        (lambda a: setattr(a, "value", a.value * (1 + 1e-13)), "error"),
+        (lambda a: setattr(a, "value", a.value * math.nan), "non_finite"),
+        (lambda a: setattr(a, "value", -a.value), "negative"),
+        (lambda a: a.gradients["student_logits"].__imul__(1 + 1e-13), "error"),
+        (lambda a: a.gradients["teacher_logits"].__setitem__(0, math.inf), "non_finite"),
+    ],
+    ids=["value", "NaN", "negative", "gradient", "infinite gradient"],
+)
+def test_a_wrong_answer_is_found(monkeypatch, change, finding):
+    def call(at):
+        answer = library.call(at)
+        change(answer)
+        return answer
+
+    assert all(r.reached for r in measure.measure(point()))
+    monkeypatch.setattr(measure, "call", call)
+    (wrong,) = [r for r in measure.measure(point()) if not r.reached]
+    assert getattr(wrong, finding) > (16 if finding == "error" else 0)
+
+
+def test_a_call_that_raises_is_a_failure(monkeypatch):
+    def call(at):
+        raise ValueError("no")
+
+    monkeypatch.setattr(measure, "call", call)
+    (record,) = measure.measure(point())
+    assert not record.reached
+    assert record.note == "ValueError: no"
+
+
+def exact(*values):
+    return tuple(mpmath.mpf(v) for v in values)
+
+
+def test_oracle_gradient_and_forced_part():
+    """KL(p‖q) at λ = 0: the gradient is q - p, the Hessian diag(q) - qqᵀ."""
+    student, teacher = exact(0, 1, -1), exact(2, 0, 0)
+    loss = Loss(REGISTRY["kl"].definition, (), 3, "pr")
+    deltas = [1e-16, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    rng = np.random.default_rng(0)
+    found = truth(loss, (*student, *teacher, *exact(-1, 0)), deltas, range(3), 1e-300, rng)
+    p, q = ([mpmath.exp(v) for v in row] for row in (teacher, student))
+    p, q = ([v / mpmath.fsum(row) for v in row] for row in (p, q))
+    assert found.value == pytest.approx(
+        float(mpmath.fsum(u * mpmath.log(u / v) for u, v in zip(p, q, strict=True))), rel=1e-14
+    )
+    for i in range(3):
+        assert float(found.gradient[i]) == pytest.approx(float(q[i] - p[i]), rel=1e-13)
+        second = float(q[i] * ((i == 0) - q[0]))
+        assert float(found.forced_gradient[i]) == pytest.approx(1e-16 * abs(second), rel=1e-6)
+    assert float(found.forced_value) == pytest.approx(1e-16 * abs(float(q[0] - p[0])), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "y", "infinite"),
+    [
+        ("kl", (0.0, 0.0), (0.0, -mpmath.inf), True),
+        ("kl", (0.0, -mpmath.inf), (0.0, 0.0), False),
+        ("kl", (0.0, -mpmath.inf), (0.0, -mpmath.inf), False),
+        ("squared_hellinger", (0.0, -mpmath.inf), (-mpmath.inf, 0.0), False),
+        ("bhattacharyya", (0.0, -mpmath.inf), (-mpmath.inf, 0.0), True),
+    ],
+)
+def test_oracle_zeros(name, x, y, infinite):
+    loss = Loss(REGISTRY[name].definition, (), 2)
+    found = truth(loss, exact(*x, *y), [0.0] * 4, [], 1e-300, np.random.default_rng(0))
+    assert (found.value == mpmath.inf) == infinite
+
+
+def test_command_writes_the_report(tmp_path, capsys):
+    out = tmp_path / "accuracy.md"
+    options = ["--budget-minutes", "0.01", "--workers", "1", "--largest", "2"]
+    status = command.main([*options, "--only", "mean log_falpha", "--out", str(out)])
+    assert status == 0
+    text, data = out.read_text(), json.loads(out.with_suffix(".json").read_text())
+    assert "log_falpha_mean | float32" in text
+    assert data["failures"] == []
+    assert {row["dtype"] for row in data["rows"]} == {"float64", "float32", "bfloat16"}
+    assert "beyond their bounds" in capsys.readouterr().out
+    assert command.main([*options, "--only", "no such thing"]) == 2
+
+
+def test_failures_are_listed(monkeypatch, tmp_path, capsys):
+    record = measure.Record(point(), "value", "", 99.0, 50.0, 16.0, size=1.0, note="off")
+    monkeypatch.setattr(command, "measure", lambda _: [record])
+    out = tmp_path / "accuracy.md"
+    options = ["--budget-minutes", "0.01", "--workers", "1", "--only", "mean", "--out", str(out)]
+    assert command.main(options) == 1
+    assert "off by 50 eps of 1" in capsys.readouterr().out
+    assert "**no**, 0.0 %" in out.read_text()
+    assert json.loads(out.with_suffix(".json").read_text())["failures"]
