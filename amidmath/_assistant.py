@@ -49,7 +49,7 @@ def mixture_ratios(log_ratio: Array, k: float, lam: float, xp: Namespace) -> Rat
         return (lam - 1.0) * log_ratio, lam * log_ratio, zero + lam, zero + (1.0 - lam)
     if math.isinf(k):
         return _extreme(log_ratio if k > 0.0 else -log_ratio, log_ratio, lam, xp)
-    return _power(log_ratio, k, lam, xp)
+    return power_ratios(log_ratio, k, lam, 1.0 - lam, xp)
 
 
 def mixture_ratios_of(
@@ -71,7 +71,7 @@ def mixture_ratios_of(
         (none, (-log_ratio, zero, zero, zero + 1.0)),
         (all_of_it, (zero, log_ratio, zero + 1.0, zero)),
     )
-    result = _power(log_ratio, inside, share, xp)
+    result = power_ratios(log_ratio, inside, share, 1.0 - share, xp)
     for holds, values in branches:
         result = tuple(xp.where(holds, a, b) for a, b in zip(values, result, strict=True))
     return result
@@ -85,7 +85,10 @@ def _extreme(signed: Array, log_ratio: Array, lam: Array | float, xp: Namespace)
     return xp.where(p_leads, 0.0, -log_ratio), xp.where(p_leads, log_ratio, 0.0), pi, 1.0 - pi
 
 
-def _power(log_ratio: Array, k: Array | float, lam: Array | float, xp: Namespace) -> Ratios:
+def power_ratios(
+    log_ratio: Array, k: Array | float, lam: Array | float, rest: Array | float, xp: Namespace
+) -> Ratios:
+    """The ratios for a finite k that is not 0 and weights λ and 1 - λ, both given, in (0, 1)."""
     x = k * log_ratio
     p_leads = x > 0.0
     size = xp.abs(x)
@@ -94,17 +97,18 @@ def _power(log_ratio: Array, k: Array | float, lam: Array | float, xp: Namespace
     grown = size > _GROWN
     up = -down / xp.where(grown, 1.0, shrink)
     # total_*: the sum of powers over that source's, where it leads; excess_*: the same minus one.
-    log_total_p = xp.log(lam + (1.0 - lam) * shrink)
-    log_total_q = xp.log((1.0 - lam) + lam * shrink)
-    over_p = log_near_one((1.0 - lam) * xp.where(p_leads, down, up), log_total_p, xp)
+    log_total_p = xp.log(lam + rest * shrink)
+    log_total_q = xp.log(rest + lam * shrink)
+    over_p = log_near_one(rest * xp.where(p_leads, down, up), log_total_p, xp)
     over_q = log_near_one(lam * xp.where(p_leads, up, down), log_total_q, xp)
     # e^size would overflow: the sum of powers over the trailing one is e^size times the other.
     over_p = xp.where(grown & ~p_leads, size + log_total_q, over_p)
     over_q = xp.where(grown & p_leads, size + log_total_p, over_q)
-    total = xp.where(p_leads, lam + (1.0 - lam) * shrink, (1.0 - lam) + lam * shrink)
-    pi = xp.where(p_leads, lam + 0.0 * shrink, lam * shrink) / total
-    w = xp.where(p_leads, (1.0 - lam) * shrink, (1.0 - lam) + 0.0 * shrink) / total
-    return over_p / k, over_q / k, pi, w
+    zero = xp.zeros_like(shrink)
+    first = xp.where(p_leads, lam + zero, lam * shrink)
+    second = xp.where(p_leads, rest * shrink, rest + zero)
+    total = first + second
+    return over_p / k, over_q / k, first / total, second / total
 
 
 def log_mixture(
@@ -138,12 +142,19 @@ def log_mixture_of(
     return xp.where(p_leads, log_p + over_p, log_q + over_q)
 
 
-def by_lam(k: Array | float, over_p: Array, over_q: Array, xp: Namespace) -> Array:
+def by_lam(
+    k: Array | float, lam: Array | float, log_ratio: Array, ratios: Ratios, xp: Namespace
+) -> Array:
     """∂log r̃/∂λ = E(k, log(p/r̃)) - E(k, log(q/r̃)), a sum of two positives (docs: mixtures, M8)."""
-    k = xp.zeros_like(over_p) + k
+    over_p, over_q, pi, w = ratios
+    k, lam = xp.zeros_like(over_p) + k, xp.zeros_like(over_p) + lam
     extreme, geometric = xp.isinf(k), xp.abs(k) < NEGLIGIBLE
     inside = xp.where(extreme | geometric, 1.0, k)
     power = (xp.expm1(-inside * over_p) - xp.expm1(-inside * over_q)) / inside
+    # The same by the weights, where the exponents are large and so is their rounding.
+    apart = (xp.abs(inside * log_ratio) > 1.0) & (lam > 0.0) & (lam < 1.0)
+    share = xp.where(apart, lam, 0.5)
+    power = xp.where(apart, (pi / share - w / (1.0 - share)) / inside, power)
     return xp.where(extreme, 0.0, xp.where(geometric, over_q - over_p, power))
 
 
@@ -156,13 +167,15 @@ def by_alpha(
     xp: Namespace,
 ) -> Array:
     """∂log r̃/∂α = -KL(π‖λ)/(2k²), a sum of two negatives (docs: mixtures, M9)."""
-    k = xp.zeros_like(over_p) + k
+    k, lam = xp.zeros_like(over_p) + k, xp.zeros_like(over_p) + lam
+    mixed = (lam > 0.0) & (lam < 1.0)
+    over_p, over_q = xp.where(mixed, over_p, 0.0), xp.where(mixed, over_q, 0.0)
     extreme, geometric = xp.isinf(k), xp.abs(k * log_ratio) < SMALL_POWER
     inside = xp.where(extreme | geometric, 1.0, k)
     total = lam * _kl_term(inside * over_p, xp) + (1.0 - lam) * _kl_term(inside * over_q, xp)
     power = -0.5 * (total / inside) / inside
-    limit = -0.25 * lam * (1.0 - lam) * xp.where(geometric, log_ratio * log_ratio, 0.0)
-    return xp.where(extreme, 0.0, xp.where(geometric, limit, power))
+    limit = -0.25 * lam * (1.0 - lam) * xp.where(geometric & mixed, log_ratio * log_ratio, 0.0)
+    return xp.where(extreme | ~mixed, 0.0, xp.where(geometric, limit, power))
 
 
 def _kl_term(z: Array, xp: Namespace) -> Array:

@@ -69,6 +69,14 @@ def expm1_quotient(c: float, x: Array, xp: Namespace) -> Array:
     return x if abs(c) < NEGLIGIBLE else xp.expm1(c * x) / c
 
 
+def difference_parts(a: Array, b: Array, xp: Namespace) -> tuple[Array, Array]:
+    """a - b rounded, and what rounding took away: Knuth's exact sum (docs: stable evaluation, S5)."""
+    rounded = a - b
+    back = rounded - a
+    lost = (a - (rounded - back)) - (b + back)
+    return rounded, xp.where(xp.abs(rounded) < xp.inf, lost, 0.0)
+
+
 def weighted(mass: Array, x: Array, xp: Namespace) -> Array:
     """Mass times x, and 0 where there is no mass, though x be infinite."""
     return xp.where(mass != 0.0, mass * xp.where(mass != 0.0, x, 0.0), 0.0)

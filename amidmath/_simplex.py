@@ -1,7 +1,9 @@
 """Rows of logits and of probabilities: log-softmax of a pair, and derivatives on the simplex."""
 
+import array_api_compat
+
 from amidmath._mean_forms import log_sum_exp
-from amidmath._pointwise import exp_difference, log_near_one, shared_support
+from amidmath._pointwise import difference_parts, exp_difference, log_near_one, shared_support
 from amidmath._typing import Array, Namespace
 
 
@@ -10,16 +12,17 @@ def log_softmax_pair(
 ) -> tuple[Array, Array, Array]:
     """Return log q, log p, and log(p/q) to the precision of the difference of the logits.
 
-    The difference is that of teacher less student, for callers who know it better.
-
-    The constant in the log ratio comes from two normalisers, each rounded; that it makes Σ(q - p)
-    vanish gives it back to full relative precision. Docs: stable evaluation, S5.
+    The difference is that of teacher less student, for callers who know it better; otherwise it
+    is taken exactly, wherever the logits lie. The constant in the log ratio comes from two
+    normalisers, each rounded; that it makes Σ(q - p) vanish gives it back to full relative
+    precision. Docs: stable evaluation, S5.
     """
     log_zq, log_q = log_sum_exp(student, -1, xp)
     log_zp, log_p = log_sum_exp(teacher, -1, xp)
+    lost: Array = 0.0
     if difference is None:
-        difference = teacher - student
-    _, _, ratio = shared_support(student, teacher, difference - (log_zp - log_zq), xp)
+        difference, lost = difference_parts(teacher, student, xp)
+    _, _, ratio = shared_support(student, teacher, (difference - (log_zp - log_zq)) + lost, xp)
     off = xp.sum(exp_difference(log_q, log_p, -ratio, xp), axis=-1, keepdims=True)
     return log_q, log_p, ratio + xp.log1p(off)
 
@@ -44,3 +47,21 @@ def through_normalization(by_log: Array, mass: Array, xp: Namespace) -> Array:
     level = xp.sum(share, axis=-1, keepdims=True)
     rest = xp.where(dominant, 0.0, by_log - mass * level)
     return rest - mass * xp.sum(rest, axis=-1, keepdims=True)
+
+
+def top_outcome(logs: Array, xp: Namespace) -> Array:
+    """True at the first of the largest entries of every row, and nowhere else."""
+    index = xp.arange(logs.shape[-1], device=array_api_compat.device(logs))
+    return index == xp.argmax(logs, axis=-1, keepdims=True)
+
+
+def at(top: Array, values: Array, xp: Namespace) -> Array:
+    """The values where ``top`` is true, one a row, kept as a column."""
+    return xp.sum(xp.where(top, values, 0.0), axis=-1, keepdims=True)
+
+
+def anchored(by_log: Array, mass: Array, top: Array, xp: Namespace) -> Array:
+    """c - x c_t/x_t for derivatives c by log x: without the multiple of x that t has."""
+    mass_top = at(top, mass, xp)
+    level = xp.where(mass_top > 0.0, at(top, by_log, xp) / mass_top, 0.0)
+    return xp.where(top & (mass_top > 0.0), 0.0, by_log - mass * level)

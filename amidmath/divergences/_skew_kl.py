@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from amidmath import _checks
-from amidmath._pointwise import exp_bregman, exp_difference
+from amidmath._pointwise import exp_bregman, exp_difference, weighted
 from amidmath.divergences._base import Separable
 from amidmath.divergences._midpoint import midpoint
 
@@ -61,10 +61,12 @@ class SkewKL(_Skew):
     def partials(
         log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any
     ) -> tuple[Any, Any]:
-        """T - h and h: the term T, and h = ((1-λ)y/m)(m - x)."""
-        log_m, over_x, _, _, share_y = midpoint(log_x, log_y, log_ratio, params[0], xp)
-        h = share_y * exp_difference(log_m, log_x, over_x, xp)
-        return exp_bregman(log_m, log_x, over_x, xp) - h, h
+        """X log(x/m) + (λx/m)(m - x) and h = ((1-λ)y/m)(m - x); where x leads, the term less h."""
+        log_m, over_x, _, share_x, share_y = midpoint(log_x, log_y, log_ratio, params[0], xp)
+        gap = exp_difference(log_m, log_x, over_x, xp)
+        h = share_y * gap
+        direct = share_x * gap - weighted(xp.exp(log_x), over_x, xp)
+        return xp.where(share_x > 0.5, exp_bregman(log_m, log_x, over_x, xp) - h, direct), h
 
 
 @dataclass(frozen=True)

@@ -138,25 +138,39 @@ def test_oracle_zeros(name, x, y, infinite):
     assert (found.value == mpmath.inf) == infinite
 
 
-def test_command_writes_the_report(tmp_path, capsys):
+@pytest.fixture
+def outcome(monkeypatch):
+    """What the command finds at every point."""
+
+    def set_outcome(**fields):
+        monkeypatch.setattr(
+            command,
+            "measure",
+            lambda at: [measure.Record(at, "value", "", **{"raw": 1.0, "bound": 16.0, **fields})],
+        )
+
+    return set_outcome
+
+
+OPTIONS = ["--budget-minutes", "0.01", "--workers", "1", "--largest", "2", "--only", "mean log"]
+
+
+def test_command_writes_the_report(outcome, tmp_path, capsys):
+    outcome(error=0.5, size=1.0)
     out = tmp_path / "accuracy.md"
-    options = ["--budget-minutes", "0.01", "--workers", "1", "--largest", "2"]
-    status = command.main([*options, "--only", "mean log_falpha", "--out", str(out)])
-    assert status == 0
-    text, data = out.read_text(), json.loads(out.with_suffix(".json").read_text())
-    assert "log_falpha_mean | float32" in text
+    assert command.main([*OPTIONS, "--out", str(out)]) == 0
+    assert "| log_falpha_mean | float32 | value |" in out.read_text()
+    data = json.loads(out.with_suffix(".json").read_text())
     assert data["failures"] == []
     assert {row["dtype"] for row in data["rows"]} == {"float64", "float32", "bfloat16"}
-    assert "beyond their bounds" in capsys.readouterr().out
-    assert command.main([*options, "--only", "no such thing"]) == 2
+    assert "0 beyond their bounds" in capsys.readouterr().out
+    assert command.main([*OPTIONS, "--only", "no such thing"]) == 2
 
 
-def test_failures_are_listed(monkeypatch, tmp_path, capsys):
-    record = measure.Record(point(), "value", "", 99.0, 50.0, 16.0, size=1.0, note="off")
-    monkeypatch.setattr(command, "measure", lambda _: [record])
+def test_failures_are_listed(outcome, tmp_path, capsys):
+    outcome(error=50.0, size=1.0, note="off")
     out = tmp_path / "accuracy.md"
-    options = ["--budget-minutes", "0.01", "--workers", "1", "--only", "mean", "--out", str(out)]
-    assert command.main(options) == 1
+    assert command.main([*OPTIONS, "--out", str(out)]) == 1
     assert "off by 50 eps of 1" in capsys.readouterr().out
     assert "**no**, 0.0 %" in out.read_text()
     assert json.loads(out.with_suffix(".json").read_text())["failures"]

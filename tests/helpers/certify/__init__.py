@@ -19,8 +19,9 @@ What rounding forces. No algorithm can undo that a logarithm is rounded to the d
 
 the value moves by Σ |∂F/∂i| δᵢ + ½ Σ |∂²F/∂i∂j| δᵢ δⱼ (the second sum is what is left near
 equality, where the first vanishes), and the i-th entry of a gradient by Σⱼ |∂²F/∂i∂j| δⱼ. The
-derivatives are those of F, that is, along the simplex. A mixture or a mean has no such part except
-in log Z, which is as uncertain as the average of what it sums: eps Σ rᵢ |log r̃ᵢ|. Where dividing
+derivatives are those of F, that is, along the simplex. A mixture or a mean is
+allowed eps |log r̃|, which is much where λ^(1/k) is far from both sources, and through log Z the
+average of the same, eps Σ rᵢ |log r̃ᵢ|. Where dividing
 by the temperature rounds, eps |s| / 2 joins δ. Beyond 8 outcomes the sums are estimated: three
 times the largest change under two random choices of the signs of δ.
 The rounded inputs of a divergence have a mass that is not quite 1, which the value and the gradient
@@ -34,8 +35,8 @@ mixture. eps is that of the dtype computed in, float32 for bfloat16 rows.
 
 Zeros. -inf is put in as a probability of 10^-(10^30). If the value grows with a second, far smaller
 zero, it is +inf. Where a zero at α >= 1 leaves the assistant no support the loss is +inf by
-convention. There is no gradient to compare where the loss is infinite, nor at a kink (total
-variation at x = y).
+convention. There is no gradient to compare where the loss is infinite, nor at a kink, nor where
+rounding decides which side of it the rows are on (total variation and distances near x = y).
 """
 
 VALUE_BOUND = 16.0

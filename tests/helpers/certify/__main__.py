@@ -49,7 +49,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--only",
         metavar="PATTERN",
         help="of those points, measure the ones whose description matches the regular expression, "
-        "for example 'loss KL.* float32' or 'seed 0/3/1/1/1'; writes no report without --out",
+        "for example 'loss KL.* float32' or 'seed 0/3/2864434397'; writes no report without --out",
     )
     parser.add_argument("--out", type=Path, help=f"the report, with a JSON next to it ({OUT})")
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (default 0)")

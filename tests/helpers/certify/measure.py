@@ -167,7 +167,7 @@ def _value(point: Point, answer: Answer, expected: Truth) -> Record:
     got = float(answer.value[0])
     wanted = expected.value
     infinite = bool(wanted > _largest(answer))
-    kept = {"point": point, "quantity": "value", "by": "", "bound": VALUE_BOUND}
+    kept: dict[str, Any] = {"point": point, "quantity": "value", "by": "", "bound": VALUE_BOUND}
     if infinite or not np.isfinite(got):
         overflown = wanted != mpmath.inf and got > 0.99 * _largest(answer)
         right = infinite and got > 0 and (np.isinf(got) or overflown)
@@ -203,7 +203,12 @@ def _gradient(
     forced: dict[int, Number],
     softmax: list[Number] | None,
 ) -> Record:
-    kept = {"point": point, "quantity": QUANTITIES[by], "by": by, "bound": GRADIENT_BOUND}
+    kept: dict[str, Any] = {
+        "point": point,
+        "quantity": QUANTITIES[by],
+        "by": by,
+        "bound": GRADIENT_BOUND,
+    }
     largest = max(abs(v) for v in wanted.values())
     if largest > _largest(answer):
         return Record(**kept, raw=0.0, error=0.0, note="beyond the largest number")
@@ -279,8 +284,13 @@ def _worst_entry(
         unit = max(unit, answer.smallest)
         off = float(abs(here - target))
         raw = max(raw, off / unit)
-        rounding = answer.eps / 2 * float(abs(target)) + (answer.smallest if linear else 0.0)
+        # Far from both sources, as λ^(1/k) is, a result is rounded when computed and when kept.
+        rounding = answer.eps * float(abs(target)) * (0.5 if linear else 1.0)
+        rounding += answer.smallest if linear else 0.0
         left = max(0.0, off - forced - rounding) / unit
         if left > worst:
             worst, note = left, f"{float(got):.9g} instead of {mpmath.nstr(target, 9)}"
-    return Record(point, "value", "", raw, worst, MEAN_BOUND, non_finite=non_finite, note=note)
+    size = max((float(abs(v)) for v in wanted if mpmath.isfinite(v)), default=0.0)
+    return Record(
+        *(point, "value", "", raw, worst, MEAN_BOUND), non_finite=non_finite, size=size, note=note
+    )

@@ -198,6 +198,8 @@ def _derivatives(
         for j in free[:n]:
             both = f((i, STEP), (j, STEP))
             second[i, j] = second[j, i] = (both - up[i] - up[j] + here) / STEP**2
+    if _crosses_kink(f, here, deltas, gradient, second):
+        gradient = {}
     spread = {i: mp.fsum(abs(second[i, j]) * deltas[j] for j in free) for i in free}
     result.forced_value = mp.fsum((*forced, *(deltas[i] * spread[i] / 2 for i in free)))
     result.gradient = {i: gradient[i] for i in wanted if i in gradient}
@@ -205,9 +207,28 @@ def _derivatives(
     return result
 
 
+def _crosses_kink(
+    f: _Stepper,
+    here: Number,
+    deltas: Sequence[float],
+    gradient: dict[int, Number],
+    second: dict[tuple[int, int], Number],
+) -> bool:
+    """Whether a kink is so near that rounding decides the side: no parabola over the deltas."""
+    largest = max((abs(v) for v in gradient.values()), default=0)
+    for i in gradient:
+        delta = mpmath.mpf(deltas[i])
+        bend = abs(f((i, delta)) + f((i, -delta)) - 2 * here)
+        parabola = abs(second[i, i]) * delta**2
+        matters = max(bend, parabola) > delta * largest / 1000
+        if matters and not parabola / 2 < bend < 2 * parabola:
+            return True
+    return False
+
+
 def _is_kink(up: Number, here: Number, down: Number) -> bool:
     """Whether the slopes on the two sides differ by more than curvature explains."""
-    return abs(up + down - 2 * here) > STEP * mp.sqrt(STEP) * max(1, abs(here))
+    return bool(abs(up + down - 2 * here) > STEP * mp.sqrt(STEP) * max(1, abs(here)))
 
 
 def _by_nudges(

@@ -47,8 +47,8 @@ in `tests/helpers/certify/__init__.py`.
 
 **Not compared**: the gradients of concrete score matching, which holds its weights constant, but
 for uniform ones, and its values where only one side is zero, which is a convention; gradients where
-the loss is infinite, or has a kink (total variation at x = y); divergences that numbers do not
-describe, such as a Bregman divergence of a given generator.
+the loss is infinite, or has a kink within rounding (total variation and distances near x = y);
+divergences that numbers do not describe, such as a Bregman divergence of a given generator.
 
 "raw" is the worst error as it is, "error" the worst one less its forced part, both in eps of the
 size of the result, which stands in brackets at the point: where it is far below 1, so is the error.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -136,16 +137,21 @@ def cost(point: Point) -> float:
 
 
 def _round(seed: int, turn: int, largest: int) -> Iterator[Point]:
-    for number, (name, params) in enumerate(examples()):
+    for name, params in examples():
         for kind in ("divergence", "loss"):
             for dtype in DTYPES:
-                at = (seed, turn, number, ("divergence", "loss").index(kind), DTYPES.index(dtype))
+                at = (seed, turn, _code(kind, name, *params, dtype))
                 yield _draw(kind, name, params, dtype, at, largest)
-    for number, name in enumerate(MEANS):
+    for name in MEANS:
         for dtype in DTYPES:
             for again in range(4):
-                at = (seed, turn, number, 2 + again, DTYPES.index(dtype))
+                at = (seed, turn, _code("mean", name, dtype, again))
                 yield _draw("mean", name, (), dtype, at, largest)
+
+
+def _code(*what: Any) -> int:
+    """A number that a function keeps when others are added."""
+    return zlib.crc32(repr(what).encode())
 
 
 def _draw(
@@ -167,7 +173,12 @@ def _draw(
     arrays = bool(rng.integers(2)) and 0.0 < lam < 1.0
     if kind == "mean":
         normalize = name == "alpha_mixture" and bool(rng.integers(2))
-        given = {"alpha": alpha, "lam": lam, "as_arrays": arrays, "normalize": normalize}
+        given: dict[str, Any] = {
+            "alpha": alpha,
+            "lam": lam,
+            "as_arrays": arrays,
+            "normalize": normalize,
+        }
         return Point(kind, name, dtype, case, size, at, **given)
     order = ORDERS[rng.integers(len(ORDERS))]
     temperature = TEMPERATURES[rng.integers(len(TEMPERATURES))]
