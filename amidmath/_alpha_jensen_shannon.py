@@ -7,7 +7,7 @@ from amidmath._amid import assistant
 from amidmath._assistant import exponent
 from amidmath._loss import Loss
 from amidmath._rows import Block
-from amidmath._simplex import through_normalization
+from amidmath._simplex import log_softmax_pair, through_normalization
 from amidmath._typing import Array, Namespace, Partials
 from amidmath.divergences import AmariAlpha
 
@@ -66,33 +66,23 @@ class _Spread:
         self, student: Array, teacher: Array, *, needs: tuple[bool, ...], xp: Namespace
     ) -> tuple[Array, Partials]:
         """Both divergences, and their direct gradients: r is where they do not change with it."""
-        a = assistant(
-            student / self.temperature,
-            teacher / self.temperature,
-            exponent(self.alpha),
-            self.lam,
-            xp,
-        )
         if self.lam in (0.0, 1.0):
-            nothing = tuple(
-                xp.zeros_like(x) if n else None
-                for x, n in zip((student, teacher), needs, strict=True)
-            )
+            operands = zip((student, teacher), needs, strict=True)
+            nothing = tuple(xp.zeros_like(x) if need else None for x, need in operands)
             return xp.zeros_like(student[..., 0]), nothing
-        d = AmariAlpha(self.alpha)
+        log_q, log_p, ratio = log_softmax_pair(
+            student / self.temperature, teacher / self.temperature, xp
+        )
+        k = exponent(self.alpha)
         total: Array = 0.0
         grads: list[Array | None] = []
-        for weight, need, log_u, over in (
-            (1.0 - self.lam, needs[0], a.log_q, a.over_q),
-            (self.lam, needs[1], a.log_p, a.over_p),
-        ):
-            value, partials = d.evaluate(log_u, a.log_r, -over, need, xp)
-            total = total + weight * value
+        for weight, need, side in ((1.0 - self.lam, needs[0], "q"), (self.lam, needs[1], "p")):
+            a = assistant(side, log_p, log_q, ratio, k, self.lam, xp)
+            value, partials = AmariAlpha(self.alpha).evaluate(a.log_u, a.log_r, -a.over, need, xp)
+            total = total + weight * xp.where(a.exists, value, xp.inf)
             if partials is None:
                 grads.append(None)
                 continue
-            direct = through_normalization(partials[0], xp.exp(log_u), xp)
+            direct = through_normalization(partials[0], xp.exp(a.log_u), xp)
             grads.append(direct * (weight / self.temperature))
-        if a.normalizer is not None:
-            total = xp.where(a.normalizer[0][..., 0], total, xp.inf)
         return total, tuple(grads)

@@ -1,5 +1,6 @@
 """The AMiD distillation loss: a divergence to or from the α-mixture assistant."""
 
+import math
 from dataclasses import dataclass, field
 
 from amidmath import _checks
@@ -10,11 +11,20 @@ from amidmath._assistant import (
     exponents,
     log_mixture_of,
     mixture_ratios_of,
+    reweighted,
 )
 from amidmath._loss import Loss
 from amidmath._pointwise import weighted
 from amidmath._rows import Block
-from amidmath._simplex import log_normalizer, log_softmax_pair, through_normalization
+from amidmath._simplex import (
+    anchored,
+    at,
+    log_normalizer,
+    log_softmax_pair,
+    project,
+    through_normalization,
+    top_outcome,
+)
 from amidmath._typing import Array, Namespace, Partials
 from amidmath.divergences import KL, Divergence
 
@@ -112,50 +122,83 @@ class AMiD(Loss):
 
 @dataclass(frozen=True)
 class Assistant:
-    """The assistant of rows of logits: what every loss that uses it needs."""
+    """The assistant of rows of logits, as seen from one of its sources u.
 
-    k: Array | float
-    lam: Array | float
-    log_p: Array
-    log_q: Array
+    Args:
+        log_u: log-probabilities of the source.
+        log_r: those of the assistant.
+        over: log(r/u).
+        rise: log(r̃/u) less what it is at the source's top outcome.
+        share: ∂log r̃/∂log u.
+        rest: that of the other source, 1 - share.
+        top: where that outcome is.
+        anchored: whether the other source has it too, so that there is something to compare to.
+        exists: whether there is an assistant, one a row.
+    """
+
+    log_u: Array
     log_r: Array
-    ratio: Array
-    over_p: Array
-    over_q: Array
-    normalizer: tuple[Array, Array] | None
-    pi: Array
-    w: Array
+    over: Array
+    rise: Array
+    share: Array
+    rest: Array
+    top: Array
+    anchored: Array
+    exists: Array
 
 
 def assistant(
-    student: Array, teacher: Array, k: Array | float, lam: Array | float, xp: Namespace
+    side: str,
+    log_p: Array,
+    log_q: Array,
+    ratio: Array,
+    k: Array | float,
+    lam: Array | float,
+    xp: Namespace,
 ) -> Assistant:
-    """Log p, log q, log r, the log ratios r/p and r/q, and the weights; docs: gradients, G1."""
-    log_q, log_p, ratio = log_softmax_pair(student, teacher, xp)
-    over_p, over_q, pi, w = mixture_ratios_of(ratio, k, lam, xp)
-    mixed = log_mixture_of(log_p, log_q, over_p, over_q, k, lam, xp)
-    if isinstance(k, float) and isinstance(lam, float) and (k == 1.0 or lam in (0.0, 1.0)):
-        return Assistant(k, lam, log_p, log_q, mixed, ratio, over_p, over_q, None, pi, w)
-    if isinstance(lam, float):
-        near = (log_q, over_q) if lam < 0.5 else (log_p, over_p)
+    """The α-mixture as seen from p or q, from log p, log q and log(p/q); docs: gradients, G1.
+
+    Everything is relative to the top outcome t of the source u: r̃ᵏ/r̃ₜᵏ = π(p/pₜ)ᵏ + w(q/qₜ)ᵏ with
+    the weights that p and q have there, again a mixture. So log(r/u) keeps its precision also where
+    r is nearly a multiple of u wherever u is. Docs: mixtures, M11.
+    """
+    log_u = log_p if side == "p" else log_q
+    top = top_outcome(log_u, xp)
+    base = at(top, ratio, xp)
+    usable = xp.abs(base) < xp.inf
+    base = xp.where(usable, base, 0.0)
+    over_p, over_q, pi, w = reweighted(ratio, base, k, lam, xp)
+    if side == "p":
+        over, share, rest, pair = over_p, pi, w, (log_p, log_q + base)
     else:
-        near = tuple(xp.where(lam < 0.5, a, b) for a, b in ((log_q, log_p), (over_q, over_p)))
-    log_z = log_normalizer(mixed, *near, xp)
+        over, share, rest, pair = over_q, w, pi, (log_p - base, log_q)
+    log_mixed = log_mixture_of(*pair, over_p, over_q, k, lam, xp)
+    log_z = log_normalizer(log_mixed, log_u, over, xp)
     exists = log_z > -xp.inf
     log_z = xp.where(exists, log_z, 0.0)
     return Assistant(
-        k,
-        lam,
-        log_p,
-        log_q,
-        mixed - log_z,
-        ratio,
-        over_p - log_z,
-        over_q - log_z,
-        (exists, log_z),
-        pi,
-        w,
+        log_u, log_mixed - log_z, over - log_z, over, share, rest, top, usable, exists[..., 0]
     )
+
+
+def others_share(a: Assistant, k: Array | float, xp: Namespace) -> Array:
+    """w̄ r for w̄ = share, less the multiple of u that it is at the top; docs: gradients, G2.
+
+    share·r/u grows as (r̃/u)^{1-k}, which is one number wherever r̃ is a multiple of u.
+    """
+    mass = a.share * xp.exp(a.log_r)
+    if isinstance(k, float) and k == 1.0:
+        return xp.where(a.anchored, 0.0, mass)
+    grown = (1.0 - k) * a.rise if not isinstance(k, float) or math.isfinite(k) else a.rise
+    if isinstance(k, float) and math.isinf(k):
+        return anchored(mass, xp.exp(a.log_u), a.top, xp)
+    at_top = at(a.top, mass, xp)
+    u_top = at(a.top, xp.exp(a.log_u), xp)
+    level = xp.where(a.anchored, at_top / xp.where(u_top > 0.0, u_top, 1.0), 0.0)
+    near = xp.abs(grown) < 1.0
+    close = xp.exp(a.log_u) * level * xp.expm1(xp.where(near, grown, 0.0))
+    far = mass - xp.exp(a.log_u) * level
+    return xp.where(a.anchored, xp.where(near, close, far), mass)
 
 
 @dataclass(frozen=True)
@@ -176,46 +219,94 @@ class AssistantBlock:
         remaining = list(knobs)
         k = exponents(remaining.pop(0), xp) if self.k is None else self.k
         lam = remaining.pop(0) if self.lam is None else self.lam
-        a = assistant(student / self.temperature, teacher / self.temperature, k, lam, xp)
-        source, over = (a.log_p, a.over_p) if "p" in self.order else (a.log_q, a.over_q)
+        log_q, log_p, ratio = log_softmax_pair(
+            student / self.temperature, teacher / self.temperature, xp
+        )
+        mixed = (log_p, log_q, ratio, k, lam, xp)
+        source = "p" if "p" in self.order else "q"
+        a = assistant(source, *mixed)
         assistant_first = self.order[0] == "r"
-        arguments = (a.log_r, source, over) if assistant_first else (source, a.log_r, -over)
+        arguments = (a.log_r, a.log_u, a.over) if assistant_first else (a.log_u, a.log_r, -a.over)
         value, partials = self.divergence.evaluate(*arguments, any(needs), xp)
-        if a.normalizer is not None:
-            value = xp.where(a.normalizer[0][..., 0], value, xp.inf)
+        value = xp.where(a.exists, value, xp.inf)
         if partials is None:
             return value, tuple(None for _ in needs)
-        by_r, by_source = partials if assistant_first else partials[::-1]
-        if self.detached:
-            through_r = xp.zeros_like(by_r)
-        else:
-            through_r = through_normalization(by_r, xp.exp(a.log_r), xp)
+        by_r, by_both = partials[0 if assistant_first else 1], partials[2]
+        r = xp.exp(a.log_r)
+        through_r = through_normalization(by_r, r, xp)
         grads: list[Array | None] = []
-        for need, side, log_side, share in zip(
-            needs[:2], "qp", (a.log_q, a.log_p), (a.w, a.pi), strict=True
-        ):
+        for need, side in zip(needs[:2], "qp", strict=True):
             if not need:
                 grads.append(None)
-                continue
-            c = share * through_r
-            if side in self.order:
-                c = c + by_source
-            grads.append(through_normalization(c, xp.exp(log_side), xp) / self.temperature)
-        return value, (*grads, *self._knob_grads(a, through_r, needs[2:], xp))
+            elif side == source:
+                grads.append(
+                    self._by_source(
+                        a, partials[1 if assistant_first else 0], by_both, by_r, through_r, r, xp
+                    )
+                )
+            else:
+                grads.append(self._by_other(assistant(side, *mixed), by_r, through_r, r, k, xp))
+        scaled = [None if g is None else g / self.temperature for g in grads]
+        return value, (*scaled, *self._knob_grads(k, lam, ratio, through_r, needs[2:], xp))
+
+    def _by_source(
+        self,
+        a: Assistant,
+        by_source: Array,
+        by_both: Array,
+        by_r: Array,
+        through_r: Array,
+        r: Array,
+        xp: Namespace,
+    ) -> Array:
+        """To the logits of the source u that the loss names; docs: gradients, G2, G5.
+
+        Its own part H and share·(G - rΣG) nearly cancel where r is close to u; the sum G + H does
+        not, and leaves the share of the other source.
+        """
+        if self.detached:
+            return through_normalization(by_source, xp.exp(a.log_u), xp)
+        c = by_both - a.rest * through_r - r * xp.sum(by_r, axis=-1, keepdims=True)
+        return through_normalization(c, xp.exp(a.log_u), xp)
+
+    def _by_other(
+        self,
+        a: Assistant,
+        by_r: Array,
+        through_r: Array,
+        r: Array,
+        k: Array | float,
+        xp: Namespace,
+    ) -> Array:
+        """To the logits of the other source, through r alone; docs: gradients, G2, G5."""
+        # Anchored at the top of u, if r is there too; otherwise at the top of r.
+        shared = a.anchored & (at(a.top, r, xp) > 0.25)
+        by_shape = anchored(by_r, r, a.top, xp)
+        relative = xp.where(shared, by_shape, through_r)
+        drift = xp.where(shared, xp.sum(by_shape, axis=-1, keepdims=True), 0.0)
+        c = a.share * relative - others_share(a, k, xp) * drift
+        return project(anchored(c, xp.exp(a.log_u), a.top, xp), xp.exp(a.log_u), xp)
 
     def _knob_grads(
-        self, a: Assistant, through_r: Array, needs: tuple[bool, ...], xp: Namespace
+        self,
+        k: Array | float,
+        lam: Array | float,
+        ratio: Array,
+        through_r: Array,
+        needs: tuple[bool, ...],
+        xp: Namespace,
     ) -> list[Array | None]:
         """∂D/∂α and ∂D/∂λ, one a row; docs: gradients, G7."""
-        log_z = 0.0 if a.normalizer is None else a.normalizer[1]
-        over_p, over_q = a.over_p + log_z, a.over_q + log_z
+        if not any(needs):
+            return [None for _ in needs]
+        ratios = mixture_ratios_of(ratio, k, lam, xp)
         grads: list[Array | None] = []
         asked = list(needs)
         if self.k is None:
-            by = by_alpha(a.k, a.lam, a.ratio, over_p, over_q, xp) if asked.pop(0) else None
+            by = by_alpha(k, lam, ratio, *ratios[:2], xp) if asked.pop(0) else None
             grads.append(by)
         if self.lam is None:
-            grads.append(by_lam(a.k, over_p, over_q, xp) if asked.pop(0) else None)
+            grads.append(by_lam(k, lam, ratio, ratios, xp) if asked.pop(0) else None)
         return [
             None if by is None else xp.sum(weighted(through_r, by, xp), axis=-1, keepdims=True)
             for by in grads

@@ -2,14 +2,14 @@
 
 import math
 
-from amidmath._pointwise import NEGLIGIBLE, exp_bregman, log_near_one
+from amidmath._pointwise import NEGLIGIBLE, exp_bregman
 from amidmath._typing import Array, Namespace
 
 # Beyond this the limit α = ±inf is exact: |log M - limit| <= |log min λ| / |k|, below any eps.
 _INFINITE = 2.0**80
 # Where |k l| is below this, the limit k = 0 of ∂log r̃/∂α is exact, and its square would underflow.
 SMALL_POWER = 1e-17
-# exp(±80) is a normal number in every computing dtype.
+# exp(80) is finite in every computing dtype.
 _GROWN = 80.0
 
 Ratios = tuple[Array, Array, Array, Array]
@@ -25,7 +25,8 @@ def exponent(alpha: float) -> float:
 def exponents(alpha: Array, xp: Namespace) -> Array:
     """The same for an array of α."""
     k = (1.0 - alpha) / 2.0
-    return xp.where(xp.abs(k) >= _INFINITE, xp.where(k > 0.0, xp.inf, xp.zeros_like(k) - xp.inf), k)
+    limit = xp.where(k > 0.0, xp.inf, xp.zeros_like(k) - xp.inf)
+    return xp.where(xp.abs(k) >= _INFINITE, limit, k)
 
 
 def mixture_ratios(log_ratio: Array, k: float, lam: float, xp: Namespace) -> Ratios:
@@ -49,32 +50,41 @@ def mixture_ratios(log_ratio: Array, k: float, lam: float, xp: Namespace) -> Rat
         return (lam - 1.0) * log_ratio, lam * log_ratio, zero + lam, zero + (1.0 - lam)
     if math.isinf(k):
         return _extreme(log_ratio if k > 0.0 else -log_ratio, log_ratio, lam, xp)
-    return power_ratios(log_ratio, k, lam, 1.0 - lam, xp)
+    return power_ratios(log_ratio, k, math.log(lam) - math.log1p(-lam), xp)
 
 
-def mixture_ratios_of(
-    log_ratio: Array, k: Array | float, lam: Array | float, xp: Namespace
-) -> Ratios:
-    """The same where k or λ may be arrays that broadcast with the log ratio."""
-    if isinstance(k, float) and isinstance(lam, float):
-        return mixture_ratios(log_ratio, k, lam, xp)
-    zero = xp.zeros_like(log_ratio)
-    k, lam = zero + k, zero + lam
-    extreme = xp.isinf(k)
-    geometric = k == 0.0
-    inside = xp.where(extreme | geometric, 1.0, k)
-    none, all_of_it = lam == 0.0, lam == 1.0
-    share = xp.where(none | all_of_it, 0.5, lam)
-    branches = (
-        (extreme, _extreme(xp.where(k > 0.0, log_ratio, -log_ratio), log_ratio, share, xp)),
-        (geometric, ((share - 1.0) * log_ratio, share * log_ratio, share, 1.0 - share)),
-        (none, (-log_ratio, zero, zero, zero + 1.0)),
-        (all_of_it, (zero, log_ratio, zero + 1.0, zero)),
+def power_ratios(log_ratio: Array, k: Array | float, odds: Array | float, xp: Namespace) -> Ratios:
+    """The ratios at a finite k that is not 0, by the log odds log(π/w) where p = q.
+
+    With μ the lighter weight there, and y = ±k l growing with it, the sum of powers over the
+    heavier source's is 1 + μ(eʸ - 1) = (1-μ)(1 + e^{y - |odds|}); docs: mixtures, M4.
+    """
+    x = k * log_ratio
+    size = xp.abs(odds + xp.zeros_like(x))
+    q_lighter = odds >= 0.0 * size
+    y = xp.where(q_lighter, -x, x)
+    rest = xp.exp(-size)
+    lighter, log_heavier = rest / (1.0 + rest), -xp.log1p(rest)
+    lead = y - size  # log odds of the lighter source here
+    inside = y < _GROWN
+    excess = lighter * xp.expm1(xp.where(inside, y, 0.0))
+    near = inside & (excess > -0.25) & (excess < 2.0)  # clear of JAX's log1p (see log_near_one)
+    shrunk = xp.exp(-xp.abs(lead))
+    both = log_heavier + xp.log1p(shrunk)
+    log_total = xp.where(
+        near, xp.log1p(xp.where(near, excess, 0.0)), both + xp.where(lead > 0.0, lead, 0.0)
     )
-    result = power_ratios(log_ratio, inside, share, 1.0 - share, xp)
-    for holds, values in branches:
-        result = tuple(xp.where(holds, a, b) for a, b in zip(values, result, strict=True))
-    return result
+    # The same over the lighter source's power.
+    log_other = xp.where(near, log_total - y, both - xp.where(lead > 0.0, size, y))
+    heavy, light = log_total / k, log_other / k
+    minor, major = shrunk / (1.0 + shrunk), 1.0 / (1.0 + shrunk)
+    q_leads = q_lighter == (lead > 0.0)
+    return (
+        xp.where(q_lighter, heavy, light),
+        xp.where(q_lighter, light, heavy),
+        xp.where(q_leads, minor, major),
+        xp.where(q_leads, major, minor),
+    )
 
 
 def _extreme(signed: Array, log_ratio: Array, lam: Array | float, xp: Namespace) -> Ratios:
@@ -85,30 +95,66 @@ def _extreme(signed: Array, log_ratio: Array, lam: Array | float, xp: Namespace)
     return xp.where(p_leads, 0.0, -log_ratio), xp.where(p_leads, log_ratio, 0.0), pi, 1.0 - pi
 
 
-def power_ratios(
-    log_ratio: Array, k: Array | float, lam: Array | float, rest: Array | float, xp: Namespace
+def mixture_ratios_of(
+    log_ratio: Array, k: Array | float, lam: Array | float, xp: Namespace
 ) -> Ratios:
-    """The ratios for a finite k that is not 0 and weights λ and 1 - λ, both given, in (0, 1)."""
-    x = k * log_ratio
-    p_leads = x > 0.0
-    size = xp.abs(x)
-    shrink = xp.exp(-size)
-    down = xp.expm1(-size)
-    grown = size > _GROWN
-    up = -down / xp.where(grown, 1.0, shrink)
-    # total_*: the sum of powers over that source's, where it leads; excess_*: the same minus one.
-    log_total_p = xp.log(lam + rest * shrink)
-    log_total_q = xp.log(rest + lam * shrink)
-    over_p = log_near_one(rest * xp.where(p_leads, down, up), log_total_p, xp)
-    over_q = log_near_one(lam * xp.where(p_leads, up, down), log_total_q, xp)
-    # e^size would overflow: the sum of powers over the trailing one is e^size times the other.
-    over_p = xp.where(grown & ~p_leads, size + log_total_q, over_p)
-    over_q = xp.where(grown & p_leads, size + log_total_p, over_q)
-    zero = xp.zeros_like(shrink)
-    first = xp.where(p_leads, lam + zero, lam * shrink)
-    second = xp.where(p_leads, rest * shrink, rest + zero)
-    total = first + second
-    return over_p / k, over_q / k, first / total, second / total
+    """:func:`mixture_ratios` where k or λ may be arrays that broadcast with the log ratio."""
+    return reweighted(log_ratio, 0.0, k, lam, xp)
+
+
+def reweighted(
+    log_ratio: Array,
+    base: Array | float,
+    k: Array | float,
+    lam: Array | float,
+    xp: Namespace,
+) -> Ratios:
+    """The ratios less what they are where the log ratio is ``base``, and the weights.
+
+    r̃ over its value there is again a mixture, of p and q over theirs, with the weights that they
+    have there: so the differences keep their relative precision. Docs: mixtures, M11.
+
+    Args:
+        log_ratio: l = log p - log q.
+        base: a finite log ratio, a number or one a row.
+        k: the exponent, a number or an array.
+        lam: λ, a number or an array.
+        xp: the namespace that computes.
+    """
+    d = log_ratio - base
+    if isinstance(k, float) and isinstance(lam, float):
+        if math.isinf(k) and 0.0 < lam < 1.0:
+            return _extreme_from(log_ratio, base, k, lam, xp)
+        if k == 0.0 or lam in (0.0, 1.0):
+            return mixture_ratios(d, k, lam, xp)
+        return power_ratios(d, k, math.log(lam) - math.log1p(-lam) + k * base, xp)
+    zero = xp.zeros_like(d)
+    k, lam = zero + k, zero + lam
+    sharp, flat = xp.isinf(k), k == 0.0
+    none, full = lam == 0.0, lam == 1.0
+    share = xp.where(none | full, 0.5, lam)
+    inside = xp.where(sharp | flat, 1.0, k)
+    odds = xp.log(share) - xp.log1p(-share) + inside * base
+    result = power_ratios(d, inside, odds, xp)
+    for holds, values in (
+        (sharp, _extreme_from(log_ratio, base, k, share, xp)),
+        (flat, ((share - 1.0) * d, share * d, share, 1.0 - share)),
+        (none, (-d, zero, zero, zero + 1.0)),
+        (full, (zero, d, zero + 1.0, zero)),
+    ):
+        result = tuple(xp.where(holds, a, b) for a, b in zip(values, result, strict=True))
+    return result
+
+
+def _extreme_from(
+    log_ratio: Array, base: Array | float, k: Array | float, lam: Array | float, xp: Namespace
+) -> Ratios:
+    zero = xp.zeros_like(log_ratio)
+    sign = xp.where(zero + k > 0.0, 1.0, zero - 1.0)
+    base = zero + base
+    there = _extreme(sign * base, base, lam, xp)
+    over_p, over_q, pi, w = _extreme(sign * log_ratio, log_ratio, lam, xp)
+    return over_p - there[0], over_q - there[1], pi, w
 
 
 def log_mixture(
@@ -145,7 +191,7 @@ def log_mixture_of(
 def by_lam(
     k: Array | float, lam: Array | float, log_ratio: Array, ratios: Ratios, xp: Namespace
 ) -> Array:
-    """∂log r̃/∂λ = E(k, log(p/r̃)) - E(k, log(q/r̃)), a sum of two positives (docs: mixtures, M8)."""
+    """∂log r̃/∂λ = E(k, log(p/r̃)) - E(k, log(q/r̃)), of opposite signs (docs: mixtures, M8)."""
     over_p, over_q, pi, w = ratios
     k, lam = xp.zeros_like(over_p) + k, xp.zeros_like(over_p) + lam
     extreme, geometric = xp.isinf(k), xp.abs(k) < NEGLIGIBLE

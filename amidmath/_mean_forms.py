@@ -198,7 +198,9 @@ class Mixture:
                 by = by_alpha(k, lam, ratio, over_p, over_q, xp)
                 partials.append(xp.where(exists, by, 0.0))
             if self.lam is None:
-                partials.append(xp.where(exists, by_lam(k, lam, ratio, (over_p, over_q, pi, w), xp), 0.0))
+                partials.append(
+                    xp.where(exists, by_lam(k, lam, ratio, (over_p, over_q, pi, w), xp), 0.0)
+                )
         return value, _wanted(partials, (log_p, log_q, *knobs), needs, xp)
 
 

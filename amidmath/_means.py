@@ -61,7 +61,8 @@ def falpha_mean(
 ) -> Array:
     """f_α-mean of K non-negative sources, M = (Σ_j λ_j x_jᵏ)^(1/k) with k = (1-α)/2.
 
-    As :func:`log_falpha_mean`, from and to the numbers themselves: right to a few eps of M.
+    As :func:`log_falpha_mean`, from and to the numbers themselves: right to a few
+    eps·(1 + |log(M/x)|) of M, x being the source that leads the mean.
 
     Source: AMiD (arXiv 2510.15982); Amari (2007), α-integration; docs: mixtures, M1 and M10.
 

@@ -58,19 +58,19 @@ def exp_bregman(n: Array, m: Array, z: Array, xp: Namespace) -> Array:
 
 
 def exp_quotient(n: Array, m: Array, g: float, d: Array, xp: Namespace) -> Array:
-    """(eⁿ - eᵐ)/g for n = m + g·d, and its limit eᵐ·d at g = 0."""
+    """(eⁿ - eᵐ)/g for n = m + g·d, and its limit eᵐ·d at g = 0 (docs: stable evaluation, S6)."""
     if abs(g) < NEGLIGIBLE:
         return weighted(xp.exp(m), d, xp)
     return exp_difference(n, m, g * d, xp) / g
 
 
 def expm1_quotient(c: float, x: Array, xp: Namespace) -> Array:
-    """E(c, x) = (e^{cx} - 1)/c, and its limit x at c = 0."""
+    """E(c, x) = (e^{cx} - 1)/c, and its limit x at c = 0 (docs: stable evaluation, S6)."""
     return x if abs(c) < NEGLIGIBLE else xp.expm1(c * x) / c
 
 
 def difference_parts(a: Array, b: Array, xp: Namespace) -> tuple[Array, Array]:
-    """a - b rounded, and what rounding took away: Knuth's exact sum (docs: stable evaluation, S5)."""
+    """Return a - b rounded, and what rounding took away: Knuth's exact sum; docs: S5."""
     rounded = a - b
     back = rounded - a
     lost = (a - (rounded - back)) - (b + back)
@@ -78,7 +78,7 @@ def difference_parts(a: Array, b: Array, xp: Namespace) -> tuple[Array, Array]:
 
 
 def weighted(mass: Array, x: Array, xp: Namespace) -> Array:
-    """Mass times x, and 0 where there is no mass, though x be infinite."""
+    """Mass times x, and 0 where there is no mass, though x be infinite (docs: S6)."""
     return xp.where(mass != 0.0, mass * xp.where(mass != 0.0, x, 0.0), 0.0)
 
 

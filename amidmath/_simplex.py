@@ -42,11 +42,12 @@ def through_normalization(by_log: Array, mass: Array, xp: Namespace) -> Array:
     multiple of x off c that makes that entry zero changes nothing and leaves sums of the others.
     Docs: gradients, G5.
     """
-    dominant = mass > 0.75  # and so only one
-    share = xp.where(dominant, by_log / xp.where(dominant, mass, 1.0), 0.0)
-    level = xp.sum(share, axis=-1, keepdims=True)
-    rest = xp.where(dominant, 0.0, by_log - mass * level)
-    return rest - mass * xp.sum(rest, axis=-1, keepdims=True)
+    return project(anchored(by_log, mass, top_outcome(mass, xp), xp), mass, xp)
+
+
+def project(by_log: Array, mass: Array, xp: Namespace) -> Array:
+    """C - x Σc."""
+    return by_log - mass * xp.sum(by_log, axis=-1, keepdims=True)
 
 
 def top_outcome(logs: Array, xp: Namespace) -> Array:
@@ -61,7 +62,7 @@ def at(top: Array, values: Array, xp: Namespace) -> Array:
 
 
 def anchored(by_log: Array, mass: Array, top: Array, xp: Namespace) -> Array:
-    """c - x c_t/x_t for derivatives c by log x: without the multiple of x that t has."""
+    """C - x c_t/x_t for derivatives c by log x: without the multiple of x that t has."""
     mass_top = at(top, mass, xp)
     level = xp.where(mass_top > 0.0, at(top, by_log, xp) / mass_top, 0.0)
     return xp.where(top & (mass_top > 0.0), 0.0, by_log - mass * level)

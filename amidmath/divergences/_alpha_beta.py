@@ -48,6 +48,11 @@ class AlphaBeta(Separable):
         *((2.0, -0.5), (-0.5, 2.0), (0.7, 1e-9), (0.5, -0.5 + 1e-9), (1e-9, 1e-9)),
     )
 
+    @property
+    def degree(self) -> float:
+        """α + β."""
+        return self.alpha + self.beta
+
     @staticmethod
     def definition(x: Sequence[Any], y: Sequence[Any], params: tuple[Any, ...], mp: Any) -> Any:
         """Cichocki, Cruces & Amari (2011), equations 19 to 24."""
@@ -111,6 +116,11 @@ class Beta(Separable):
     examples: ClassVar[tuple[tuple[Any, ...], ...]] = (
         *((1.0,), (0.5,), (0.0,), (-1.0,), (1e-9,), (-1.0 + 1e-9,)),
     )
+
+    @property
+    def degree(self) -> float:
+        """1 + β."""
+        return 1.0 + self.beta
 
     @staticmethod
     def definition(x: Sequence[Any], y: Sequence[Any], params: tuple[Any, ...], mp: Any) -> Any:

@@ -11,6 +11,9 @@ from amidmath._pointwise import shared_support
 from amidmath._rows import RowForm
 from amidmath._typing import Array, Namespace, Partials
 
+Evaluated = tuple[Array, tuple[Array, Array, Array] | None]
+"""Values, and ∂D/∂log x, ∂D/∂log y and the sum of the two, where they are wanted."""
+
 REGISTRY: dict[str, type["Divergence"]] = {}
 """Divergences by name; a class that sets :attr:`Divergence.name` is in it."""
 
@@ -66,10 +69,14 @@ class Divergence(ABC):
     @abstractmethod
     def evaluate(
         self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
-    ) -> tuple[Array, tuple[Array, Array] | None]:
-        """Rows of D(x‖y) and, if wanted, of the partials, from logarithms and their difference.
+    ) -> Evaluated:
+        """Rows of D(x‖y) and, if wanted, its derivatives, from logarithms and their difference.
 
         For those who know log(x/y) better than by subtraction; unchecked.
+
+        Returns:
+            The values, and ∂D/∂log x, ∂D/∂log y, and their sum, which is small where they cancel
+            and which each divergence knows better than by addition.
         """
 
     def __call__(self, log_x: Array, log_y: Array, axis: int = -1) -> Array:
@@ -143,7 +150,7 @@ class Divergence(ABC):
         self, log_x: Array, log_y: Array, *, needs: tuple[bool, ...], xp: Namespace
     ) -> tuple[Array, Partials]:
         value, partials = self.evaluate(log_x, log_y, log_x - log_y, any(needs), xp)
-        return value, partials or (None, None)
+        return value, (None, None) if partials is None else partials[:2]
 
 
 class Separable(Divergence):
@@ -173,13 +180,22 @@ class Separable(Divergence):
     ) -> tuple[Any, Any]:
         """∂D/∂log x and ∂D/∂log y at one token; the arguments are those of :meth:`term`."""
 
+    @property
+    def degree(self) -> float:
+        """By which power of t the divergence grows when x and y are multiplied by t."""
+        return 1.0
+
     def evaluate(
         self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
-    ) -> tuple[Array, tuple[Array, Array] | None]:
-        """The terms, summed; see :meth:`Divergence.evaluate`."""
+    ) -> Evaluated:
+        """The terms, summed; the sum of the partials is the degree times the term, by Euler."""
         tokens = shared_support(log_x, log_y, log_ratio, xp)
-        value = xp.sum(self.term(*tokens, self.params, xp), axis=-1)
-        return value, self.partials(*tokens, self.params, xp) if with_partials else None
+        terms = self.term(*tokens, self.params, xp)
+        value = xp.sum(terms, axis=-1)
+        if not with_partials:
+            return value, None
+        by_x, by_y = self.partials(*tokens, self.params, xp)
+        return value, (by_x, by_y, self.degree * terms)
 
 
 def divergence(name: str, **params: Any) -> Divergence:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from amidmath._dual import Function
 from amidmath._pointwise import exp_difference, shared_support, weighted
 from amidmath._typing import Array, Namespace
-from amidmath.divergences._base import Divergence
+from amidmath.divergences._base import Divergence, Evaluated
 from amidmath.divergences._generator import Generator
 
 
@@ -61,7 +61,7 @@ class Bregman(Divergence):
 
     def evaluate(
         self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
-    ) -> tuple[Array, tuple[Array, Array] | None]:
+    ) -> Evaluated:
         """The gaps and, for the partials, x(F'(x) - F'(y)) and -y F''(y)(x - y)."""
         log_x, log_y, d = shared_support(log_x, log_y, log_ratio, xp)
         generator = Generator(self.f, self.first, self.second)
@@ -77,4 +77,6 @@ class Bregman(Divergence):
         if not with_partials:
             return value, None
         steep = xp.where(near, step * early, generator.slope(x, xp) - slope_y)
-        return value, (weighted(x, steep, xp), -weighted(y * gap, generator.curvature(y, xp), xp))
+        by_x = weighted(x, steep, xp)
+        by_y = -weighted(y * gap, generator.curvature(y, xp), xp)
+        return value, (by_x, by_y, by_x + by_y)

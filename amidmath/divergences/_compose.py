@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amidmath._typing import Array, Namespace
-from amidmath.divergences._base import Divergence
-
-Evaluated = tuple[Array, tuple[Array, Array] | None]
+from amidmath.divergences._base import Divergence, Evaluated
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Dual(_Of):
     ) -> Evaluated:
         """D's, with everything exchanged."""
         value, partials = self.divergence.evaluate(log_y, log_x, -log_ratio, with_partials, xp)
-        return value, None if partials is None else (partials[1], partials[0])
+        return value, None if partials is None else (partials[1], partials[0], partials[2])
 
 
 @dataclass(frozen=True)
@@ -96,4 +94,7 @@ class Symmetrized(_Of):
         value = 0.5 * there + 0.5 * back
         if partials is None or reverse is None:
             return value, None
-        return value, (0.5 * (partials[0] + reverse[1]), 0.5 * (partials[1] + reverse[0]))
+        by_x, by_y, both = partials
+        back_y, back_x, reverse_both = reverse
+        sums = (by_x + back_x, by_y + back_y, both + reverse_both)
+        return value, (0.5 * sums[0], 0.5 * sums[1], 0.5 * sums[2])

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from amidmath import _checks
 from amidmath._pointwise import weighted
 from amidmath._typing import Array, Namespace
-from amidmath.divergences._base import Divergence
+from amidmath.divergences._base import Divergence, Evaluated
 
 WEIGHTS = ("x", "y", "uniform")
 
@@ -72,7 +72,7 @@ class ConcreteScore(Divergence):
 
     def evaluate(
         self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
-    ) -> tuple[Array, tuple[Array, Array] | None]:
+    ) -> Evaluated:
         """Half of both variances and of the squared difference of the means."""
         absent = (log_x == -xp.inf) & (log_y == -xp.inf)
         ratio = xp.where(absent, 0.0, xp.where(absent, 0.0, log_ratio))
@@ -94,4 +94,4 @@ class ConcreteScore(Divergence):
         if not with_partials:
             return value, None
         by_x = weighted(w1, off2, xp) + weighted(w2, off1, xp)
-        return value, (by_x, -by_x)
+        return value, (by_x, -by_x, xp.zeros_like(by_x))

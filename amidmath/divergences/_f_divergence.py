@@ -7,7 +7,7 @@ from typing import Any
 from amidmath._dual import Function
 from amidmath._pointwise import shared_support, weighted
 from amidmath._typing import Array, Namespace
-from amidmath.divergences._base import Divergence
+from amidmath.divergences._base import Divergence, Evaluated
 from amidmath.divergences._generator import Generator
 
 
@@ -18,7 +18,7 @@ class FDivergence(Divergence):
     f is written over a namespace, ``lambda u, xp: u * xp.log(u)``, so that it runs on any library.
     f(u) - f(1) - f'(1)(u - 1) is what is summed: on distributions the same, less f(1), with terms
     that are non-negative. As u = x/y is formed, ratios beyond the range of the dtype count as 0
-    or ∞. Values and partials are those of the csiszar functions of TFP, which go by log u.
+    or ∞. TFP's csiszar functions give the same values, but for f(1), from functions of log u.
 
     Near x = y the sum is a small difference of large numbers. ``smooth=True`` says that f has two
     continuous derivatives, and then it is computed from the second one, to full precision.
@@ -63,7 +63,7 @@ class FDivergence(Divergence):
 
     def evaluate(
         self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
-    ) -> tuple[Array, tuple[Array, Array] | None]:
+    ) -> Evaluated:
         """Σ y g(u) with g(u) = f(u) - f(1) - f'(1)(u - 1), and x g', y(g - u g')."""
         log_x, log_y, d = shared_support(log_x, log_y, log_ratio, xp)
         generator = Generator(self.f, self.first, self.second)
@@ -88,4 +88,5 @@ class FDivergence(Divergence):
         value = xp.sum(term, axis=-1)
         if not with_partials:
             return value, None
-        return value, (weighted(x, g_slope, xp), weighted(xp.where(infinite, 0.0, y), tilt, xp))
+        by_y = weighted(xp.where(infinite, 0.0, y), tilt, xp)
+        return value, (weighted(x, g_slope, xp), by_y, term)

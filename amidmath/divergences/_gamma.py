@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 from amidmath._simplex import log_softmax_pair, through_normalization
 from amidmath._typing import Array, Namespace
-from amidmath.divergences._base import Divergence
-from amidmath.divergences._renyi import Evaluated, renyi
+from amidmath.divergences._base import Divergence, Evaluated
+from amidmath.divergences._renyi import renyi
 
 
 @dataclass(frozen=True)
@@ -75,4 +75,5 @@ class Gamma(Divergence):
         if partials is None:
             return value / s, None
         by_x = through_normalization(partials[0], xp.exp(log_x), xp)
-        return value / s, (by_x, through_normalization(partials[1], xp.exp(log_y), xp))
+        by_y = through_normalization(partials[1], xp.exp(log_y), xp)
+        return value / s, (by_x, by_y, partials[2])

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from amidmath._pointwise import exp_difference
 from amidmath._typing import Array, Namespace
-from amidmath.divergences._base import Divergence, Separable
+from amidmath.divergences._base import Divergence, Evaluated, Separable
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class FisherRao(Divergence):
 
     def evaluate(
         self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
-    ) -> tuple[Array, tuple[Array, Array] | None]:
+    ) -> Evaluated:
         """4 arcsin(H/2), and the partials of H² times 1/(H √(1 - H²/4))."""
         squared, partials = SquaredHellinger().evaluate(log_x, log_y, log_ratio, with_partials, xp)
         value = 4.0 * xp.asin(0.5 * xp.sqrt(squared))
@@ -82,4 +82,5 @@ class FisherRao(Divergence):
         apart = squared > 0.0
         inside = xp.where(apart, squared, 1.0)
         slope = xp.where(apart, 1.0 / xp.sqrt(inside * (1.0 - 0.25 * inside)), 0.0)[..., None]
-        return value, (slope * partials[0], slope * partials[1])
+        by_x, by_y, both = partials
+        return value, (slope * by_x, slope * by_y, slope * both)

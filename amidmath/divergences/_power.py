@@ -46,7 +46,7 @@ class AmariAlpha(Separable):
 
     α = -1 is KL(x‖y), α = 1 is KL(y‖x), α = 0 twice the squared Hellinger distance. The mixture of
     :func:`amidmath.alpha_mixture` minimises its weighted sum at the same α. Amari's own sign of α
-    is kept; TFP's ``amari_alpha`` and scipy-like texts take the order c = (1-α)/2 instead.
+    is kept, as dit does (in bits); TFP's ``amari_alpha`` takes the order c = (1-α)/2 instead.
 
     Source: Amari (2016), Information Geometry, 3.4; docs: divergences, D14.
 

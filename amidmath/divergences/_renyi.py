@@ -12,12 +12,11 @@ from amidmath._pointwise import (
     exp_quotient,
     log_near_one,
     shared_support,
+    weighted,
 )
 from amidmath._typing import Array, Namespace
-from amidmath.divergences._base import Divergence
+from amidmath.divergences._base import Divergence, Evaluated
 from amidmath.divergences._power import power_definition, power_mean, power_term
-
-Evaluated = tuple[Array, tuple[Array, Array] | None]
 
 
 def renyi(
@@ -48,13 +47,12 @@ def renyi(
         direct = xp.where(infinite, xp.inf, direct)
         log_total = log_near_one(-rho * one_minus * power, direct, xp)
         value = log_total / -one_minus
-        # Of nearly equal rows, rounding in -0.25 < ρ(ρ-1) Σ term keeps the sign of the terms.
     if not with_partials:
         return value[..., 0], None
     slope = exp_quotient(mid - log_total, log_x, -one_minus, log_ratio - value, xp)
     gap = exp_difference(mid - log_total, log_y, rho * log_ratio - log_total, xp)
-    by_x = xp.where(absent, 0.0, rho * slope)
-    return value[..., 0], (by_x, xp.where(absent, 0.0, -gap))
+    both = rho * (terms - weighted(xp.exp(mid - log_total), power, xp))
+    return value[..., 0], tuple(xp.where(absent, 0.0, a) for a in (rho * slope, -gap, both))
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Renyi(Divergence):
     """Rényi divergence log(Σ x^ρ y^{1-ρ})/(ρ - 1) of order ρ > 0, in nats.
 
     ρ = 1 is KL(x‖y), ρ = ½ is symmetric (twice Bhattacharyya's). dit's
-    ``alpha_divergence``-based Rényi counts in bits.
+    ``renyi_divergence`` counts in bits.
 
     Source: van Erven & Harremoës, IEEE Trans. Inf. Theory 60 (2014) 3797; docs: divergences,
     D16 and D17.
@@ -184,4 +182,7 @@ class Chernoff(Divergence):
 
 def _scaled(factor: float, evaluated: Evaluated) -> Evaluated:
     value, partials = evaluated
-    return factor * value, partials and (factor * partials[0], factor * partials[1])
+    if partials is None:
+        return factor * value, None
+    by_x, by_y, both = partials
+    return factor * value, (factor * by_x, factor * by_y, factor * both)
