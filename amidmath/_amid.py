@@ -9,7 +9,7 @@ from amidmath._assistant import (
     by_lam,
     exponent,
     exponents,
-    log_mixture_of,
+    from_the_other,
     mixture_ratios_of,
     reweighted,
 )
@@ -167,12 +167,11 @@ def assistant(
     base = at(top, ratio, xp)
     usable = xp.abs(base) < xp.inf
     base = xp.where(usable, base, 0.0)
-    over_p, over_q, pi, w = reweighted(ratio, base, k, lam, xp)
-    if side == "p":
-        over, share, rest, pair = over_p, pi, w, (log_p, log_q + base)
-    else:
-        over, share, rest, pair = over_q, w, pi, (log_p - base, log_q)
-    log_mixed = log_mixture_of(*pair, over_p, over_q, k, lam, xp)
+    over_p, over_q, pi, w = ratios = reweighted(ratio, base, k, lam, xp)
+    across = from_the_other(side, base, k, lam, ratios, xp)
+    log_v = log_q if side == "p" else log_p
+    over, share, rest = (over_p, pi, w) if side == "p" else (over_q, w, pi)
+    log_mixed = xp.where(share >= rest, log_u + over, log_v + across)
     log_z = log_normalizer(log_mixed, log_u, over, xp)
     exists = log_z > -xp.inf
     log_z = xp.where(exists, log_z, 0.0)
@@ -239,11 +238,8 @@ class AssistantBlock:
             if not need:
                 grads.append(None)
             elif side == source:
-                grads.append(
-                    self._by_source(
-                        a, partials[1 if assistant_first else 0], by_both, by_r, through_r, r, xp
-                    )
-                )
+                by_source = partials[1 if assistant_first else 0]
+                grads.append(self._by_source(a, by_source, by_both, by_r, through_r, r, xp))
             else:
                 grads.append(self._by_other(assistant(side, *mixed), by_r, through_r, r, k, xp))
         scaled = [None if g is None else g / self.temperature for g in grads]
@@ -262,11 +258,16 @@ class AssistantBlock:
         """To the logits of the source u that the loss names; docs: gradients, G2, G5.
 
         Its own part H and share·(G - rΣG) nearly cancel where r is close to u; the sum G + H does
-        not, and leaves the share of the other source.
+        not, and leaves the share of the other source. Whichever has the smaller terms is taken.
         """
         if self.detached:
             return through_normalization(by_source, xp.exp(a.log_u), xp)
-        c = by_both - a.rest * through_r - r * xp.sum(by_r, axis=-1, keepdims=True)
+        total = r * xp.sum(by_r, axis=-1, keepdims=True)
+        near = by_both - a.rest * by_r - a.share * total
+        near_size = xp.abs(by_both) + a.rest * xp.abs(by_r) + a.share * xp.abs(total)
+        far = by_source + a.share * through_r
+        far_size = xp.abs(by_source) + a.share * xp.abs(through_r)
+        c = xp.where(near_size < far_size, near, far)
         return through_normalization(c, xp.exp(a.log_u), xp)
 
     def _by_other(

@@ -146,6 +146,43 @@ def reweighted(
     return result
 
 
+def from_the_other(
+    side: str,
+    base: Array,
+    k: Array | float,
+    lam: Array | float,
+    ratios: Ratios,
+    xp: Namespace,
+) -> Array:
+    """log(r̃/v) less log(r̃/u) at ``base``, for the side u and the other source v.
+
+    The two would cancel in the sum of the reweighted ratio and ``base`` where that is large; the
+    weights know it: r̃ᵏ/vᵏ is the weight of v over its share. Docs: mixtures, M11.
+    """
+    over_p, over_q, pi, w = ratios
+    sign, over, share = (1.0, over_q, w) if side == "p" else (-1.0, over_p, pi)
+    added = over + sign * base
+    numbers = isinstance(k, float) and isinstance(lam, float)
+    if numbers and (k == 0.0 or math.isinf(k) or lam in (0.0, 1.0)):
+        return added
+    usable: Array = True
+    odds = 0.0
+    if numbers:
+        odds = sign * (math.log(lam) - math.log1p(-lam))
+    else:
+        zero = xp.zeros_like(base)
+        k, lam = zero + k, zero + lam
+        usable = (k != 0.0) & ~xp.isinf(k) & (lam > 0.0) & (lam < 1.0)
+        k, lam = xp.where(usable, k, 1.0), xp.where(usable, lam, 0.5)
+        odds = sign * (xp.log(lam) - xp.log1p(-lam))
+    here = odds + sign * k * base
+    log_heavier = -xp.log1p(xp.exp(-xp.abs(here)))
+    log_share = xp.where(here > 0.0, log_heavier, here + log_heavier)
+    apart = (xp.abs(k * base) > 1.0) & (share > 0.25) & usable
+    known = (log_share - odds - xp.log(xp.where(apart, share, 1.0))) / k
+    return xp.where(apart, known, added)
+
+
 def _extreme_from(
     log_ratio: Array, base: Array | float, k: Array | float, lam: Array | float, xp: Namespace
 ) -> Ratios:

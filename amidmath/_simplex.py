@@ -17,14 +17,26 @@ def log_softmax_pair(
     normalisers, each rounded; that it makes Σ(q - p) vanish gives it back to full relative
     precision. Docs: stable evaluation, S5.
     """
-    log_zq, log_q = log_sum_exp(student, -1, xp)
-    log_zp, log_p = log_sum_exp(teacher, -1, xp)
+    (peak_s, log_zq, log_q), (peak_t, log_zp, log_p) = (
+        _log_softmax(logits, xp) for logits in (student, teacher)
+    )
+    peaks, lost_of_peaks = difference_parts(peak_t, peak_s, xp)
     lost: Array = 0.0
     if difference is None:
         difference, lost = difference_parts(teacher, student, xp)
-    _, _, ratio = shared_support(student, teacher, (difference - (log_zp - log_zq)) + lost, xp)
+    centred = (difference - peaks) + (lost - lost_of_peaks)
+    _, _, ratio = shared_support(student, teacher, centred - (log_zp - log_zq), xp)
     off = xp.sum(exp_difference(log_q, log_p, -ratio, xp), axis=-1, keepdims=True)
     return log_q, log_p, ratio + xp.log1p(off)
+
+
+def _log_softmax(logits: Array, xp: Namespace) -> tuple[Array, Array, Array]:
+    """The largest logit, log Σ exp of the logits less it, and the log-probabilities."""
+    peak = xp.max(logits, axis=-1, keepdims=True)
+    peak = xp.where(peak > -xp.inf, peak, 0.0)
+    below = logits - peak
+    log_total = xp.log(xp.sum(xp.exp(below), axis=-1, keepdims=True))
+    return peak, log_total, below - xp.where(log_total > -xp.inf, log_total, 0.0)
 
 
 def log_normalizer(log_r: Array, log_source: Array, over_source: Array, xp: Namespace) -> Array:

@@ -51,7 +51,9 @@ def renyi(
         return value[..., 0], None
     slope = exp_quotient(mid - log_total, log_x, -one_minus, log_ratio - value, xp)
     gap = exp_difference(mid - log_total, log_y, rho * log_ratio - log_total, xp)
-    both = rho * (terms - weighted(xp.exp(mid - log_total), power, xp))
+    small = power < 1.0
+    both = terms - weighted(xp.exp(mid - log_total), xp.where(small, power, 0.0), xp)
+    both = xp.where(small, rho * both, rho * slope - gap)
     return value[..., 0], tuple(xp.where(absent, 0.0, a) for a in (rho * slope, -gap, both))
 
 
