@@ -171,7 +171,9 @@ def assistant(
     across = from_the_other(side, base, k, lam, ratios, xp)
     log_v = log_q if side == "p" else log_p
     over, share, rest = (over_p, pi, w) if side == "p" else (over_q, w, pi)
-    log_mixed = xp.where(share >= rest, log_u + over, log_v + across)
+    # Added up from the source that leads the mean, so that no infinities cancel.
+    leads = ((share >= rest) & (over < xp.inf)) | (across == xp.inf)
+    log_mixed = xp.where(leads, log_u + over, log_v + across)
     log_z = log_normalizer(log_mixed, log_u, over, xp)
     exists = log_z > -xp.inf
     log_z = xp.where(exists, log_z, 0.0)

@@ -225,7 +225,7 @@ def test_dtypes(student, teacher, computed):
     ids=["KL, α=-1", "AB, α=3"],
 )
 def test_no_temporary_is_larger_than_a_chunk(monkeypatch, loss, dtype):
-    """1,200 rows in 100 chunks: the gradient, and some three dozen arrays of a chunk."""
+    """1,200 rows in 100 chunks: the gradient, and some four dozen arrays of a chunk."""
     monkeypatch.setattr(_rows, "CPU_CHUNK", 12_000)
     rng = np.random.default_rng(0)
     student, teacher = rng.normal(size=(2, 1200, 1000)).astype(dtype)
@@ -242,8 +242,8 @@ def test_no_temporary_is_larger_than_a_chunk(monkeypatch, loss, dtype):
         without = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert with_grad <= student.nbytes + 40 * chunk
-    assert without <= 40 * chunk
+    assert with_grad <= student.nbytes + 48 * chunk
+    assert without <= 48 * chunk
 
 
 def test_inputs_are_left_as_they_were(any_library):
