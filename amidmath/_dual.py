@@ -5,6 +5,7 @@ carry a derivative along. Forward differentiation in one line a function, where 
 all arrays share has any. Docs: stable evaluation, S7.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,10 @@ class _Dual:
     def _of(self, value: Any, slope: Any) -> "_Dual":
         return _Dual(value, slope, self.xp)
 
+    def _lift(self, name: str, x: "_Dual") -> "_Dual":
+        lifted: _Dual = getattr(_DualNamespace(self.xp), name)(x)
+        return lifted
+
     def __add__(self, other: Any) -> "_Dual":
         v, s = _parts(other)
         return self._of(self.value + v, self.slope + s)
@@ -73,7 +78,7 @@ class _Dual:
         return self._of(self.value - v, self.slope - s)
 
     def __rsub__(self, other: Any) -> "_Dual":
-        return -self + other
+        return self.__neg__().__add__(other)
 
     def __mul__(self, other: Any) -> "_Dual":
         v, s = _parts(other)
@@ -86,21 +91,19 @@ class _Dual:
         return self._of(self.value / v, (self.slope - self.value / v * s) / v)
 
     def __rtruediv__(self, other: Any) -> "_Dual":
-        return _Dual(other, 0.0, self.xp) / self
+        return self._of(other, 0.0) / self
 
     def __pow__(self, other: Any) -> "_Dual":
         if isinstance(other, _Dual):
-            return _DualNamespace(self.xp).exp(other * _DualNamespace(self.xp).log(self))
+            return self._lift("exp", other * self._lift("log", self))
         lower = self.value ** (other - 1) if other != 0 else 0.0 * self.value
         return self._of(self.value**other, other * lower * self.slope)
 
     def __rpow__(self, other: Any) -> "_Dual":
-        import math
-
-        return _DualNamespace(self.xp).exp(self * math.log(other))
+        return self._lift("exp", self * math.log(other))
 
     def __abs__(self) -> "_Dual":
-        return _DualNamespace(self.xp).abs(self)
+        return self._lift("abs", self)
 
     def __lt__(self, other: Any) -> Any:
         return self.value < _parts(other)[0]

@@ -7,7 +7,7 @@ the whole input there is nothing but the partial derivatives themselves.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import array_api_extra as xpx
 
@@ -68,7 +68,7 @@ class RowForm:
             value, partials = self.chunk(*(a[part, ...] for a in operands), needs=needs, xp=xp)
             values.append(value)
             grads = [
-                None if out is None else xpx.at(out)[part, ...].set(new, copy=False)
+                None if out is None else xpx.at(out)[part, ...].set(cast("Array", new), copy=False)
                 for out, new in zip(grads, partials, strict=True)
             ]
         return xp.concat(values), tuple(grads)

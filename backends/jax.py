@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as xp
+from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
 from amidmath._rows import RowForm, rows_per_chunk
@@ -42,7 +43,7 @@ def _in_chunks(
 
 def at_hand(array: Array) -> bool:
     """Whether the values can be read: on the CPU, and not traced."""
-    return not isinstance(array, jax.core.Tracer) and array.device.platform == "cpu"
+    return not isinstance(array, Tracer) and array.device.platform == "cpu"
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))

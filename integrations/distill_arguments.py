@@ -17,7 +17,7 @@ import amidmath as am
 from amidmath._amid import ORDERS
 from amidmath.integrations.distill_errors import InputError, first_paragraph
 
-DIVERGENCES = ("kl", "reverse_kl", "alpha_beta")
+DIVERGENCES = tuple(sorted(am.divergences.REGISTRY))
 
 # What from_pretrained must not be told here: it would run code, load pickles, or end up in files.
 _REFUSED_INIT = {
@@ -95,11 +95,12 @@ class AMiDConfig(SFTConfig):
         default="kl",
         metadata={"help": "The divergence D of the loss.", "choices": list(DIVERGENCES)},
     )
-    divergence_alpha: float = field(
-        default=0.2, metadata={"help": "First exponent of the alpha_beta divergence."}
-    )
-    divergence_beta: float = field(
-        default=0.7, metadata={"help": "Second exponent of the alpha_beta divergence."}
+    divergence_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Parameters of the divergence, as JSON: "
+            '\'{"alpha": 0.2, "beta": 0.7}\' for alpha_beta.'
+        },
     )
     order: str = field(
         default="pr",
@@ -181,18 +182,25 @@ class AMiDConfig(SFTConfig):
 
     def divergence_object(self) -> am.Divergence:
         """The divergence that the arguments name; raises InputError where they do not fit."""
-        if self.divergence == "kl":
-            return am.KL()
-        if self.divergence == "reverse_kl":
-            return am.ReverseKL()
-        if self.divergence == "alpha_beta":
+        if self.divergence not in DIVERGENCES:
+            raise InputError(
+                f"--divergence must be one of {', '.join(DIVERGENCES)}, got {self.divergence!r}"
+            )
+        kwargs = self.divergence_kwargs or {}
+        if isinstance(kwargs, str):
             try:
-                return am.AlphaBeta(self.divergence_alpha, self.divergence_beta)
-            except (TypeError, ValueError) as error:
-                raise InputError(f"--divergence_{error}") from error
-        raise InputError(
-            f"--divergence must be one of {', '.join(DIVERGENCES)}, got {self.divergence!r}"
-        )
+                kwargs = json.loads(kwargs)
+            except json.JSONDecodeError as error:
+                raise InputError(
+                    f"--divergence_kwargs must be JSON such as '{{\"alpha\": 0.2}}', "
+                    f"got {kwargs!r}: {error}"
+                ) from error
+        if not isinstance(kwargs, dict):
+            raise InputError(f"--divergence_kwargs must be a JSON object, got {kwargs!r}")
+        try:
+            return am.divergence(self.divergence, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"--divergence_kwargs {error}") from error
 
     def loss(self) -> am.AMiD:
         """The loss that the arguments name; raises InputError where they do not fit."""

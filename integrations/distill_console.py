@@ -29,7 +29,8 @@ def describe(loss: am.AMiD) -> str:
     """The loss in one line: which divergence between which distributions."""
     name = type(loss.divergence).__name__
     if loss.divergence.params:
-        name += f"({', '.join(f'{p:g}' for p in loss.divergence.params)})"
+        params = loss.divergence.params
+        name += f"({', '.join(p if isinstance(p, str) else f'{p:g}' for p in params)})"
     order = f"D({loss.order[0]}‖{loss.order[1]})"
     return f"{name} {order}, α = {loss.alpha:g}, λ = {loss.lam:g}, T = {loss.temperature:g}"
 

@@ -245,10 +245,11 @@ def test_concrete_score_is_differentiated_with_its_weights_held(any_library, ora
             return sum(w1[i] * w2[j] * (ratios[i] - ratios[j]) ** 2 for i, j in pairs) / 2
 
         ratios = [a - b for a, b in zip(u, v, strict=True)]
-        wanted = [
-            mpmath.diff(lambda t, i=i: score([*ratios[:i], t, *ratios[i + 1 :]]), ratios[i])
-            for i in range(n)
-        ]
+
+        def moved(t, i, ratios=ratios, score=score):
+            return score([*ratios[:i], t, *ratios[i + 1 :]])
+
+        wanted = [mpmath.diff(functools.partial(moved, i=i), ratios[i]) for i in range(n)]
         scale = max(float(abs(c)) for c in wanted)
         assert (
             oracle.error(any_library.numpy(grads[0])[row], wanted).max()

@@ -129,7 +129,16 @@ def test_files_and_folders(arguments: list[str], ending: str, tmp_path: Path) ->
     "flags",
     [
         ["--divergence", "reverse_kl", "--order", "qr", "--lam", "0.9"],
-        ["--divergence", "alpha_beta", "--order", "rp", "--alpha", "-inf"],
+        [
+            "--divergence",
+            "alpha_beta",
+            "--divergence_kwargs",
+            '{"alpha": 0.2, "beta": 0.7}',
+            "--order",
+            "rp",
+            "--alpha",
+            "-inf",
+        ],
         ["--order", "rq", "--alpha", "1", "--lam", "0.5", "--temperature", "2"],
         ["--packing", "--packing_strategy", "wrapped", "--freeze_embeddings"],
         ["--eval_strategy", "steps", "--eval_steps", "1", "--baseline"],
