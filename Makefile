@@ -8,7 +8,7 @@ EMBEDDED := build/embedded
 RUN := runs/smollm2-amid
 
 .DEFAULT_GOAL := help
-.PHONY: help distill embedded test test-slow lint typecheck package clean
+.PHONY: help distill embedded test test-slow certify lint typecheck package clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ test: $(VENV)/dev.stamp  ## run the tests
 
 test-slow: $(VENV)/dev.stamp $(EMBEDDED)/ready  ## run the tests that need the real teacher
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+certify: $(VENV)/dev.stamp  ## hold values and gradients against mpmath, write docs/accuracy.md
+	PYTHONPATH=tests/helpers $(BIN)/python -m certify $(ARGS)
 
 lint: $(VENV)/dev.stamp  ## ruff: lint and format
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from amidmath import _checks
-from amidmath._amid import assistant
+from amidmath._amid_block import Pair, normalized, seen_from
 from amidmath._assistant import exponent
 from amidmath._loss import Loss
 from amidmath._rows import Block
@@ -73,16 +73,17 @@ class _Spread:
         log_q, log_p, ratio = log_softmax_pair(
             student / self.temperature, teacher / self.temperature, xp
         )
-        k = exponent(self.alpha)
+        pair = Pair(log_p, log_q, ratio, exponent(self.alpha), self.lam)
         total: Array = 0.0
         grads: list[Array | None] = []
         for weight, need, side in ((1.0 - self.lam, needs[0], "q"), (self.lam, needs[1], "p")):
-            a = assistant(side, log_p, log_q, ratio, k, self.lam, xp)
-            value, partials = AmariAlpha(self.alpha).evaluate(a.log_u, a.log_r, -a.over, need, xp)
-            total = total + weight * xp.where(a.exists, value, xp.inf)
+            a = seen_from(side, pair, xp)
+            log_r, over, exists = normalized(a, xp)
+            value, partials = AmariAlpha(self.alpha).evaluate(a.log_u, log_r, -over, need, xp)
+            total = total + weight * xp.where(exists, value, xp.inf)
             if partials is None:
                 grads.append(None)
                 continue
-            direct = through_normalization(partials[0], xp.exp(a.log_u), xp)
+            direct = through_normalization(partials[0], a.u, xp)
             grads.append(direct * (weight / self.temperature))
         return total, tuple(grads)

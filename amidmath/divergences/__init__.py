@@ -38,8 +38,14 @@ from amidmath.divergences._skew_kl import SkewReverseKL as SkewReverseKL
 from amidmath.divergences._total_variation import TotalVariation as TotalVariation
 from amidmath.divergences._triangular import Triangular as Triangular
 
-for _module in pkgutil.iter_modules(__path__, __name__ + "."):
-    importlib.import_module(_module.name)
+
+def find() -> None:
+    """Import every file of this package, so that the divergences in it are in the registry."""
+    for module in pkgutil.iter_modules(__path__, __name__ + "."):
+        importlib.import_module(module.name)
+
+
+find()
 
 
 def __getattr__(attribute: str) -> type[Divergence]:

@@ -1,0 +1,216 @@
+"""Rows of logits to rows of losses and gradients, through the assistant."""
+
+from dataclasses import dataclass
+
+from amidmath._assistant import (
+    by_alpha,
+    by_lam,
+    exponents,
+    from_the_other,
+    mixture_ratios_of,
+    reweighted,
+)
+from amidmath._pointwise import weighted
+from amidmath._simplex import (
+    anchored,
+    at,
+    log_normalizer,
+    log_softmax_pair,
+    project,
+    through_normalization,
+    top_outcome,
+)
+from amidmath._typing import Array, Namespace, Partials
+from amidmath.divergences import Divergence
+
+
+@dataclass(frozen=True)
+class Pair:
+    """log p, log q, log(p/q), and what mixes p and q."""
+
+    log_p: Array
+    log_q: Array
+    ratio: Array
+    k: Array | float
+    lam: Array | float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The unnormalised assistant r̃ as one of its sources, u, sees it; v is the other one.
+
+    Everything is relative to the top outcome t of u: r̃ᵏ/r̃ₜᵏ = π(p/pₜ)ᵏ + w(q/qₜ)ᵏ with the weights
+    that p and q have there, again a mixture. So log(r̃/u) keeps its precision also where r̃ is nearly
+    a multiple of u wherever u is. Docs: mixtures, M11.
+
+    Args:
+        log_u: log-probabilities of the source.
+        log_v: those of the other one.
+        u: probabilities of the source.
+        rise: log(r̃/u) less what it is at t.
+        across: log(r̃/v) less log(r̃/u) at t.
+        share: ∂log r̃/∂log u.
+        rest: that of the other source, 1 - share.
+        top: where t is.
+        shared: whether v has t too, so that there is something to compare to; one a row.
+    """
+
+    log_u: Array
+    log_v: Array
+    u: Array
+    rise: Array
+    across: Array
+    share: Array
+    rest: Array
+    top: Array
+    shared: Array
+
+
+def seen_from(side: str, pair: Pair, xp: Namespace) -> Seen:
+    """What the source "p" or "q" sees; docs: mixtures, M11."""
+    log_u, log_v = (pair.log_p, pair.log_q) if side == "p" else (pair.log_q, pair.log_p)
+    top = top_outcome(log_u, xp)
+    base = at(top, pair.ratio, xp)
+    shared = xp.abs(base) < xp.inf
+    base = xp.where(shared, base, 0.0)
+    ratios = reweighted(pair.ratio, base, pair.k, pair.lam, xp)
+    across = from_the_other(side, base, pair.k, pair.lam, ratios, xp)
+    over_p, over_q, pi, w = ratios
+    rise, share, rest = (over_p, pi, w) if side == "p" else (over_q, w, pi)
+    return Seen(log_u, log_v, xp.exp(log_u), rise, across, share, rest, top, shared)
+
+
+def normalized(a: Seen, xp: Namespace) -> tuple[Array, Array, Array]:
+    """Log r, log(r/u), and whether r exists, one a row; docs: mixtures, M6, M7."""
+    # Added up from the source that leads the mean, so that no infinities cancel.
+    leads = ((a.share >= a.rest) & (a.rise < xp.inf)) | (a.across == xp.inf)
+    log_mixed = xp.where(leads, a.log_u + a.rise, a.log_v + a.across)
+    log_z = log_normalizer(log_mixed, a.log_u, a.rise, xp)
+    exists = log_z > -xp.inf
+    log_z = xp.where(exists, log_z, 0.0)
+    return log_mixed - log_z, a.rise - log_z, exists[..., 0]
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """A divergence's derivatives by log r and, where it names a source, by that; and their sum."""
+
+    r: Array
+    by_r: Array
+    through_r: Array
+    by_source: Array
+    by_both: Array
+
+
+def by_source_logits(a: Seen, d: Derivatives, xp: Namespace) -> Array:
+    """To the logits of the source that the loss names; docs: gradients, G2, G5.
+
+    Its own part H and share·(G - rΣG) nearly cancel where r is close to u; the sum G + H does
+    not, and leaves the share of the other source. Whichever has the smaller terms is taken.
+    """
+    total = d.r * xp.sum(d.by_r, axis=-1, keepdims=True)
+    near = d.by_both - a.rest * d.by_r - a.share * total
+    near_size = xp.abs(d.by_both) + a.rest * xp.abs(d.by_r) + a.share * xp.abs(total)
+    far = d.by_source + a.share * d.through_r
+    far_size = xp.abs(d.by_source) + a.share * xp.abs(d.through_r)
+    return through_normalization(xp.where(near_size < far_size, near, far), a.u, xp)
+
+
+def by_other_logits(a: Seen, d: Derivatives, k: Array | float, xp: Namespace) -> Array:
+    """To the logits of the other source, through r alone; docs: gradients, G2, G5."""
+    # Anchored at the top of u, if r is there too; otherwise at the top of r.
+    there = a.shared & (at(a.top, d.r, xp) > 0.25)
+    by_shape = anchored(d.by_r, d.r, a.top, xp)
+    relative = xp.where(there, by_shape, d.through_r)
+    drift = xp.where(there, xp.sum(by_shape, axis=-1, keepdims=True), 0.0)
+    c = a.share * relative - varying_share(a, d.r, k, xp) * drift
+    return project(anchored(c, a.u, a.top, xp), a.u, xp)
+
+
+def varying_share(a: Seen, r: Array, k: Array | float, xp: Namespace) -> Array:
+    """share·r less the multiple of u that it is at the top; docs: gradients, G5.
+
+    share·r/u grows as (r̃/u)^{1-k}: it is one number at k = 1, and wherever r̃ is a multiple of u.
+    """
+    mass = a.share * r
+    if isinstance(k, float) and k == 1.0:
+        return xp.where(a.shared, 0.0, mass)
+    plain = anchored(mass, a.u, a.top, xp)
+    u_top = at(a.top, a.u, xp)
+    level = at(a.top, mass, xp) / xp.where(u_top > 0.0, u_top, 1.0)
+    k = xp.zeros_like(a.rise) + k
+    finite = xp.abs(k) < xp.inf
+    grown = xp.where(finite, 1.0 - k, 0.0) * xp.where(xp.abs(a.rise) < xp.inf, a.rise, xp.inf)
+    near = finite & (xp.abs(grown) < 1.0)
+    close = a.u * level * xp.expm1(xp.where(near, grown, 0.0))
+    return xp.where(a.shared, xp.where(near, close, plain), mass)
+
+
+@dataclass(frozen=True)
+class AssistantBlock:
+    """Rows of logits, then α where ``k`` is None, λ where ``lam`` is, to values and gradients."""
+
+    k: float | None
+    lam: float | None
+    temperature: float
+    divergence: Divergence
+    order: str
+    detached: bool
+
+    def __call__(
+        self, student: Array, teacher: Array, *knobs: Array, needs: tuple[bool, ...], xp: Namespace
+    ) -> tuple[Array, Partials]:
+        """Docs: gradients, G1 to G6."""
+        remaining = list(knobs)
+        k = exponents(remaining.pop(0), xp) if self.k is None else self.k
+        lam = remaining.pop(0) if self.lam is None else self.lam
+        log_q, log_p, ratio = log_softmax_pair(
+            student / self.temperature, teacher / self.temperature, xp
+        )
+        pair = Pair(log_p, log_q, ratio, k, lam)
+        source = "p" if "p" in self.order else "q"
+        a = seen_from(source, pair, xp)
+        log_r, over, exists = normalized(a, xp)
+        assistant_first = self.order[0] == "r"
+        arguments = (log_r, a.log_u, over) if assistant_first else (a.log_u, log_r, -over)
+        value, partials = self.divergence.evaluate(*arguments, any(needs), xp)
+        value = xp.where(exists, value, xp.inf)
+        if partials is None:
+            return value, tuple(None for _ in needs)
+        by_x, by_y, by_both = partials
+        by_r, by_source = (by_x, by_y) if assistant_first else (by_y, by_x)
+        if self.detached:
+            by_r, by_both = xp.zeros_like(by_r), by_source
+        r = xp.exp(log_r)
+        d = Derivatives(r, by_r, through_normalization(by_r, r, xp), by_source, by_both)
+        grads: list[Array | None] = []
+        for need, side in zip(needs[:2], "qp", strict=True):
+            if not need:
+                grads.append(None)
+                continue
+            if side == source:
+                grad = by_source_logits(a, d, xp)
+            else:
+                grad = by_other_logits(seen_from(side, pair, xp), d, k, xp)
+            grads.append(grad / self.temperature)
+        return value, (*grads, *self._knob_grads(pair, d.through_r, needs[2:], xp))
+
+    def _knob_grads(
+        self, pair: Pair, through_r: Array, needs: tuple[bool, ...], xp: Namespace
+    ) -> list[Array | None]:
+        """∂D/∂α and ∂D/∂λ, one a row; docs: gradients, G7."""
+        if not any(needs):
+            return [None for _ in needs]
+        k, lam, ratio = pair.k, pair.lam, pair.ratio
+        ratios = mixture_ratios_of(ratio, k, lam, xp)
+        grads: list[Array | None] = []
+        asked = list(needs)
+        if self.k is None:
+            by = by_alpha(k, lam, ratio, *ratios[:2], xp) if asked.pop(0) else None
+            grads.append(by)
+        if self.lam is None:
+            grads.append(by_lam(k, lam, ratio, ratios, xp) if asked.pop(0) else None)
+        return [
+            None if by is None else xp.sum(weighted(through_r, by, xp), axis=-1, keepdims=True)
+            for by in grads
+        ]
