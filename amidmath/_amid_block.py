@@ -102,17 +102,19 @@ class Derivatives:
     by_both: Array
 
 
-def by_source_logits(a: Seen, d: Derivatives, xp: Namespace) -> Array:
+def by_source_logits(a: Seen, d: Derivatives, k: Array | float, xp: Namespace) -> Array:
     """To the logits of the source that the loss names; docs: gradients, G2, G5.
 
     Its own part H and share·(G - rΣG) nearly cancel where r is close to u; the sum G + H does
     not, and leaves the share of the other source. Whichever has the smaller terms is taken.
     """
-    total = d.r * xp.sum(d.by_r, axis=-1, keepdims=True)
-    near = d.by_both - a.rest * d.by_r - a.share * total
-    near_size = xp.abs(d.by_both) + a.rest * xp.abs(d.by_r) + a.share * xp.abs(total)
-    far = d.by_source + a.share * d.through_r
-    far_size = xp.abs(d.by_source) + a.share * xp.abs(d.through_r)
+    total = xp.sum(d.by_r, axis=-1, keepdims=True)
+    varying, level = varying_share(a, d.r, k, xp)
+    moving, multiple = varying * total, a.u * level * total
+    near = d.by_both - a.rest * d.by_r - moving
+    near_size = xp.abs(d.by_both) + a.rest * xp.abs(d.by_r) + xp.abs(moving)
+    far = d.by_source + a.share * d.through_r + multiple
+    far_size = xp.abs(d.by_source) + a.share * xp.abs(d.through_r) + xp.abs(multiple)
     return through_normalization(xp.where(near_size < far_size, near, far), a.u, xp)
 
 
@@ -123,27 +125,28 @@ def by_other_logits(a: Seen, d: Derivatives, k: Array | float, xp: Namespace) ->
     by_shape = anchored(d.by_r, d.r, a.top, xp)
     relative = xp.where(there, by_shape, d.through_r)
     drift = xp.where(there, xp.sum(by_shape, axis=-1, keepdims=True), 0.0)
-    c = a.share * relative - varying_share(a, d.r, k, xp) * drift
-    return project(anchored(c, a.u, a.top, xp), a.u, xp)
+    varying, _ = varying_share(a, d.r, k, xp)
+    return project(anchored(a.share * relative - varying * drift, a.u, a.top, xp), a.u, xp)
 
 
-def varying_share(a: Seen, r: Array, k: Array | float, xp: Namespace) -> Array:
-    """share·r less the multiple of u that it is at the top; docs: gradients, G5.
+def varying_share(a: Seen, r: Array, k: Array | float, xp: Namespace) -> tuple[Array, Array]:
+    """share·r as a varying part and a multiple of u, that at the top; docs: gradients, G5.
 
     share·r/u grows as (r̃/u)^{1-k}: it is one number at k = 1, and wherever r̃ is a multiple of u.
     """
     mass = a.share * r
-    if isinstance(k, float) and k == 1.0:
-        return xp.where(a.shared, 0.0, mass)
-    plain = anchored(mass, a.u, a.top, xp)
     u_top = at(a.top, a.u, xp)
     level = at(a.top, mass, xp) / xp.where(u_top > 0.0, u_top, 1.0)
+    level = xp.where(a.shared, level, 0.0)
+    if isinstance(k, float) and k == 1.0:
+        return xp.where(a.shared, 0.0, mass), level
+    plain = xp.where(a.top & a.shared, 0.0, mass - a.u * level)
     k = xp.zeros_like(a.rise) + k
     finite = xp.abs(k) < xp.inf
     grown = xp.where(finite, 1.0 - k, 0.0) * xp.where(xp.abs(a.rise) < xp.inf, a.rise, xp.inf)
     near = finite & (xp.abs(grown) < 1.0)
     close = a.u * level * xp.expm1(xp.where(near, grown, 0.0))
-    return xp.where(a.shared, xp.where(near, close, plain), mass)
+    return xp.where(a.shared & near, close, plain), level
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,7 @@ class AssistantBlock:
                 grads.append(None)
                 continue
             if side == source:
-                grad = by_source_logits(a, d, xp)
+                grad = by_source_logits(a, d, k, xp)
             else:
                 grad = by_other_logits(seen_from(side, pair, xp), d, k, xp)
             grads.append(grad / self.temperature)
@@ -210,7 +213,15 @@ class AssistantBlock:
             grads.append(by)
         if self.lam is None:
             grads.append(by_lam(k, lam, ratio, ratios, xp) if asked.pop(0) else None)
-        return [
-            None if by is None else xp.sum(weighted(through_r, by, xp), axis=-1, keepdims=True)
-            for by in grads
-        ]
+        # What all outcomes share drops out, as Σ through_r = 0; without it rounding does too.
+        top = top_outcome(xp.abs(through_r), xp)
+        result: list[Array | None] = []
+        for by in grads:
+            if by is None:
+                result.append(None)
+                continue
+            level = at(top, by, xp)
+            level = xp.where(xp.abs(level) < xp.inf, level, 0.0)
+            varying = weighted(through_r, by - level, xp)
+            result.append(xp.sum(varying, axis=-1, keepdims=True))
+        return result

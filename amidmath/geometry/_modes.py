@@ -41,7 +41,7 @@ def overlap(log_p: Array, log_q: Array, axis: int = -1) -> Array:
 
 
 class ModeReport(NamedTuple):
-    """What α and λ make of a teacher p and a student q; made by :func:`mode_report` (docs: geometry, I10).
+    """What α and λ make of a teacher p and a student q; made by :func:`mode_report`; docs: I10.
 
     The first two have the shape of the distributions, the others that shape without the outcomes.
 

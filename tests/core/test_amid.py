@@ -165,6 +165,18 @@ def test_detached_assistant(library, case, oracle, divergence, order):
     assert not failures, "\n".join(failures)
 
 
+def test_a_detached_assistant_passes_nothing_on(any_library):
+    """Neither to the teacher nor to α and λ: r is a constant."""
+    student, teacher = (any_library.array(a) for a in logits(any_library.dtype))
+    knob = any_library.array([0.3] * 4)
+    loss = am.AMiD(order="qr", alpha=knob, lam=knob, detach_assistant=True)
+    _, grads = loss.value_and_grad(
+        student, teacher, reduction="none", wrt=("teacher_logits", "alpha", "lam")
+    )
+    for grad in grads:
+        np.testing.assert_array_equal(any_library.numpy(grad), 0.0)
+
+
 def test_detached_kl_rq_has_the_gradient_q_minus_r(library, case, oracle):
     (student, teacher), _ = case
     loss = am.AMiD(order="rq", alpha=1.0, lam=LAM, detach_assistant=True)

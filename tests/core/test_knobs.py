@@ -1,12 +1,8 @@
-"""α, λ and the weights as arrays: values and derivatives against the definitions.
-
-The differences are taken at 200 digits with steps of 1e-70: next to α = 1 a mean loses as many
-digits as k has zeros, and at λ = 0 what changes with λ is (p/q)ᵏ, which may be huge.
-"""
+"""α, λ and the weights as arrays: values and derivatives against the definitions."""
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
 
 import jax
@@ -15,6 +11,14 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from differences import (
+    at_200_digits,
+    log_r_tilde,
+    log_softmax,
+    loss_and_slopes,
+    mixed,
+    slope,
+)
 
 import amidmath as am
 
@@ -24,108 +28,9 @@ ALPHAS = (-INF, -50.0, -5.0, -1.0, 0.0, 1 - 1e-9, 1.0, 3.0, 50.0, INF)
 LAMS = (0.0, 1e-6, 0.3, 0.999, 1.0)
 DIVERGENCES = {"KL": am.KL(), "AB(.2,.7)": am.AlphaBeta(0.2, 0.7)}
 WRT = ("student_logits", "teacher_logits", "alpha", "lam")
-STEP = mpmath.mpf(10) ** -70
 
 by_divergence = pytest.mark.parametrize("divergence", DIVERGENCES.values(), ids=DIVERGENCES)
 by_order = pytest.mark.parametrize("order", ORDERS)
-
-
-def at_200_digits(f):
-    @functools.wraps(f)
-    def wrapped(*args, **kwargs):
-        with mpmath.workdps(200):
-            return f(*args, **kwargs)
-
-    return functools.cache(wrapped)
-
-
-def mixed(sources, weights, alpha):
-    """(Σ w xᵏ)^(1/k) and its limits; weights may be a little below zero, for differences."""
-    if abs(alpha) == mpmath.inf:
-        present = [x for x, w in zip(sources, weights, strict=True) if w != 0]
-        return (min if alpha > 0 else max)(present)
-    k = (1 - mpmath.mpf(alpha)) / 2
-    pairs = list(zip(sources, weights, strict=True))
-    if k == 0:
-        return mpmath.fprod(x**w for x, w in pairs)
-    return mpmath.fsum(w * x**k for x, w in pairs) ** (1 / k)
-
-
-def slope(f, point, i):
-    """∂f/∂point[i]; 0 for α = ±inf, where the mean is one of the sources."""
-    if abs(point[i]) == mpmath.inf:
-        return mpmath.mpf(0)
-    up, down = ((*point[:i], point[i] + h, *point[i + 1 :]) for h in (STEP, -STEP))
-    return (f(up) - f(down)) / (2 * STEP)
-
-
-# ---------------------------------------------------------------------------------------------
-# The loss
-
-
-def log_r_tilde(log_p, log_q, alpha, lam):
-    if abs(alpha) == mpmath.inf:  # it does not change with λ, but for the ends
-        lam = 1 if lam > 1 - mpmath.mpf("1e-60") else 0 if lam < mpmath.mpf("1e-60") else lam
-    return [
-        mpmath.log(mixed((mpmath.exp(u), mpmath.exp(v)), (lam, 1 - lam), alpha))
-        for u, v in zip(log_p, log_q, strict=True)
-    ]
-
-
-def log_softmax(logits):
-    total = mpmath.log(mpmath.fsum(map(mpmath.exp, logits)))
-    return [v - total for v in logits]
-
-
-@at_200_digits
-def states(point):
-    """log p, log q, log r at the point (*student, *teacher, α, λ)."""
-    *logits, alpha, lam = point
-    n = len(logits) // 2
-    log_q, log_p = log_softmax(logits[:n]), log_softmax(logits[n:])
-    unnormalised = log_r_tilde(log_p, log_q, alpha, lam)
-    return {"p": log_p, "q": log_q, "r": log_softmax(unnormalised)}, unnormalised
-
-
-@at_200_digits
-def loss_and_slopes(divergence, order, point):
-    """The loss, its derivative by every coordinate, and the scales that rounding works on.
-
-    ``terms`` is the largest partial derivative of D by log x and log y, as in the conftest;
-    ``moved`` the largest change of log r̃ with α, and with λ.
-    """
-
-    def value(point):
-        named = states(point)[0]
-        x, y = ([mpmath.exp(v) for v in named[side]] for side in order)
-        return divergence.definition(x, y, divergence.params, mpmath)
-
-    slopes = tuple(slope(value, point, i) for i in range(len(point)))
-    named, _ = states(point)
-    pair = [[mpmath.exp(v) for v in named[side]] for side in order]
-    terms = max(abs(c) for side in free_partials(divergence, *pair) for c in side)
-    n = len(point) - 2
-    moved = tuple(
-        max(abs(slope(lambda v, j=j: states(v)[1][j], point, n + i)) for j in range(n // 2))
-        for i in (0, 1)
-    )
-    span = max(-v for side in "pq" for v in named[side])
-    return value(point), slopes, terms, moved, span
-
-
-def free_partials(divergence, x, y):
-    """∂D/∂log x and ∂D/∂log y of the forms that are divergences of measures too."""
-    measure = am.GeneralizedKL() if divergence == am.KL() else divergence
-    for side in (0, 1):
-        partials = []
-        for i in range(len(x)):
-            ends = []
-            for step in (STEP, -STEP):
-                pair = [list(x), list(y)]
-                pair[side][i] *= mpmath.exp(step)
-                ends.append(measure.definition(*pair, measure.params, mpmath))
-            partials.append((ends[0] - ends[1]) / (2 * STEP))
-        yield partials
 
 
 def tokens(dtype):
@@ -183,7 +88,7 @@ def test_value_and_every_gradient(library, oracle, divergence, order):
     largest = float(np.finfo(library.dtype).max)
     for where, wanted in expected(divergence, order, *arrays, oracle).items():
         wanted_value, slopes, terms, moved, span = wanted
-        a, l = ALPHAS[where[0]], LAMS[where[1]]
+        a, lam = ALPHAS[where[0]], LAMS[where[1]]
         exponent = min(abs(1 - a) / 2, 26.0) if math.isfinite(a) else 0.0
         rounding = 16 + exponent * float(span)
         bound = library.eps * (16 + float(span)) * float(abs(wanted_value)) + library.eps * float(
@@ -191,7 +96,7 @@ def test_value_and_every_gradient(library, oracle, divergence, order):
         )
         off = float(abs(mpmath.mpf(float(value[where])) - wanted_value))
         if not off <= bound + library.tiny:
-            failures.append(f"α={a}, λ={l}: value off by {off / library.eps} eps")
+            failures.append(f"α={a}, λ={lam}: value off by {off / library.eps} eps")
         for name, got, part, scale in (
             ("student", grads[0][where], slopes[:3], terms),
             ("teacher", grads[1][where], slopes[3:6], terms),
@@ -205,7 +110,7 @@ def test_value_and_every_gradient(library, oracle, divergence, order):
             off = oracle.error(got, part).max()
             if not off <= library.eps * rounding * scale + library.tiny:
                 failures.append(
-                    f"α={a}, λ={l}, {name}: off by {off / library.eps / scale} eps, "
+                    f"α={a}, λ={lam}, {name}: off by {off / library.eps / scale} eps, "
                     f"got {got}, wanted {oracle.floats(part)}"
                 )
     assert not failures, "\n".join(failures)
@@ -215,7 +120,7 @@ def test_value_and_every_gradient(library, oracle, divergence, order):
 # Shapes, masks, reductions
 
 
-SHAPES = [((), ()), ((1,), (3,)), ((2, 1), (1, 3)), ((1, 3), ()), ((2, 3), (2, 1)), ((3,), (1, 1))]
+SHAPES = [((), (3,)), ((2, 1), (1, 3)), ((2, 3), (1, 1))]
 
 
 def batch(library, alpha_shape, lam_shape):
@@ -234,19 +139,18 @@ def summed_back(grad, shape):
     return grad.sum(axis=ones, keepdims=True)
 
 
-@pytest.mark.parametrize("shapes", SHAPES, ids=str)
-@pytest.mark.parametrize("order", ["pr", "rq"])
-def test_a_number_for_every_position_is_that_number(any_library, order, shapes):
-    student, teacher, alpha, lam = batch(any_library, *shapes)
-    loss = am.AMiD(order=order, alpha=alpha, lam=lam)
+def test_a_number_for_every_position_is_that_number(any_library):
+    student, teacher, alpha, lam = batch(any_library, (2, 1), (1, 3))
+    loss = am.AMiD(order="rq", alpha=alpha, lam=lam)
     value, grads = loss.value_and_grad(student, teacher, reduction="none", wrt=WRT[:2])
     alphas, lams = (np.broadcast_to(any_library.numpy(a), (2, 3)) for a in (alpha, lam))
     rtol = 64 * any_library.eps
     for i, j in np.ndindex(2, 3):
-        one = am.AMiD(order=order, alpha=float(alphas[i, j]), lam=float(lams[i, j]))
+        one = am.AMiD(order="rq", alpha=float(alphas[i, j]), lam=float(lams[i, j]))
         rows = student[i, j, :], teacher[i, j, :]
         wanted, wanted_grads = one.value_and_grad(*rows, reduction="none", wrt=WRT[:2])
-        for got, want in zip((value[i, j], *(g[i, j, :] for g in grads)), (wanted, *wanted_grads)):
+        gots = (value[i, j], *(g[i, j, :] for g in grads))
+        for got, want in zip(gots, (wanted, *wanted_grads), strict=True):
             got, want = any_library.numpy(got), any_library.numpy(want)
             np.testing.assert_allclose(got, want, rtol=rtol, atol=rtol * np.abs(want).max())
 
@@ -400,22 +304,24 @@ def test_dtypes_of_knobs(logits, knob):
 # The libraries' own differentiation
 
 
+def compiled(f, library):
+    """JAX in one piece, which is faster than compiling every operation by itself."""
+    return jax.jit(f) if library.name == "jax" else f
+
+
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
-@pytest.mark.parametrize("order", ["pr", "rq"])
-def test_autodiff_through_arrays(autodiff, order, shapes):
+def test_autodiff_through_arrays(autodiff, shapes):
     """What torch and JAX make of it is value_and_grad's, with a factor for every position."""
     arrays = batch(autodiff, *shapes)
     keep = autodiff.array([[1, 0, 1], [1, 1, 1]], "bool")
     factors = np.array([[1.0, -2.0, 0.5], [3.0, 1.0, -1.0]])
 
     def f(student, teacher, alpha, lam):
-        return am.AMiD(order=order, alpha=alpha, lam=lam)(student, teacher, keep, reduction="none")
+        return am.AMiD(order="rq", alpha=alpha, lam=lam)(student, teacher, keep, reduction="none")
 
-    value, grads = autodiff.derivatives(f, *arrays, cotangent=factors)
-    full = [
-        autodiff.array(np.broadcast_to(autodiff.numpy(a), (2, 3)).copy()) for a in arrays[2:]
-    ]
-    loss = am.AMiD(order=order, alpha=full[0], lam=full[1])
+    value, grads = autodiff.derivatives(compiled(f, autodiff), *arrays, cotangent=factors)
+    full = [autodiff.array(np.broadcast_to(autodiff.numpy(a), (2, 3)).copy()) for a in arrays[2:]]
+    loss = am.AMiD(order="rq", alpha=full[0], lam=full[1])
     wanted, each = loss.value_and_grad(*arrays[:2], keep, "none", wrt=WRT)
     np.testing.assert_allclose(value, autodiff.numpy(wanted), rtol=8 * autodiff.eps)
     for grad, whole, array in zip(grads, each, arrays, strict=True):
@@ -427,22 +333,24 @@ def test_autodiff_through_arrays(autodiff, order, shapes):
         np.testing.assert_allclose(grad, want, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("alpha", [-INF, -5.0, 1.0, 3.0, INF])
 @by_order
-def test_derivatives_by_the_knobs_at_zeros(autodiff, order, alpha):
+def test_derivatives_by_the_knobs_at_zeros(autodiff, order):
     """Entries at -inf, on either side or both, make no NaN where the loss is finite."""
-    student = np.array([[0.5, -INF, 1.0, -INF], [0.0, 1.0, -1.0, 0.5]])
-    teacher = np.array([[1.0, 0.0, -0.5, -INF], [0.5, 0.0, 1.0, -INF]])
+    student = np.array([[0.5, -INF, 1.0, -INF], [0.0, 1.0, -1.0, 0.5]] * len(ALPHAS))
+    teacher = np.array([[1.0, 0.0, -0.5, -INF], [0.5, 0.0, 1.0, -INF]] * len(ALPHAS))
+    alpha = np.repeat(ALPHAS, 2)
 
-    def f(s, t, a, l):
-        return am.AMiD(order=order, alpha=a, lam=l)(s, t, reduction="none")
+    def f(s, t, a, lam):
+        return am.AMiD(order=order, alpha=a, lam=lam)(s, t, reduction="none")
 
-    arrays = [autodiff.array(a) for a in (student, teacher, [alpha] * 2, [0.25] * 2)]
-    value, grads = autodiff.derivatives(f, *arrays)
+    arrays = [autodiff.array(a) for a in (student, teacher, alpha, np.full(alpha.shape, 0.25))]
+    value, grads = autodiff.derivatives(compiled(f, autodiff), *arrays)
     assert not np.any(np.isnan(value))
-    for grad in grads:
-        finite = np.isfinite(value)
-        assert not np.any(np.isnan(grad[finite])), (value, grads)
+    finite = np.isfinite(value)
+    assert np.any(finite)
+    for name, grad in zip(WRT, grads, strict=True):
+        bad = [a for a, ok, g in zip(alpha, finite, grad, strict=True) if ok and np.isnan(g).any()]
+        assert not bad, f"{name} at α = {bad}"
 
 
 class TestLearning:
@@ -461,7 +369,7 @@ class TestLearning:
             value.backward()
             optimiser.step()
             values.append(value.item())
-        assert all(late < early for early, late in zip(values, values[1:], strict=False))
+        assert all(late < early for early, late in itertools.pairwise(values))
         assert float(alpha.detach()) != 0.5
 
     def test_gradcheck(self):
@@ -474,16 +382,19 @@ class TestLearning:
         leaves = [torch.from_numpy(a).requires_grad_() for a in arrays]
         for order in ORDERS:
             assert torch.autograd.gradcheck(
-                lambda s, t, a, l, o=order: am.AMiD(order=o, alpha=a, lam=l)(s, t), leaves
+                lambda s, t, a, lam, o=order: am.AMiD(order=o, alpha=a, lam=lam)(s, t), leaves
             )
 
+    @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
     def test_torch_func_and_compile(self):
         rng = np.random.default_rng(0)
         student, teacher = (torch.from_numpy(a) for a in rng.normal(size=(2, 3, 4)))
         alpha = torch.tensor(0.5, dtype=torch.float64)
 
+        divergence = am.KL()  # Dynamo cannot make one
+
         def f(alpha):
-            return am.AMiD(alpha=alpha)(student, teacher)
+            return am.AMiD(divergence, alpha=alpha)(student, teacher)
 
         leaf = alpha.clone().requires_grad_()
         (wanted,) = torch.autograd.grad(f(leaf), leaf)
@@ -499,6 +410,7 @@ class TestLearning:
         rng = np.random.default_rng(0)
         student, teacher = (jnp.asarray(a, jnp.float32) for a in rng.normal(size=(2, 16, 8)))
 
+        @jax.jit
         def loss(params):
             lam = jax.nn.sigmoid(params["logit"])
             return am.AMiD(order="qr", alpha=params["alpha"], lam=lam)(student, teacher)
@@ -510,7 +422,7 @@ class TestLearning:
             value, grads = step(params)
             params = jax.tree.map(lambda p, g: p - 0.5 * g, params, grads)
             values.append(float(value))
-        assert all(late < early for early, late in zip(values, values[1:], strict=False))
+        assert all(late < early for early, late in itertools.pairwise(values))
         h = 1e-2
         up, down = (float(loss({**params, "alpha": params["alpha"] + d})) for d in (h, -h))
         np.testing.assert_allclose(step(params)[1]["alpha"], (up - down) / (2 * h), rtol=2e-2)
@@ -520,6 +432,7 @@ class TestLearning:
         student, teacher = (jnp.asarray(a, jnp.float32) for a in rng.normal(size=(2, 3, 4)))
         alphas = jnp.asarray([-1.0, 1.0, 3.0])
 
+        @jax.jit
         def f(alpha, lam):
             return am.AMiD(alpha=alpha, lam=lam)(student, teacher)
 
@@ -539,12 +452,11 @@ def mixture_and_slopes(log_p, log_q, alpha, lam, cotangent, normalize):
     """log r (or log r̃), the derivatives of Σ c log r, and the largest ∂log r̃/∂(α, λ)."""
     n = len(log_p)
 
+    def unnormalised(point):
+        return log_r_tilde(point[:n], point[n : 2 * n], *point[2 * n :])
+
     def logs(point):
-        unnormalised = log_r_tilde(point[:n], point[n : 2 * n], *point[2 * n :])
-        if not normalize:
-            return unnormalised
-        total = mpmath.log(mpmath.fsum(map(mpmath.exp, unnormalised)))
-        return [v - total for v in unnormalised]
+        return log_softmax(unnormalised(point)) if normalize else unnormalised(point)
 
     def total(point):
         return mpmath.fsum(c * v for c, v in zip(cotangent, logs(point), strict=True))
@@ -552,7 +464,7 @@ def mixture_and_slopes(log_p, log_q, alpha, lam, cotangent, normalize):
     point = (*log_p, *log_q, alpha, lam)
     slopes = tuple(slope(total, point, i) for i in range(2 * n + 2))
     moved = [
-        max(abs(slope(lambda v, j=j: logs(v)[j], point, 2 * n + i)) for j in range(n))
+        max(abs(slope(lambda v, j=j: unnormalised(v)[j], point, 2 * n + i)) for j in range(n))
         for i in (0, 1)
     ]
     return logs(point), slopes, moved
