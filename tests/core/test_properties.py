@@ -133,3 +133,59 @@ def test_two_sources_as_a_mean_of_k_are_the_mixture(alpha, lam, p, q):
     mean = am.log_falpha_mean(np.stack([p, q]), alpha=alpha, weights=(lam, 1 - lam))
     bound = 8 * EPS * np.maximum(np.abs(p), np.abs(q)).clip(1)
     assert np.all(np.abs(mixed - mean) <= bound)
+
+
+@few
+@given(st.floats(-3, 3), st.floats(-3, 3), ROW, ROW)
+def test_exchanging_both_arguments_and_both_exponents_is_the_same_divergence(a, b, x, y):
+    x, y = (v - np.log(np.exp(v).sum()) for v in (x, y))
+    there, back = am.AlphaBeta(a, b)(x, y), am.AlphaBeta(b, a)(y, x)
+    assert math.isclose(there, back, rel_tol=1e-11)
+    there, back = am.AmariAlpha(a)(x, y), am.AmariAlpha(-a)(y, x)
+    assert math.isclose(there, back, rel_tol=1e-11)
+
+
+@few
+@given(st.sampled_from(["pr", "rp", "qr", "rq"]), DIVERGENCES, LAMS, ROW, ROW)
+def test_alpha_passes_through_one_without_a_jump(order, divergence, lam, student, teacher):
+    values, grads = zip(
+        *(
+            am.AMiD(divergence, order, alpha, lam).value_and_grad(student, teacher)
+            for alpha in (1 - 1e-9, 1.0, 1 + 1e-9)
+        ),
+        strict=True,
+    )
+    scale = scale_of(values[1], grads[1])
+    for value, grad in zip(values, grads, strict=True):
+        assert abs(value - values[1]) <= 1e-5 * scale
+        assume(not isinstance(divergence, am.TotalVariation))  # whose gradient has jumps
+        assert np.all(np.abs(grad - grads[1]) <= 1e-4 * scale)
+
+
+@few
+@given(ALPHAS, st.floats(0, 1), st.floats(-50, 50), ROW, ROW)
+def test_means_are_homogeneous(alpha, lam, shift, x, y):
+    """The mean of multiples is the multiple of the mean; so are those of the numbers themselves."""
+    logs = np.stack([x, y])
+    mean = am.log_falpha_mean(logs, alpha=alpha, weights=(lam, 1 - lam))
+    moved = am.log_falpha_mean(logs + shift, alpha=alpha, weights=(lam, 1 - lam))
+    assert np.all(
+        np.abs(moved - (mean + shift)) <= 64 * EPS * (1 + abs(shift) + np.abs(logs).max())
+    )
+    numbers = am.falpha_mean(np.exp(logs), alpha=alpha, weights=(lam, 1 - lam))
+    np.testing.assert_allclose(np.log(numbers), mean, atol=64 * EPS * (1 + np.abs(logs).max()))
+
+
+@few
+@given(st.floats(0.01, 100), ROW, ROW)
+def test_divergences_are_homogeneous_of_their_degree(t, x, y):
+    """D(tx‖ty) = t^degree D(x‖y), for those that take measures; the sum of partials is Euler's."""
+    for divergence in (am.GeneralizedKL(), am.AlphaBeta(0.2, 0.7), am.Beta(0.5)):
+        value, (by_x, by_y) = divergence.value_and_grad(x, y)
+        scaled = divergence(x + math.log(t), y + math.log(t))
+        wanted = t**divergence.degree * value
+        # Shifting the logarithms rounds them, which near equality is first order in log(x/y).
+        assert abs(scaled - wanted) <= 1e-10 * wanted + 1e-12 * math.sqrt(wanted) + 1e-25
+        euler = (by_x + by_y).sum()
+        size = np.abs(by_x).sum() + np.abs(by_y).sum()
+        assert abs(euler - divergence.degree * value) <= 1e-12 * size + 1e-25
