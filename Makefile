@@ -41,7 +41,7 @@ $(EMBEDDED)/ready: integrations/embedded.py integrations/pruning.py integrations
 	$(BIN)/python integrations/embedded.py --wheels build/wheels --output_dir $(EMBEDDED)
 
 test: $(VENV)/dev.stamp  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/dev.stamp $(EMBEDDED)/ready  ## run the tests that need the real teacher
 	$(BIN)/python -m pytest -m slow $(ARGS)

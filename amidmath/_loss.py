@@ -22,6 +22,8 @@ class Loss(ABC):
     Those whose parameters are numbers are hashable and compare by value.
     """
 
+    __array_ufunc__ = None  # an array times a loss is an error, not an array of losses
+
     @property
     @abstractmethod
     def block(self) -> Block:

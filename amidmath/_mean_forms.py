@@ -78,7 +78,12 @@ class Mean:
         xp: Namespace,
     ) -> list[Array]:
         scale = mean if self.linear else xp.ones_like(mean)
-        by_source = lam * _power(over, k - 1.0, xp) if self.linear else pi
+        by_source = pi
+        if self.linear:
+            extreme = xp.abs(xp.zeros_like(over) + k) == xp.inf
+            inside = xp.where(extreme, 1.0, k) if not isinstance(k, float) else k
+            inside = 1.0 if isinstance(k, float) and math.isinf(k) else inside
+            by_source = xp.where(extreme, pi, lam * _power(over, inside - 1.0, xp))
         result = [xp.where(lam == 0.0, 0.0, by_source)]
         if self.weights is None:
             result.append(weighted(scale, _expm1_quotient(over, k, xp), xp) / total)
@@ -98,23 +103,28 @@ def _to_the_leader(
     x: Array, lam: Array, k: Array | float, axis: int, linear: bool, xp: Namespace
 ) -> tuple[Array, Array]:
     """The source that leads the sum of powers (largest for k >= 0), and every log ratio to it."""
-    up = (1.0 if k >= 0.0 else -1.0) if isinstance(k, float) else xp.where(k >= 0.0, 1.0, -1.0)
+    up = (
+        (1.0 if k >= 0.0 else -1.0)
+        if isinstance(k, float)
+        else xp.where(k >= 0.0, 1.0, xp.zeros_like(k) - 1.0)
+    )
     dropped = lam == 0.0
     lead = up * xp.max(xp.where(dropped, -xp.inf, up * x), axis=axis, keepdims=True)
     if not linear:
         finite = xp.isfinite(lead)
-        return lead, xp.where(finite & ~dropped, x - xp.where(finite, lead, 0.0), 0.0)
+        return lead, xp.where(finite, x - xp.where(finite, lead, 0.0), 0.0)
     usable = (lead > 0.0) & xp.isfinite(lead)
     base = xp.where(usable, lead, 1.0)
     excess = (x - base) / base
     near = xp.abs(excess) < 0.5
     far = xp.log(xp.where(near, 1.0, x)) - xp.log(base)
     d = xp.where(near, xp.log1p(xp.where(near, excess, 0.0)), far)
-    return lead, xp.where(usable & ~dropped, d, 0.0)
+    return lead, xp.where(usable, d, 0.0)
 
 
 def _shift(d: Array, lam: Array, k: Array | float, axis: int, xp: Namespace) -> tuple[Array, Array]:
     """Log M less the leader's logarithm, and π_j; docs: mixtures, M2."""
+    d = xp.where(lam == 0.0, 0.0, d)
 
     def total(a: Array) -> Array:
         return xp.sum(a, axis=axis, keepdims=True)

@@ -124,7 +124,8 @@ class Divergence(ABC):
         x, y, shape, xp = self._rows(log_x, log_y, axis)
         value, grads = _dispatch.value_and_partials(RowForm(self._block), (True, True), x, y)
         moved = (*shape, x.shape[-1])
-        grad_x, grad_y = (xp.moveaxis(xp.reshape(g, moved), -1, axis) for g in grads)
+        last = len(moved) - 1
+        grad_x, grad_y = (_moved(xp.reshape(g, moved), last, axis % len(moved), xp) for g in grads)
         return xp.reshape(value, shape), (grad_x, grad_y)
 
     def _rows(
@@ -139,7 +140,7 @@ class Divergence(ABC):
             raise ValueError(
                 f"log_x must have an outcome along axis {axis}, got shape {tuple(log_x.shape)}"
             )
-        x, y = xp.moveaxis(log_x, axis, -1), xp.moveaxis(log_y, axis, -1)
+        x, y = (_moved(a, axis, a.ndim - 1, xp) for a in (log_x, log_y))
         shape, flat = x.shape[:-1], (-1, x.shape[-1])
         x, y = xp.reshape(x, flat), xp.reshape(y, flat)
         if not self.on_measures:
@@ -196,6 +197,15 @@ class Separable(Divergence):
             return value, None
         by_x, by_y = self.partials(*tokens, self.params, xp)
         return value, (by_x, by_y, self.degree * terms)
+
+
+def _moved(x: Array, source: int, target: int, xp: Namespace) -> Array:
+    """The array with an axis moved; torch's vmap knows permutations, but not moveaxis."""
+    if source == target:
+        return x
+    axes = [axis for axis in range(x.ndim) if axis != source]
+    axes.insert(target, source)
+    return xp.permute_dims(x, tuple(axes))
 
 
 def divergence(name: str, **params: Any) -> Divergence:

@@ -155,22 +155,24 @@ def outcome(monkeypatch):
 OPTIONS = ["--budget-minutes", "0.01", "--workers", "1", "--largest", "2", "--only", "mean log"]
 
 
-def test_command_writes_the_report(outcome, tmp_path, capsys):
+def test_command_writes_the_report(outcome, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     outcome(error=0.5, size=1.0)
     out = tmp_path / "accuracy.md"
     assert command.main([*OPTIONS, "--out", str(out)]) == 0
     assert "| log_falpha_mean | float32 | value |" in out.read_text()
-    data = json.loads(out.with_suffix(".json").read_text())
+    data = json.loads(report.results_path(out).read_text())
     assert data["failures"] == []
     assert {row["dtype"] for row in data["rows"]} == {"float64", "float32", "bfloat16"}
     assert "0 beyond their bounds" in capsys.readouterr().out
     assert command.main([*OPTIONS, "--only", "no such thing"]) == 2
 
 
-def test_failures_are_listed(outcome, tmp_path, capsys):
+def test_failures_are_listed(outcome, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     outcome(error=50.0, size=1.0, note="off")
     out = tmp_path / "accuracy.md"
     assert command.main([*OPTIONS, "--out", str(out)]) == 1
     assert "off by 50 eps of 1" in capsys.readouterr().out
     assert "**no**, 0.0 %" in out.read_text()
-    assert json.loads(out.with_suffix(".json").read_text())["failures"]
+    assert json.loads(report.results_path(out).read_text())["failures"]

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import array_api_strict
+import dask
+import dask.array
 import jax
 import jax.numpy as jnp
 import mpmath
@@ -70,6 +72,9 @@ class Library:
             return array_api_strict.asarray(values)
         if self.name == "torch":
             return torch.from_numpy(values)
+        if self.name == "dask":
+            halves = tuple(max(1, -(-n // 2)) if i == 0 else n for i, n in enumerate(values.shape))
+            return dask.array.from_array(values, chunks=halves)
         return jnp.asarray(values)
 
     def numpy(self, array: Any) -> np.ndarray:
@@ -80,6 +85,7 @@ class Library:
             "array-api-strict": type(array_api_strict.asarray(0.0)),
             "torch": torch.Tensor,
             "jax": jax.Array,
+            "dask": dask.array.Array,
         }[self.name]
         assert isinstance(array, kind), f"{self.name} gave back a {type(array)}"
         return np.asarray(array.detach() if self.name == "torch" else array)
@@ -108,6 +114,8 @@ MIXED = [
     Library("array-api-strict", "float64"),
     Library("torch", "float32"),
     Library("jax", "float32"),
+    # Minutes of graphs for what the table of capabilities checks in seconds: only with -m dask.
+    pytest.param(Library("dask", "float64"), marks=pytest.mark.dask),
 ]
 STRICTEST = {
     "boolean_indexing": False,
@@ -118,9 +126,16 @@ STRICTEST = {
 
 @contextlib.contextmanager
 def as_configured(library: Library) -> Iterator[Library]:
-    """array-api-strict at its strictest, JAX with 64 bits for float64 only, no warnings."""
+    """array-api-strict at its strictest, JAX with 64 bits for float64 only, no warnings.
+
+    dask computes in this thread, so that what it computes is seen where it is asked for.
+    """
     if library.name == "array-api-strict":
         with array_api_strict.ArrayAPIStrictFlags(**STRICTEST), np.errstate(all="ignore"):
+            yield library
+        return
+    if library.name == "dask":  # lazy: what overflows does so when it is looked at
+        with dask.config.set(scheduler="synchronous"), np.errstate(all="ignore"):
             yield library
         return
     with warnings.catch_warnings():

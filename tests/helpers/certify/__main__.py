@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         largest = max(p.size for p in points)
         text = report.markdown(records, command, versions, largest)
         report.write(out, text, report.as_json(records, command, versions))
-        print(f"wrote {out} and {out.with_suffix('.json')}")
+        print(f"wrote {out} and {report.results_path(out)}")
     for record in failed[:SHOWN]:
         print(report.describe(record))
     if len(failed) > SHOWN:

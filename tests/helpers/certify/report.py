@@ -254,7 +254,14 @@ def as_json(records: list[Record], command: str, versions: str) -> str:
 
 
 def write(path: Path, text: str, data: str) -> None:
-    """Write the report and the JSON next to it."""
+    """Write the report, and every result as JSON into ``build/``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    path.with_suffix(".json").write_text(data, encoding="utf-8")
+    everything = results_path(path)
+    everything.parent.mkdir(parents=True, exist_ok=True)
+    everything.write_text(data, encoding="utf-8")
+
+
+def results_path(path: Path) -> Path:
+    """Where the results of a report are, each by itself: too many for the repository."""
+    return Path("build") / path.with_suffix(".json").name
