@@ -67,7 +67,8 @@ def power_ratios(log_ratio: Array, k: Array | float, odds: Array | float, xp: Na
     lighter, log_heavier = rest / (1.0 + rest), -xp.log1p(rest)
     lead = y - size  # log odds of the lighter source here
     inside = y < _GROWN
-    excess = lighter * xp.expm1(xp.where(inside, y, 0.0))
+    y_inside = xp.where(inside, y, 0.0)
+    excess = lighter * xp.expm1(y_inside)
     near = inside & (excess > -0.25) & (excess < 2.0)  # clear of JAX's log1p (see log_near_one)
     shrunk = xp.exp(-xp.abs(lead))
     both = log_heavier + xp.log1p(shrunk)
@@ -75,7 +76,7 @@ def power_ratios(log_ratio: Array, k: Array | float, odds: Array | float, xp: Na
         near, xp.log1p(xp.where(near, excess, 0.0)), both + xp.where(lead > 0.0, lead, 0.0)
     )
     # The same over the lighter source's power.
-    log_other = xp.where(near, log_total - y, both - xp.where(lead > 0.0, size, y))
+    log_other = xp.where(near, log_total - y_inside, both - xp.where(lead > 0.0, size, y))
     heavy, light = log_total / k, log_other / k
     minor, major = shrunk / (1.0 + shrunk), 1.0 / (1.0 + shrunk)
     q_leads = q_lighter == (lead > 0.0)
