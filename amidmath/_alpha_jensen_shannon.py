@@ -78,12 +78,12 @@ class _Spread:
         grads: list[Array | None] = []
         for weight, need, side in ((1.0 - self.lam, needs[0], "q"), (self.lam, needs[1], "p")):
             a = seen_from(side, pair, xp)
-            log_r, over, exists = normalized(a, xp)
+            log_r, over, exists = normalized(a, pair, xp)
             value, partials = AmariAlpha(self.alpha).evaluate(a.log_u, log_r, -over, need, xp)
             total = total + weight * xp.where(exists, value, xp.inf)
             if partials is None:
                 grads.append(None)
                 continue
-            direct = through_normalization(partials[0], a.u, xp)
+            direct = through_normalization(partials[0], xp.exp(a.log_u), xp)
             grads.append(direct * (weight / self.temperature))
         return total, tuple(grads)

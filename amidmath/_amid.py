@@ -74,7 +74,7 @@ class AMiD(Loss):
             )
         _checks.choice("order", self.order, ORDERS)
         set_field = object.__setattr__
-        set_field(self, "alpha", _checks.order("alpha", self.alpha))
+        set_field(self, "alpha", _checks.alpha("alpha", self.alpha))
         set_field(self, "lam", _checks.weight("lam", self.lam))
         set_field(self, "temperature", _checks.positive("temperature", self.temperature))
         if self.detach_assistant and self.order in ("pr", "rp"):

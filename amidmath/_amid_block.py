@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 from amidmath._assistant import (
+    Ratios,
     by_alpha,
     by_lam,
     exponents,
     from_the_other,
+    log_mixture,
     mixture_ratios_of,
     reweighted,
 )
@@ -44,22 +46,22 @@ class Seen:
     a multiple of u wherever u is. Docs: mixtures, M11.
 
     Args:
+        side: which source, "p" or "q".
         log_u: log-probabilities of the source.
-        log_v: those of the other one.
-        u: probabilities of the source.
-        rise: log(r̃/u) less what it is at t.
-        across: log(r̃/v) less log(r̃/u) at t.
+        base: log(p/q) at t, 0 where it is infinite.
+        ratios: those of r̃ to p and q less what they are at t, and the weights.
+        rise: of these, log(r̃/u).
         share: ∂log r̃/∂log u.
         rest: that of the other source, 1 - share.
         top: where t is.
         shared: whether v has t too, so that there is something to compare to; one a row.
     """
 
+    side: str
     log_u: Array
-    log_v: Array
-    u: Array
+    base: Array
+    ratios: Ratios
     rise: Array
-    across: Array
     share: Array
     rest: Array
     top: Array
@@ -68,23 +70,22 @@ class Seen:
 
 def seen_from(side: str, pair: Pair, xp: Namespace) -> Seen:
     """What the source "p" or "q" sees; docs: mixtures, M11."""
-    log_u, log_v = (pair.log_p, pair.log_q) if side == "p" else (pair.log_q, pair.log_p)
+    log_u = pair.log_p if side == "p" else pair.log_q
     top = top_outcome(log_u, xp)
     base = at(top, pair.ratio, xp)
     shared = xp.abs(base) < xp.inf
     base = xp.where(shared, base, 0.0)
-    ratios = reweighted(pair.ratio, base, pair.k, pair.lam, xp)
-    across = from_the_other(side, base, pair.k, pair.lam, ratios, xp)
-    over_p, over_q, pi, w = ratios
+    over_p, over_q, pi, w = ratios = reweighted(pair.ratio, base, pair.k, pair.lam, xp)
     rise, share, rest = (over_p, pi, w) if side == "p" else (over_q, w, pi)
-    return Seen(log_u, log_v, xp.exp(log_u), rise, across, share, rest, top, shared)
+    return Seen(side, log_u, base, ratios, rise, share, rest, top, shared)
 
 
-def normalized(a: Seen, xp: Namespace) -> tuple[Array, Array, Array]:
+def normalized(a: Seen, pair: Pair, xp: Namespace) -> tuple[Array, Array, Array]:
     """Log r, log(r/u), and whether r exists, one a row; docs: mixtures, M6, M7."""
-    # Added up from the source that leads the mean, so that no infinities cancel.
-    leads = ((a.share >= a.rest) & (a.rise < xp.inf)) | (a.across == xp.inf)
-    log_mixed = xp.where(leads, a.log_u + a.rise, a.log_v + a.across)
+    across = from_the_other(a.side, a.base, pair.k, pair.lam, a.ratios, xp)
+    over_p, over_q, pi, w = a.ratios
+    relative = (over_p, across, pi, w) if a.side == "p" else (across, over_q, pi, w)
+    log_mixed = log_mixture(pair.log_p, pair.log_q, relative, xp)
     log_z = log_normalizer(log_mixed, a.log_u, a.rise, xp)
     exists = log_z > -xp.inf
     log_z = xp.where(exists, log_z, 0.0)
@@ -108,14 +109,14 @@ def by_source_logits(a: Seen, d: Derivatives, k: Array | float, xp: Namespace) -
     Its own part H and share·(G - rΣG) nearly cancel where r is close to u; the sum G + H does
     not, and leaves the share of the other source. Whichever has the smaller terms is taken.
     """
-    total = xp.sum(d.by_r, axis=-1, keepdims=True)
-    varying, level = varying_share(a, d.r, k, xp)
-    moving, multiple = varying * total, a.u * level * total
+    u, total = xp.exp(a.log_u), xp.sum(d.by_r, axis=-1, keepdims=True)
+    varying, level = varying_share(a, u, d.r, k, xp)
+    moving, multiple = varying * total, u * level * total
     near = d.by_both - a.rest * d.by_r - moving
     near_size = xp.abs(d.by_both) + a.rest * xp.abs(d.by_r) + xp.abs(moving)
     far = d.by_source + a.share * d.through_r + multiple
     far_size = xp.abs(d.by_source) + a.share * xp.abs(d.through_r) + xp.abs(multiple)
-    return through_normalization(xp.where(near_size < far_size, near, far), a.u, xp)
+    return through_normalization(xp.where(near_size < far_size, near, far), u, xp)
 
 
 def by_other_logits(a: Seen, d: Derivatives, k: Array | float, xp: Namespace) -> Array:
@@ -125,27 +126,30 @@ def by_other_logits(a: Seen, d: Derivatives, k: Array | float, xp: Namespace) ->
     by_shape = anchored(d.by_r, d.r, a.top, xp)
     relative = xp.where(there, by_shape, d.through_r)
     drift = xp.where(there, xp.sum(by_shape, axis=-1, keepdims=True), 0.0)
-    varying, _ = varying_share(a, d.r, k, xp)
-    return project(anchored(a.share * relative - varying * drift, a.u, a.top, xp), a.u, xp)
+    u = xp.exp(a.log_u)
+    varying, _ = varying_share(a, u, d.r, k, xp)
+    return project(anchored(a.share * relative - varying * drift, u, a.top, xp), u, xp)
 
 
-def varying_share(a: Seen, r: Array, k: Array | float, xp: Namespace) -> tuple[Array, Array]:
+def varying_share(
+    a: Seen, u: Array, r: Array, k: Array | float, xp: Namespace
+) -> tuple[Array, Array]:
     """share·r as a varying part and a multiple of u, that at the top; docs: gradients, G5.
 
     share·r/u grows as (r̃/u)^{1-k}: it is one number at k = 1, and wherever r̃ is a multiple of u.
     """
     mass = a.share * r
-    u_top = at(a.top, a.u, xp)
+    u_top = at(a.top, u, xp)
     level = at(a.top, mass, xp) / xp.where(u_top > 0.0, u_top, 1.0)
     level = xp.where(a.shared, level, 0.0)
     if isinstance(k, float) and k == 1.0:
         return xp.where(a.shared, 0.0, mass), level
-    plain = xp.where(a.top & a.shared, 0.0, mass - a.u * level)
+    plain = xp.where(a.top & a.shared, 0.0, mass - u * level)
     k = xp.zeros_like(a.rise) + k
     finite = xp.abs(k) < xp.inf
     grown = xp.where(finite, 1.0 - k, 0.0) * xp.where(xp.abs(a.rise) < xp.inf, a.rise, xp.inf)
     near = finite & (xp.abs(grown) < 1.0)
-    close = a.u * level * xp.expm1(xp.where(near, grown, 0.0))
+    close = u * level * xp.expm1(xp.where(near, grown, 0.0))
     return xp.where(a.shared & near, close, plain), level
 
 
@@ -173,7 +177,7 @@ class AssistantBlock:
         pair = Pair(log_p, log_q, ratio, k, lam)
         source = "p" if "p" in self.order else "q"
         a = seen_from(source, pair, xp)
-        log_r, over, exists = normalized(a, xp)
+        log_r, over, exists = normalized(a, pair, xp)
         assistant_first = self.order[0] == "r"
         arguments = (log_r, a.log_u, over) if assistant_first else (a.log_u, log_r, -over)
         value, partials = self.divergence.evaluate(*arguments, any(needs), xp)

@@ -1,8 +1,9 @@
 """The α-mixture of two distributions, pointwise: log ratios to its sources, and its weights."""
 
 import math
+from typing import Any
 
-from amidmath._pointwise import NEGLIGIBLE, exp_bregman
+from amidmath._pointwise import exp_bregman, expm1_quotient
 from amidmath._typing import Array, Namespace
 
 # Beyond this the limit α = ±inf is exact: |log M - limit| <= |log min λ| / |k|, below any eps.
@@ -29,6 +30,26 @@ def exponents(alpha: Array, xp: Namespace) -> Array:
     return xp.where(xp.abs(k) >= _INFINITE, limit, k)
 
 
+def log_odds(lam: Array | float, xp: Namespace) -> Any:
+    """log(λ/(1-λ)), without cancellation for λ near ½, ±inf at the ends.
+
+    Of a number in double precision, whatever the dtype: λ itself may not be a number of it.
+    """
+    if isinstance(lam, float):
+        if lam in (0.0, 1.0):
+            return math.copysign(math.inf, lam - 0.5)
+        if 0.25 < lam < 0.75:
+            return -math.log1p((1.0 - 2.0 * lam) / lam)
+        return math.log(lam) - math.log1p(-lam)
+    inside = xp.where((lam > 0.0) & (lam < 1.0), lam, 0.5)
+    middle = (inside > 0.25) & (inside < 0.75)
+    near = xp.where(middle, inside, 0.5)
+    odds = xp.where(
+        middle, -xp.log1p((1.0 - 2.0 * near) / near), xp.log(inside) - xp.log1p(-inside)
+    )
+    return xp.where(lam == 0.0, -xp.inf, xp.where(lam == 1.0, xp.inf, odds))
+
+
 def mixture_ratios(log_ratio: Array, k: float, lam: float, xp: Namespace) -> Ratios:
     """Log ratios log(r̃/p), log(r̃/q) and weights π, w of r̃ = (λpᵏ + (1-λ)qᵏ)^(1/k).
 
@@ -50,7 +71,7 @@ def mixture_ratios(log_ratio: Array, k: float, lam: float, xp: Namespace) -> Rat
         return (lam - 1.0) * log_ratio, lam * log_ratio, zero + lam, zero + (1.0 - lam)
     if math.isinf(k):
         return _extreme(log_ratio if k > 0.0 else -log_ratio, log_ratio, lam, xp)
-    return power_ratios(log_ratio, k, math.log(lam) - math.log1p(-lam), xp)
+    return power_ratios(log_ratio, k, log_odds(lam, xp), xp)
 
 
 def power_ratios(log_ratio: Array, k: Array | float, odds: Array | float, xp: Namespace) -> Ratios:
@@ -128,15 +149,14 @@ def reweighted(
             return _extreme_from(log_ratio, base, k, lam, xp)
         if k == 0.0 or lam in (0.0, 1.0):
             return mixture_ratios(d, k, lam, xp)
-        return power_ratios(d, k, math.log(lam) - math.log1p(-lam) + k * base, xp)
+        return power_ratios(d, k, log_odds(lam, xp) + k * base, xp)
     zero = xp.zeros_like(d)
     k, lam = zero + k, zero + lam
     sharp, flat = xp.isinf(k), k == 0.0
     none, full = lam == 0.0, lam == 1.0
     share = xp.where(none | full, 0.5, lam)
     inside = xp.where(sharp | flat, 1.0, k)
-    odds = xp.log(share) - xp.log1p(-share) + inside * base
-    result = power_ratios(d, inside, odds, xp)
+    result = power_ratios(d, inside, log_odds(share, xp) + inside * base, xp)
     for holds, values in (
         (sharp, _extreme_from(log_ratio, base, k, share, xp)),
         (flat, ((share - 1.0) * d, share * d, share, 1.0 - share)),
@@ -167,15 +187,12 @@ def from_the_other(
     if numbers and (k == 0.0 or math.isinf(k) or lam in (0.0, 1.0)):
         return added
     usable: Array = True
-    odds = 0.0
-    if numbers:
-        odds = sign * (math.log(lam) - math.log1p(-lam))
-    else:
+    if not numbers:
         zero = xp.zeros_like(base)
         k, lam = zero + k, zero + lam
         usable = (k != 0.0) & ~xp.isinf(k) & (lam > 0.0) & (lam < 1.0)
         k, lam = xp.where(usable, k, 1.0), xp.where(usable, lam, 0.5)
-        odds = sign * (xp.log(lam) - xp.log1p(-lam))
+    odds = sign * log_odds(lam, xp)
     here = odds + sign * k * base
     log_heavier = -xp.log1p(xp.exp(-xp.abs(here)))
     log_share = xp.where(here > 0.0, log_heavier, here + log_heavier)
@@ -195,34 +212,13 @@ def _extreme_from(
     return over_p - there[0], over_q - there[1], pi, w
 
 
-def log_mixture(
-    log_p: Array, log_q: Array, over_p: Array, over_q: Array, k: float, lam: float, xp: Namespace
-) -> Array:
-    """Return log r̃, added up from the source that leads the mean, so that no infinities cancel."""
-    if lam == 0.0:
-        return log_q
-    if lam == 1.0:
-        return log_p
-    p_leads = (log_p > log_q) if k >= 0.0 else (log_p < log_q)
-    return xp.where(p_leads, log_p + over_p, log_q + over_q)
+def log_mixture(log_p: Array, log_q: Array, ratios: Ratios, xp: Namespace) -> Array:
+    """Return log r̃, added up from the source that leads the mean, so that no infinities cancel.
 
-
-def log_mixture_of(
-    log_p: Array,
-    log_q: Array,
-    over_p: Array,
-    over_q: Array,
-    k: Array | float,
-    lam: Array | float,
-    xp: Namespace,
-) -> Array:
-    """The same where k or λ may be arrays that broadcast with the logarithms."""
-    if isinstance(k, float) and isinstance(lam, float):
-        return log_mixture(log_p, log_q, over_p, over_q, k, lam, xp)
-    zero = xp.zeros_like(log_p)
-    k, lam = zero + k, zero + lam
-    p_leads = ((log_p > log_q) & (k >= 0.0)) | ((log_p < log_q) & (k < 0.0))
-    p_leads = (p_leads & (lam != 0.0)) | (lam == 1.0)
+    Ratios may be those of :func:`reweighted`, less one number. Docs: mixtures, M6.
+    """
+    over_p, over_q, pi, w = ratios
+    p_leads = ((pi >= w) & (over_p < xp.inf)) | (over_q == xp.inf)
     return xp.where(p_leads, log_p + over_p, log_q + over_q)
 
 
@@ -231,15 +227,12 @@ def by_lam(
 ) -> Array:
     """∂log r̃/∂λ = E(k, log(p/r̃)) - E(k, log(q/r̃)), of opposite signs (docs: mixtures, M8)."""
     over_p, over_q, pi, w = ratios
-    k, lam = xp.zeros_like(over_p) + k, xp.zeros_like(over_p) + lam
-    extreme, geometric = xp.isinf(k), xp.abs(k) < NEGLIGIBLE
-    inside = xp.where(extreme | geometric, 1.0, k)
-    power = (xp.expm1(-inside * over_p) - xp.expm1(-inside * over_q)) / inside
+    direct = expm1_quotient(k, -over_p, xp) - expm1_quotient(k, -over_q, xp)
     # The same by the weights, where the exponents are large and so is their rounding.
-    apart = (xp.abs(inside * log_ratio) > 1.0) & (lam > 0.0) & (lam < 1.0)
-    share = xp.where(apart, lam, 0.5)
-    power = xp.where(apart, (pi / share - w / (1.0 - share)) / inside, power)
-    return xp.where(extreme, 0.0, xp.where(geometric, over_q - over_p, power))
+    k, lam = xp.zeros_like(over_p) + k, xp.zeros_like(over_p) + lam
+    apart = (xp.abs(k * log_ratio) > 1.0) & ~xp.isinf(k) & (k != 0.0) & (lam > 0.0) & (lam < 1.0)
+    k, share = xp.where(apart, k, 1.0), xp.where(apart, lam, 0.5)
+    return xp.where(apart, (pi / share - w / (1.0 - share)) / k, direct)
 
 
 def by_alpha(
@@ -256,12 +249,12 @@ def by_alpha(
     over_p, over_q = xp.where(mixed, over_p, 0.0), xp.where(mixed, over_q, 0.0)
     extreme, geometric = xp.isinf(k), xp.abs(k * log_ratio) < SMALL_POWER
     inside = xp.where(extreme | geometric, 1.0, k)
-    total = lam * _kl_term(inside * over_p, xp) + (1.0 - lam) * _kl_term(inside * over_q, xp)
+    total = lam * kl_share(inside * over_p, xp) + (1.0 - lam) * kl_share(inside * over_q, xp)
     power = -0.5 * (total / inside) / inside
     limit = -0.25 * lam * (1.0 - lam) * xp.where(geometric & mixed, log_ratio * log_ratio, 0.0)
     return xp.where(extreme | ~mixed, 0.0, xp.where(geometric, limit, power))
 
 
-def _kl_term(z: Array, xp: Namespace) -> Array:
-    """1 - e^{-z}(1 + z): the term of KL(π‖λ) over λ, with π = λe^{-z}."""
+def kl_share(z: Array, xp: Namespace) -> Array:
+    """1 - e^{-z}(1 + z): the term of KL(π‖λ) over λ, with π = λe^{-z} (docs: mixtures, M9)."""
     return exp_bregman(xp.zeros_like(z), -z, z, xp)

@@ -137,7 +137,7 @@ def is_array(value: Any) -> bool:
     return not isinstance(value, numbers.Real) and array_api_compat.is_array_api_obj(value)
 
 
-def order(name: str, value: Any, *, like: tuple[str, Array] | None = None) -> Any:
+def alpha(name: str, value: Any, *, like: tuple[str, Array] | None = None) -> Any:
     """α: a float in [-∞, ∞], or an array of them (of the library of ``like``)."""
     if not is_array(value):
         return number(name, value, finite=False)

@@ -1,13 +1,22 @@
-"""Whether rows of logarithms are those of probabilities."""
+"""Whether logarithms are those of probabilities."""
 
 import array_api_compat
 
 from amidmath._checks import computing_dtype
 from amidmath._dispatch import at_hand
 from amidmath._rows import rows_per_chunk
-from amidmath._typing import Array
+from amidmath._typing import Array, Namespace
 
 TOLERANCE = 1e-3
+
+
+def mass(log_x: Array, axis: int, tolerance: float, xp: Namespace) -> tuple[Array, Array]:
+    """Σ exp(log x) along an axis, and where it is further from 1 than the tolerance, or NaN."""
+    # A rounded logarithm of size s moves its probability by eps·s.
+    allowed = max(tolerance, 4.0 * float(xp.finfo(log_x.dtype).eps) ** 0.5)
+    wide = xp.astype(log_x, computing_dtype(xp, log_x), copy=False)
+    total = xp.sum(xp.exp(xp.where(wide <= 1.0, wide, 1.0)), axis=axis)
+    return total, ~(xp.abs(total - 1.0) <= allowed)
 
 
 def check_normalized(**rows: Array) -> None:
@@ -16,16 +25,12 @@ def check_normalized(**rows: Array) -> None:
         if not at_hand(log_x):
             continue
         xp = array_api_compat.array_namespace(log_x)
-        # A rounded logarithm of size s moves its probability by eps·s.
-        allowed = max(TOLERANCE, 4.0 * float(xp.finfo(log_x.dtype).eps) ** 0.5)
         step = rows_per_chunk(log_x)
         for start in range(0, log_x.shape[0], step):
             part = log_x[start : min(start + step, log_x.shape[0]), :]
-            part = xp.astype(part, computing_dtype(xp, part), copy=False)
-            mass = xp.sum(xp.exp(xp.where(part <= 1.0, part, 1.0)), axis=-1)
-            off = ~(xp.abs(mass - 1.0) <= allowed)
+            total, off = mass(part, -1, TOLERANCE, xp)
             if int(xp.sum(xp.astype(off, xp.int32))):
-                worst = float(mass[int(xp.argmax(xp.astype(off, xp.int32)))])
+                worst = float(total[int(xp.argmax(xp.astype(off, xp.int32)))])
                 raise ValueError(
                     f"{name} must be logarithms of probabilities that sum to 1 along the axis, "
                     f"got a sum of {worst:.6g}; pass log_softmax(logits), or use a divergence of "

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 
 import array_api_compat
 
-from amidmath import _checks
+from amidmath import _checks, _dispatch
 from amidmath._assistant import (
     SMALL_POWER,
     by_alpha,
     by_lam,
     exponents,
-    log_mixture_of,
+    kl_share,
+    log_mixture,
     mixture_ratios_of,
 )
-from amidmath._pointwise import NEGLIGIBLE, exp_bregman, log_near_one, shared_support, weighted
+from amidmath._pointwise import expm1_quotient, log_near_one, shared_support, weighted
 from amidmath._typing import Array, Namespace, Partials
 
 
@@ -22,8 +23,8 @@ from amidmath._typing import Array, Namespace, Partials
 class Mean:
     """The f_α-mean of K sources along an axis.
 
-    Operands: the sources, then the weights where ``by_weights``, then α where ``k`` is None; all
-    of one number of axes, broadcast against the sources.
+    Operands: the sources, then the weights where ``weights`` is None, then α where ``k`` is None;
+    all of one number of axes, broadcast against the sources.
 
     Args:
         k: the exponent, None for an operand α.
@@ -49,7 +50,7 @@ class Mean:
             total = xp.sum(raw, axis=self.axis, keepdims=True)
             lam = raw / total
         else:
-            lam, total = _along(self.weights, x, self.axis, xp), 1.0
+            lam, total = along(self.weights, x, self.axis, xp), 1.0
         k = exponents(remaining.pop(0), xp) if self.k is None else self.k
         lead, d = _to_the_leader(x, lam, k, self.axis, self.linear, xp)
         shift, pi = _shift(d, lam, k, self.axis, xp)
@@ -80,19 +81,20 @@ class Mean:
         scale = mean if self.linear else xp.ones_like(mean)
         by_source = pi
         if self.linear:
-            extreme = xp.abs(xp.zeros_like(over) + k) == xp.inf
-            inside = xp.where(extreme, 1.0, k) if not isinstance(k, float) else k
-            inside = 1.0 if isinstance(k, float) and math.isinf(k) else inside
-            by_source = xp.where(extreme, pi, lam * _power(over, inside - 1.0, xp))
+            each = xp.zeros_like(over) + k
+            extreme = xp.isinf(each)
+            power = _power(over, xp.where(extreme, 1.0, each) - 1.0, xp)
+            by_source = xp.where(extreme, pi, lam * power)
         result = [xp.where(lam == 0.0, 0.0, by_source)]
         if self.weights is None:
-            result.append(weighted(scale, _expm1_quotient(over, k, xp), xp) / total)
+            result.append(weighted(scale, expm1_quotient(k, over, xp), xp) / total)
         if self.k is None:
             result.append(weighted(scale, _by_alpha(over, lam, k, self.axis, xp), xp))
         return result
 
 
-def _along(weights: tuple[float, ...], like: Array, axis: int, xp: Namespace) -> Array:
+def along(weights: tuple[float, ...], like: Array, axis: int, xp: Namespace) -> Array:
+    """Numbers as an array along an axis, in the dtype and on the device of another one."""
     shape = [1] * like.ndim
     shape[axis] = len(weights)
     device = array_api_compat.device(like)
@@ -151,20 +153,9 @@ def _shift(d: Array, lam: Array, k: Array | float, axis: int, xp: Namespace) -> 
     return result
 
 
-def _power(log_x: Array, c: Array | float, xp: Namespace) -> Array:
+def _power(log_x: Array, c: Array, xp: Namespace) -> Array:
     """x^c from log x, where 0 to the 0 is 1."""
-    zero = c == 0.0
-    if isinstance(zero, bool):
-        return xp.ones_like(log_x) if zero else xp.exp(c * log_x)
-    return xp.where(zero, 1.0, xp.exp(xp.where(zero, 1.0, c) * log_x))
-
-
-def _expm1_quotient(x: Array, k: Array | float, xp: Namespace) -> Array:
-    """E(k, x) = (e^{kx} - 1)/k, x at k = 0, 0 at ±inf; docs: mixtures, M8."""
-    k = xp.zeros_like(x) + k
-    geometric, extreme = xp.abs(k) < NEGLIGIBLE, xp.isinf(k)
-    inside = xp.where(geometric | extreme, 1.0, k)
-    return xp.where(extreme, 0.0, xp.where(geometric, x, xp.expm1(inside * x) / inside))
+    return xp.where(c == 0.0, 1.0, xp.exp(xp.where(c == 0.0, 1.0, c) * log_x))
 
 
 def _by_alpha(over: Array, lam: Array, k: Array | float, axis: int, xp: Namespace) -> Array:
@@ -173,8 +164,7 @@ def _by_alpha(over: Array, lam: Array, k: Array | float, axis: int, xp: Namespac
     widest = xp.max(xp.abs(xp.where(lam == 0.0, 0.0, over)), axis=axis, keepdims=True)
     geometric, extreme = xp.abs(k) * widest < SMALL_POWER, xp.isinf(k)
     inside = xp.where(geometric | extreme, 1.0, k)
-    z = -inside * over
-    terms = weighted(lam + xp.zeros_like(over), exp_bregman(xp.zeros_like(z), -z, z, xp), xp)
+    terms = weighted(lam + xp.zeros_like(over), kl_share(-inside * over, xp), xp)
     power = -0.5 * (xp.sum(terms, axis=axis, keepdims=True) / inside) / inside
     near = xp.where(geometric, over, 0.0)
     limit = -0.25 * xp.sum(
@@ -199,8 +189,8 @@ class Mixture:
         k = exponents(remaining.pop(0), xp) if self.k is None else self.k
         lam = remaining.pop(0) if self.lam is None else self.lam
         _, _, ratio = shared_support(p, q, p - q, xp)
-        over_p, over_q, pi, w = mixture_ratios_of(ratio, k, lam, xp)
-        value = log_mixture_of(p, q, over_p, over_q, k, lam, xp)
+        over_p, over_q, pi, w = ratios = mixture_ratios_of(ratio, k, lam, xp)
+        value = log_mixture(p, q, ratios, xp)
         partials = [pi, w]
         if any(needs[2:]):
             exists = value > -xp.inf
@@ -208,9 +198,7 @@ class Mixture:
                 by = by_alpha(k, lam, ratio, over_p, over_q, xp)
                 partials.append(xp.where(exists, by, 0.0))
             if self.lam is None:
-                partials.append(
-                    xp.where(exists, by_lam(k, lam, ratio, (over_p, over_q, pi, w), xp), 0.0)
-                )
+                partials.append(xp.where(exists, by_lam(k, lam, ratio, ratios, xp), 0.0))
         return value, _wanted(partials, (log_p, log_q, *knobs), needs, xp)
 
 
@@ -231,11 +219,28 @@ class LogTotal:
 
 def log_sum_exp(logs: Array, axis: int, xp: Namespace) -> tuple[Array, Array]:
     """Return log Σ exp along an axis (kept), and logs less it; -inf and -inf if all are."""
-    peak = xp.max(logs, axis=axis, keepdims=True)
+    peak, log_total, logs = log_softmax(logs, axis, xp)
+    return peak + log_total, logs
+
+
+def log_softmax(logits: Array, axis: int, xp: Namespace) -> tuple[Array, Array, Array]:
+    """The largest logit (0 if all are -inf), log Σ exp of the logits less it, and log-softmax.
+
+    Apart, as the sum of the two would round away what lies below the largest logit.
+    """
+    peak = xp.max(logits, axis=axis, keepdims=True)
     empty = peak == -xp.inf
-    below = logs - xp.where(empty, 0.0, peak)
+    peak = xp.where(empty, 0.0, peak)
+    below = logits - peak
     log_total = xp.log(xp.sum(xp.exp(below), axis=axis, keepdims=True))
-    return peak + xp.where(empty, 0.0, log_total), below - xp.where(empty, 0.0, log_total)
+    return peak, log_total, below - xp.where(empty, 0.0, log_total)
+
+
+def log_normalized(logs: Array, axis: int, xp: Namespace) -> Array:
+    """The logarithms less that of their total along an axis; -inf where all are."""
+    log_z = xp.expand_dims(_dispatch.apply(LogTotal(axis), axis, logs), axis=axis)
+    exists = log_z > -xp.inf
+    return xp.where(exists, logs - xp.where(exists, log_z, 0.0), -xp.inf)
 
 
 def _wanted(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from amidmath import _checks, _dispatch
 from amidmath._assistant import exponent
-from amidmath._mean_forms import LogTotal, Mean, Mixture
+from amidmath._mean_forms import Mean, Mixture, log_normalized
 from amidmath._typing import Array, Namespace
 
 
@@ -136,22 +136,19 @@ def alpha_mixture(
     _checks.same_device(log_p=log_p, log_q=log_q)
     axis = _checks.axis_in_range(axis, log_p.ndim, "log_p and log_q")
     positions = log_p.shape[:axis] + log_p.shape[axis + 1 :]
+    alpha = _checks.alpha("alpha", alpha, like=("log_p", log_p))
+    lam = _checks.weight("lam", lam, like=("log_p", log_p))
     knobs = []
-    for name, value, check in (("alpha", alpha, _checks.order), ("lam", lam, _checks.weight)):
-        checked = check(name, value, like=("log_p", log_p))
-        if not isinstance(checked, float):
-            checked = _checks.broadcast(name, checked, positions, xp)
-            knobs.append(xp.broadcast_to(xp.expand_dims(checked, axis=axis), log_p.shape))
+    for name, value in (("alpha", alpha), ("lam", lam)):
+        if not isinstance(value, float):
+            rows = xp.expand_dims(_checks.broadcast(name, value, positions, xp), axis=axis)
+            knobs.append(xp.broadcast_to(rows, log_p.shape))
     form = Mixture(
-        None if _checks.is_array(alpha) else exponent(float(alpha)),
-        None if _checks.is_array(lam) else float(lam),
+        exponent(alpha) if isinstance(alpha, float) else None,
+        lam if isinstance(lam, float) else None,
     )
     log_r = _dispatch.apply(form, None, log_p, log_q, *knobs)
-    if not normalize:
-        return log_r
-    log_z = xp.expand_dims(_dispatch.apply(LogTotal(axis), axis, log_r), axis=axis)
-    exists = log_z > -xp.inf
-    return xp.where(exists, log_r - xp.where(exists, log_z, 0.0), -xp.inf)
+    return log_normalized(log_r, axis, xp) if normalize else log_r
 
 
 def _mean(
@@ -175,7 +172,7 @@ def _mean(
     else:
         fixed = _weights(weights, sources.shape[axis])
     k: float | None = None
-    checked = _checks.order("alpha", alpha, like=(name, sources))
+    checked = _checks.alpha("alpha", alpha, like=(name, sources))
     if isinstance(checked, float):
         k = exponent(checked)
     else:

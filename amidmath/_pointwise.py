@@ -64,9 +64,12 @@ def exp_quotient(n: Array, m: Array, g: float, d: Array, xp: Namespace) -> Array
     return exp_difference(n, m, g * d, xp) / g
 
 
-def expm1_quotient(c: float, x: Array, xp: Namespace) -> Array:
-    """E(c, x) = (e^{cx} - 1)/c, and its limit x at c = 0 (docs: stable evaluation, S6)."""
-    return x if abs(c) < NEGLIGIBLE else xp.expm1(c * x) / c
+def expm1_quotient(c: Array | float, x: Array, xp: Namespace) -> Array:
+    """E(c, x) = (e^{cx} - 1)/c, x at c = 0, 0 at c = ±inf (docs: stable evaluation, S6)."""
+    c = xp.zeros_like(x) + c
+    flat, sharp = xp.abs(c) < NEGLIGIBLE, xp.isinf(c)
+    inside = xp.where(flat | sharp, 1.0, c)
+    return xp.where(sharp, 0.0, xp.where(flat, x, xp.expm1(inside * x) / inside))
 
 
 def difference_parts(a: Array, b: Array, xp: Namespace) -> tuple[Array, Array]:

@@ -2,7 +2,7 @@
 
 import array_api_compat
 
-from amidmath._mean_forms import log_sum_exp
+from amidmath._mean_forms import log_softmax, log_sum_exp
 from amidmath._pointwise import difference_parts, exp_difference, log_near_one, shared_support
 from amidmath._typing import Array, Namespace
 
@@ -18,7 +18,7 @@ def log_softmax_pair(
     precision. Docs: stable evaluation, S5.
     """
     (peak_s, log_zq, log_q), (peak_t, log_zp, log_p) = (
-        _log_softmax(logits, xp) for logits in (student, teacher)
+        log_softmax(logits, -1, xp) for logits in (student, teacher)
     )
     peaks, lost_of_peaks = difference_parts(peak_t, peak_s, xp)
     lost: Array = 0.0
@@ -28,15 +28,6 @@ def log_softmax_pair(
     _, _, ratio = shared_support(student, teacher, centred - (log_zp - log_zq), xp)
     off = xp.sum(exp_difference(log_q, log_p, -ratio, xp), axis=-1, keepdims=True)
     return log_q, log_p, ratio + xp.log1p(off)
-
-
-def _log_softmax(logits: Array, xp: Namespace) -> tuple[Array, Array, Array]:
-    """The largest logit, log Σ exp of the logits less it, and the log-probabilities."""
-    peak = xp.max(logits, axis=-1, keepdims=True)
-    peak = xp.where(peak > -xp.inf, peak, 0.0)
-    below = logits - peak
-    log_total = xp.log(xp.sum(xp.exp(below), axis=-1, keepdims=True))
-    return peak, log_total, below - xp.where(log_total > -xp.inf, log_total, 0.0)
 
 
 def log_normalizer(log_r: Array, log_source: Array, over_source: Array, xp: Namespace) -> Array:

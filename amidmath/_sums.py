@@ -1,4 +1,4 @@
-"""Weighted sums of losses, as one loss: the logits are read and normalised once."""
+"""Weighted sums of losses, as one loss that goes through the rows once."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +76,7 @@ class _Blocks:
             stop = start + count
             asked = (*needs[:2], *needs[2 + start : 2 + stop])
             value, partials = block(x, y, *knobs[start:stop], needs=asked, xp=xp)
-            total = total + (weight * value if weight != 0.0 else 0.0 * xp.zeros_like(value))
+            total = total + (weight * value if weight != 0.0 else xp.zeros_like(value))
             scaled = [None if g is None or weight == 0.0 else weight * g for g in partials]
             for i in (0, 1):
                 here, grad = sums[i], scaled[i]

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from amidmath import _checks
 from amidmath._pointwise import exp_bregman, exp_difference, weighted
-from amidmath.divergences._base import Separable
+from amidmath.divergences._base import Checks, Separable
 from amidmath.divergences._midpoint import midpoint
 
 
@@ -36,11 +36,8 @@ class ArithmeticGeometric(Separable):
     weight: float = 0.5
 
     name: ClassVar[str | None] = "arithmetic_geometric"
+    checks: ClassVar[Checks] = {"weight": _checks.number_in_unit_interval}
     examples: ClassVar[tuple[tuple[Any, ...], ...]] = ((0.5,), (0.1,), (0.999,), (1e-9,))
-
-    def __post_init__(self) -> None:
-        """Check the weight."""
-        object.__setattr__(self, "weight", _checks.number_in_unit_interval("weight", self.weight))
 
     @staticmethod
     def definition(x: Sequence[Any], y: Sequence[Any], params: tuple[Any, ...], mp: Any) -> Any:

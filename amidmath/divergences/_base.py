@@ -1,7 +1,7 @@
 """What every divergence is, and the registry of those that have a name."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -13,6 +13,9 @@ from amidmath._typing import Array, Namespace, Partials
 
 Evaluated = tuple[Array, tuple[Array, Array, Array] | None]
 """Values, and ∂D/∂log x, ∂D/∂log y and the sum of the two, where they are wanted."""
+
+Checks = dict[str, Callable[[str, Any], Any]]
+"""Functions of the name and the value of a parameter, which give it back or raise."""
 
 REGISTRY: dict[str, type["Divergence"]] = {}
 """Divergences by name; a class that sets :attr:`Divergence.name` is in it."""
@@ -27,11 +30,13 @@ class Divergence(ABC):
     Attributes:
         name: what :func:`divergence` knows it by; None for those that numbers cannot describe.
         on_measures: whether x and y may have any total mass; otherwise it must be 1.
+        checks: what a parameter must be, where it is not any finite number.
         examples: parameter values that the tests and ``make certify`` run it at.
     """
 
     name: ClassVar[str | None] = None
     on_measures: ClassVar[bool] = False
+    checks: ClassVar[Checks] = {}
     examples: ClassVar[tuple[tuple[Any, ...], ...]] = ((),)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -44,10 +49,11 @@ class Divergence(ABC):
                 raise ValueError(f"name {name!r} is taken by {known.__qualname__}")
 
     def __post_init__(self) -> None:
-        """Check that the parameters are finite numbers."""
+        """Check the parameters."""
         for parameter in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
-            value = _checks.number(parameter.name, getattr(self, parameter.name))
-            object.__setattr__(self, parameter.name, value)
+            name = parameter.name
+            check: Callable[[str, Any], Any] = self.checks.get(name, _checks.number)
+            object.__setattr__(self, name, check(name, getattr(self, name)))
 
     @property
     def params(self) -> tuple[Any, ...]:

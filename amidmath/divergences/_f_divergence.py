@@ -8,7 +8,7 @@ from amidmath._dual import Function
 from amidmath._pointwise import shared_support, weighted
 from amidmath._typing import Array, Namespace
 from amidmath.divergences._base import Divergence, Evaluated
-from amidmath.divergences._generator import Generator
+from amidmath.divergences._generator import Generator, check_functions
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,7 @@ class FDivergence(Divergence):
 
     def __post_init__(self) -> None:
         """Check that the functions are functions."""
-        for name in ("f", "first", "second"):
-            function = getattr(self, name)
-            if not (callable(function) or (function is None and name != "f")):
-                raise TypeError(f"{name} must be a function of (u, xp), got {function!r}")
+        check_functions(f=self.f, first=self.first, second=self.second)
 
     @staticmethod
     def definition(x: Sequence[Any], y: Sequence[Any], params: tuple[Any, ...], mp: Any) -> Any:

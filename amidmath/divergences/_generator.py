@@ -26,6 +26,14 @@ _NODES = (
 )
 
 
+def check_functions(**functions: Function | None) -> None:
+    """Raise TypeError for what is no function; the first must be one, the others may be None."""
+    (first, _), *_ = functions.items()
+    for name, function in functions.items():
+        if not (callable(function) or (function is None and name != first)):
+            raise TypeError(f"{name} must be a function of (u, xp), got {function!r}")
+
+
 @dataclass(frozen=True)
 class Generator:
     """A convex function with its derivatives, each given or taken.

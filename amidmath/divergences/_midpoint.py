@@ -9,6 +9,5 @@ def midpoint(
     log_x: Any, log_y: Any, log_ratio: Any, lam: float, xp: Any
 ) -> tuple[Any, Any, Any, Any, Any]:
     """Log m, log(m/x), log(m/y), and the shares λx/m and (1-λ)y/m; docs: mixtures, M4."""
-    over_x, over_y, share_x, share_y = mixture_ratios(log_ratio, 1.0, lam, xp)
-    log_m = log_mixture(log_x, log_y, over_x, over_y, 1.0, lam, xp)
-    return log_m, over_x, over_y, share_x, share_y
+    ratios = mixture_ratios(log_ratio, 1.0, lam, xp)
+    return log_mixture(log_x, log_y, ratios, xp), *ratios

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from amidmath import _checks
 from amidmath._pointwise import NEGLIGIBLE
 from amidmath.divergences._alpha_beta import divided_partials, divided_term
-from amidmath.divergences._base import Separable
+from amidmath.divergences._base import Checks, Separable
 
 
 def power_term(log_x: Any, log_y: Any, log_ratio: Any, a: float, b: float, xp: Any) -> Any:
@@ -167,13 +167,10 @@ class Tsallis(Separable):
     rho: float
 
     name: ClassVar[str | None] = "tsallis"
+    checks: ClassVar[Checks] = {"rho": _checks.positive}
     examples: ClassVar[tuple[tuple[Any, ...], ...]] = (
         *((0.5,), (1.0,), (2.0,), (1e-3,), (1.0 + 1e-9,)),
     )
-
-    def __post_init__(self) -> None:
-        """Check the order."""
-        object.__setattr__(self, "rho", _checks.positive("rho", self.rho))
 
     @staticmethod
     def definition(x: Sequence[Any], y: Sequence[Any], params: tuple[Any, ...], mp: Any) -> Any:

@@ -15,7 +15,7 @@ from amidmath._pointwise import (
     weighted,
 )
 from amidmath._typing import Array, Namespace
-from amidmath.divergences._base import Divergence, Evaluated
+from amidmath.divergences._base import Checks, Divergence, Evaluated
 from amidmath.divergences._power import power_definition, power_mean, power_term
 
 
@@ -84,13 +84,10 @@ class Renyi(Divergence):
     rho: float
 
     name: ClassVar[str | None] = "renyi"
+    checks: ClassVar[Checks] = {"rho": _checks.positive}
     examples: ClassVar[tuple[tuple[Any, ...], ...]] = (
         *((0.5,), (2.0,), (1.0,), (10.0,), (1e-3,), (1.0 + 1e-9,), (1.0 - 1e-6,)),
     )
-
-    def __post_init__(self) -> None:
-        """Check the order."""
-        object.__setattr__(self, "rho", _checks.positive("rho", self.rho))
 
     @staticmethod
     def definition(x: Sequence[Any], y: Sequence[Any], params: tuple[Any, ...], mp: Any) -> Any:

@@ -6,16 +6,13 @@ from typing import Any, ClassVar
 
 from amidmath import _checks
 from amidmath._pointwise import exp_bregman, exp_difference, weighted
-from amidmath.divergences._base import Separable
+from amidmath.divergences._base import Checks, Separable
 from amidmath.divergences._midpoint import midpoint
 
 
 class _Skew(Separable):
+    checks: ClassVar[Checks] = {"lam": _checks.number_in_unit_interval}
     examples: ClassVar[tuple[tuple[Any, ...], ...]] = ((0.1,), (0.5,), (0.999,), (1e-9,))
-
-    def __post_init__(self) -> None:
-        """Check the skew."""
-        object.__setattr__(self, "lam", _checks.number_in_unit_interval("lam", self.params[0]))
 
 
 @dataclass(frozen=True)

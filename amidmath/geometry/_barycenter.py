@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from typing import cast
 
-import array_api_compat
-
-from amidmath import _checks, _dispatch
+from amidmath import _checks
 from amidmath._assistant import exponent
-from amidmath._mean_forms import LogTotal
+from amidmath._mean_forms import along, log_normalized
 from amidmath._means import log_falpha_mean
 from amidmath._typing import Array, Namespace
 from amidmath.divergences import AlphaBeta
@@ -113,15 +111,13 @@ def jensen_divergence(
     k = exponent(_checks.number("alpha", alpha))
     log_r = xp.expand_dims(_normalized_mean(logs, alpha, weights, axis, outcomes, xp), axis=axis)
     count = logs.shape[axis]
-    shape = [1] * logs.ndim
-    shape[axis] = count
-    if not _checks.is_array(weights):
-        numbers = [1.0] * count if weights is None else [float(w) for w in weights]
-        kind = {"dtype": log_r.dtype, "device": array_api_compat.device(logs)}
-        # One by one on the device: a list would be copied there, and waited for.
-        lam = xp.concat([xp.full((1,) * logs.ndim, w, **kind) for w in numbers], axis=axis)
-    else:
+    if _checks.is_array(weights):
+        shape = [1] * logs.ndim
+        shape[axis] = count
         lam = xp.astype(xp.reshape(weights, tuple(shape)), log_r.dtype, copy=False)
+    else:
+        numbers = (1.0,) * count if weights is None else tuple(float(w) for w in weights)
+        lam = along(numbers, log_r, axis, xp)
     exists = xp.max(log_r, axis=outcomes, keepdims=True) > -xp.inf
     # A source without weight may be infinitely far, and where there is no barycentre all are:
     # a zero in their place keeps 0·inf out of the value and of the gradient.
@@ -175,6 +171,4 @@ def _normalized_mean(
 ) -> Array:
     log_r = log_falpha_mean(logs, alpha=alpha, weights=weights, axis=axis)
     outcomes -= outcomes > axis
-    log_z = xp.expand_dims(_dispatch.apply(LogTotal(outcomes), outcomes, log_r), axis=outcomes)
-    exists = log_z > -xp.inf
-    return xp.where(exists, log_r - xp.where(exists, log_z, 0.0), -xp.inf)
+    return log_normalized(log_r, outcomes, xp)

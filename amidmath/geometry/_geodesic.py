@@ -53,7 +53,7 @@ def geodesic(
     axis, xp, (p, q) = _points.checked(axis, {"log_p": log_p, "log_q": log_q})
     t, alpha = (
         check(name, value, like=("log_p", log_p))
-        for name, value, check in (("t", t, _checks.weight), ("alpha", alpha, _checks.order))
+        for name, value, check in (("t", t, _checks.weight), ("alpha", alpha, _checks.alpha))
     )
     positions = log_p.shape[:axis] + log_p.shape[axis + 1 :]
     if _checks.is_array(t):

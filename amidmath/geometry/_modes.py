@@ -1,10 +1,9 @@
 """How far two distributions overlap, and how a choice of α and λ covers or seeks their modes."""
 
-import math
 from typing import NamedTuple
 
 from amidmath import _checks
-from amidmath._assistant import exponent, exponents, mixture_ratios_of
+from amidmath._assistant import exponent, exponents, log_odds, mixture_ratios_of
 from amidmath._typing import Array, Namespace
 from amidmath.geometry import _points
 
@@ -116,7 +115,7 @@ def mode_report(
     """
     axis, xp, (p, q) = _points.checked(axis, {"log_p": log_p, "log_q": log_q})
     shared = _overlap(p, q, axis, xp)
-    alpha = _checks.order("alpha", alpha, like=("log_p", log_p))
+    alpha = _checks.alpha("alpha", alpha, like=("log_p", log_p))
     lam = _checks.weight("lam", lam, like=("log_p", log_p))
     alpha, lam = (_each(name, a, shared, xp) for name, a in (("alpha", alpha), ("lam", lam)))
     k = exponent(alpha) if isinstance(alpha, float) else exponents(alpha, xp)
@@ -126,13 +125,14 @@ def mode_report(
     absent = (p == -xp.inf) & (q == -xp.inf)
     log_ratio = xp.where(absent, 0.0, p) - xp.where(absent, 0.0, q)
     *_, w = mixture_ratios_of(log_ratio, k_wide, lam_wide, xp)
+    zero = xp.zeros_like(shared)
     return ModeReport(
         log_ratio=log_ratio,
         student_weight=w,
         covering=_mean(w, xp.where(log_ratio > 0.0, xp.exp(p), 0.0), 1.0 - lam, axis, xp),
         seeking=_mean(w, xp.where(log_ratio < 0.0, xp.exp(q), 0.0), 1.0 - lam, axis, xp),
         overlap=shared,
-        crossover=_crossover(xp.zeros_like(shared) + k, _log_odds(lam, shared, xp), xp),
+        crossover=_crossover(zero + k, zero - log_odds(lam, xp), xp),
     )
 
 
@@ -153,24 +153,6 @@ def _each(name: str, value: float | Array, like: Array, xp: Namespace) -> float 
         return value
     wide = _checks.broadcast(name, value, tuple(like.shape), xp)
     return xp.astype(wide, like.dtype, copy=False)
-
-
-def _log_odds(lam: float | Array, like: Array, xp: Namespace) -> Array:
-    """log((1-λ)/λ), without cancellation for λ near ½."""
-    if isinstance(lam, float):
-        # In double precision, whatever the dtype: λ itself may not be a number of it.
-        if lam in (0.0, 1.0):
-            odds = math.inf if lam == 0.0 else -math.inf
-        elif 0.25 < lam < 0.75:
-            odds = math.log1p((1.0 - 2.0 * lam) / lam)
-        else:
-            odds = math.log1p(-lam) - math.log(lam)
-        return xp.full_like(like, odds)
-    inside = xp.where((lam > 0.0) & (lam < 1.0), lam, 0.5)
-    middle = (inside > 0.25) & (inside < 0.75)
-    near = xp.where(middle, inside, 0.5)
-    odds = xp.where(middle, xp.log1p((1.0 - 2.0 * near) / near), xp.log1p(-inside) - xp.log(inside))
-    return xp.where(lam == 0.0, xp.inf, xp.where(lam == 1.0, -xp.inf, odds))
 
 
 def _crossover(k: Array, log_odds: Array, xp: Namespace) -> Array:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from amidmath import _checks
+from amidmath._distributions import mass
 from amidmath._typing import Array, Namespace
 
 # How far from 1 a sum of probabilities may be: logits are off by far more, logarithms that were
@@ -38,12 +39,9 @@ def checked(
 
 def check_normalized(name: str, log_p: Array, axis: int, xp: Namespace) -> None:
     """Raise ValueError unless the probabilities sum to 1, where values are at hand."""
-    # A rounded logarithm of size s moves its probability by eps·s.
-    allowed = max(_TOLERANCE, 4.0 * float(xp.finfo(log_p.dtype).eps) ** 0.5)
-    wide = xp.astype(log_p, _checks.computing_dtype(xp, log_p), copy=False)
-    total = xp.sum(xp.exp(xp.where(wide <= 1.0, wide, 1.0)), axis=axis)
+    total, off = mass(log_p, axis, _TOLERANCE, xp)
     wanted = f"log-probabilities, such as log_softmax(logits): with sum 1 along axis {axis}"
-    _checks.values_hold(name, total, ~(xp.abs(total - 1.0) <= allowed), wanted)
+    _checks.values_hold(name, total, off, wanted)
 
 
 def centering(log_p: Array, axis: int, xp: Namespace) -> tuple[Array, Callable[[Array], Array]]:
