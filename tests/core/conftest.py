@@ -1,8 +1,8 @@
 """The libraries that every test of the core runs on, and the oracle it is held against.
 
 The oracle works from definitions, at 60 digits, on lists of mpmath numbers: powers for the mixture,
-Σ x log(x/y), the three-sum α-β divergence with its published limits, and central differences of
-the defined loss for gradients. It knows nothing of how amidmath computes.
+each divergence's textbook formula, and central differences of the defined loss for gradients. It
+knows nothing of how amidmath computes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING, Any
 import array_api_strict
 import dask
 import dask.array
+import definitions
 import jax
 import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
 import torch
+
+import amidmath as am
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -200,82 +203,26 @@ def exact(values: Any) -> Any:
     return tuple(exact(v) for v in array)
 
 
-def log(x: Any) -> Any:
-    return mpmath.log(x) if x > 0 else -mpmath.inf
-
-
 def log_softmax(logits: Row) -> Row:
-    total = mpmath.log(sum(mpmath.exp(v) for v in logits))
-    return tuple(v - total for v in logits)
+    return tuple(definitions.log_softmax(logits))
 
 
-@functools.cache
-def mean(values: Row, weights: Row, alpha: float) -> Any:
-    """The f_α-mean (Σ λ x^k)^(1/k), k = (1-α)/2, and its limits, of sources with λ > 0."""
-    pairs = [(x, w) for x, w in zip(values, weights, strict=True) if w > 0]
-    if alpha in (mpmath.inf, -mpmath.inf):
-        return (min if alpha > 0 else max)(x for x, _ in pairs)
-    k = (1 - mpmath.mpf(alpha)) / 2
-    if k <= 0 and any(x == 0 for x, _ in pairs):
-        return mpmath.mpf(0)
-    if k == 0:
-        return mpmath.fprod(x**w for x, w in pairs)
-    return mpmath.fsum(w * x**k for x, w in pairs if x > 0) ** (1 / k)
-
-
-def alpha_beta(log_x: Row, log_y: Row, a: float, b: float) -> Any:
-    """Cichocki, Cruces & Amari 2011, equation 19, with digits to spare next to its limits."""
-    a, b = mpmath.mpf(a), mpmath.mpf(b)
-    lost = mpmath.fprod(abs(c) for c in (a, b, a + b) if c != 0)
-    with mpmath.workdps(mpmath.mp.dps + max(0, int(-mpmath.log10(lost)) * 2)):
-        return +_three_sum(log_x, log_y, a, b)
-
-
-def _three_sum(log_x: Row, log_y: Row, a: Any, b: Any) -> Any:
-    # x = y adds nothing, also where both are zero: every term of every form is zero.
-    tokens = [_three_sum_token(u, v, a, b) for u, v in zip(log_x, log_y, strict=True) if u != v]
-    # Where x or y is 0, infinities of different orders: the term is never negative.
-    return mpmath.fsum(mpmath.inf if mpmath.isnan(t) else t for t in tokens)
-
-
-def _three_sum_token(u: Any, v: Any, a: Any, b: Any) -> Any:
-    def power(log_v: Any, c: Any) -> Any:
-        return mpmath.mpf(1) if c == 0 else mpmath.exp(c * log_v)
-
-    if a == b == 0:
-        return (u - v) ** 2 / 2
-    if b == 0:
-        x_u = power(u, a)
-        return ((x_u * a * (u - v) if x_u else 0) - x_u + power(v, a)) / a**2
-    if a == 0:
-        y_v = power(v, b)
-        return ((y_v * b * (v - u) if y_v else 0) - y_v + power(u, b)) / b**2
-    if a + b == 0:
-        return (a * (v - u) + mpmath.exp(a * (u - v)) - 1) / a**2
-    sides = (a * power(u, a + b) + b * power(v, a + b)) / (a + b)
-    return -(mpmath.exp(a * u + b * v) - sides) / (a * b)
-
-
-def kl(log_x: Row, log_y: Row) -> Any:
-    """Σ x log(x/y), for distributions."""
-    return mpmath.fsum(
-        mpmath.exp(u) * (u - v) for u, v in zip(log_x, log_y, strict=True) if u > -mpmath.inf
-    )
-
-
-def kl_unnormalised(log_x: Row, log_y: Row) -> Any:
-    """Σ x log(x/y) - x + y, the same for distributions; it defines partial derivatives."""
-    masses = (mpmath.exp(v) - mpmath.exp(u) for u, v in zip(log_x, log_y, strict=True))
-    return kl(log_x, log_y) + mpmath.fsum(masses)
+mean = functools.cache(definitions.mean)
+# Whose partial derivatives with x and y free are those that the code gives.
+ON_MEASURES = {"KL": am.GeneralizedKL(), "ReverseKL": am.Dual(am.GeneralizedKL())}
 
 
 @functools.cache
 def divergence(name: tuple[Any, ...], log_x: Row, log_y: Row, *, simplex: bool) -> Any:
-    """D(x‖y) for ("KL",), ("ReverseKL",) or ("AlphaBeta", a, b)."""
-    if name[0] == "AlphaBeta":
-        return alpha_beta(log_x, log_y, *name[1:])
-    pair = (log_x, log_y) if name[0] == "KL" else (log_y, log_x)
-    return (kl if simplex else kl_unnormalised)(*pair)
+    """D(x‖y) for ("KL",), ("AlphaBeta", a, b) and so on, with digits to spare next to limits."""
+    here = getattr(am, name[0])(*name[1:])
+    if not simplex:
+        here = ON_MEASURES.get(name[0], here)
+    exponents = [abs(mpmath.mpf(c)) for c in (*name[1:], sum(name[1:]))]
+    lost = mpmath.fprod(c for c in exponents if c != 0)
+    with mpmath.workdps(mpmath.mp.dps + max(0, int(-mpmath.log10(lost)) * 2)):
+        x, y = ([mpmath.exp(v) for v in row] for row in (log_x, log_y))
+        return +definitions.divergence_of(here, x, y)
 
 
 @functools.cache
@@ -286,8 +233,9 @@ def log_assistant(log_p: Row, log_q: Row, alpha: float, lam: float) -> tuple[Row
         mean((mpmath.exp(u), mpmath.exp(v)), (lam, 1 - lam), alpha)
         for u, v in zip(log_p, log_q, strict=True)
     ]
-    log_z = log(mpmath.fsum(r))
-    return tuple(log(x) - log_z if x > 0 else -mpmath.inf for x in r), log_z
+    log_z = definitions.log(mpmath.fsum(r))
+    logs = (definitions.log(x) for x in r)
+    return tuple(v - log_z if v > -mpmath.inf else v for v in logs), log_z
 
 
 @functools.cache

@@ -5,20 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 
+import definitions
 import jax
 import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
 import torch
-from differences import (
-    at_200_digits,
-    log_r_tilde,
-    log_softmax,
-    loss_and_slopes,
-    mixed,
-    slope,
-)
+from definitions import log_softmax
+from differences import at_200_digits, log_r_tilde, loss_and_slopes, slope
 
 import amidmath as am
 
@@ -540,7 +535,7 @@ def mean_and_slopes(sources, weights, alpha, linear):
         xs, raw, alpha = point[:n], point[n : 2 * n], point[2 * n]
         total = mpmath.fsum(raw)
         xs = xs if linear else [mpmath.exp(v) for v in xs]
-        result = mixed(xs, [w / total for w in raw], alpha)
+        result = definitions.mean(xs, [w / total for w in raw], alpha)
         return result if linear else mpmath.log(result)
 
     point = (*sources, *weights, alpha)

@@ -11,7 +11,8 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from differences import at_200_digits, log_softmax, loss_and_slopes, mixed, slope
+from definitions import log_softmax, mean
+from differences import at_200_digits, loss_and_slopes, slope
 
 import amidmath as am
 
@@ -303,7 +304,7 @@ def spread(point, alpha, lam, temperature=1.0):
     k, lam = (1 - mpmath.mpf(alpha)) / 2, mpmath.mpf(lam)
     if lam in (0, 1):
         return mpmath.mpf(0)
-    r = [mixed(pair, (lam, 1 - lam), alpha) for pair in zip(p, q, strict=True)]
+    r = [mean(pair, (lam, 1 - lam), alpha) for pair in zip(p, q, strict=True)]
     if k == 1:
         present = [[(x, m) for x, m in zip(side, r, strict=True) if x > 0] for side in (p, q)]
         kls = [mpmath.fsum(x * mpmath.log(x / m) for x, m in side) for side in present]

@@ -10,15 +10,13 @@ import functools
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mpmath
+from definitions import log_mean, log_softmax
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 DIGITS = 200
 STEP = mpmath.mpf(10) ** -70
-# A weight closer than this to 0 or 1 is there but for a step.
-AT_THE_END = mpmath.mpf(10) ** -60
-
 Point = tuple[Any, ...]
 
 
@@ -41,32 +39,8 @@ def slope(f: Callable[[Point], Any], point: Point, i: int) -> Any:
     return (f(up) - f(down)) / (2 * STEP)
 
 
-def mixed(sources: Sequence[Any], weights: Sequence[Any], alpha: Any) -> Any:
-    """(Σ w xᵏ)^(1/k) and its limits; weights may be a step below zero."""
-    pairs = list(zip(sources, weights, strict=True))
-    if abs(alpha) == mpmath.inf:
-        return (min if alpha > 0 else max)(x for x, w in pairs if abs(w) > AT_THE_END)
-    k = (1 - mpmath.mpf(alpha)) / 2
-    if k <= 0 and any(x == 0 and w != 0 for x, w in pairs):
-        return mpmath.mpf(0)
-    if k == 0:
-        return mpmath.fprod(x**w for x, w in pairs)
-    return mpmath.fsum(w * x**k for x, w in pairs if x) ** (1 / k)
-
-
-def log(x: Any) -> Any:
-    return mpmath.log(x) if x else -mpmath.inf
-
-
-def log_softmax(logits: Sequence[Any]) -> list[Any]:
-    total = mpmath.log(mpmath.fsum(map(mpmath.exp, logits)))
-    return [v - total for v in logits]
-
-
 def log_r_tilde(log_p: Sequence[Any], log_q: Sequence[Any], alpha: Any, lam: Any) -> list[Any]:
-    pairs = zip(log_p, log_q, strict=True)
-    weights = (lam, 1 - lam)
-    return [log(mixed((mpmath.exp(u), mpmath.exp(v)), weights, alpha)) for u, v in pairs]
+    return [log_mean(pair, (lam, 1 - lam), alpha) for pair in zip(log_p, log_q, strict=True)]
 
 
 @at_200_digits

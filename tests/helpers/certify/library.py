@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import mpmath
 import numpy as np
 import torch
+from definitions import log_sum
 from mpmath import mp
 
 import amidmath as am
 from certify.cases import CASES
-from certify.definitions import log_sum
 
 if TYPE_CHECKING:
     from certify.subjects import Point

@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import mpmath
 import numpy as np
+from definitions import log_mean, log_sum
 from mpmath import mp
 
 from certify import GRADIENT_BOUND, MEAN_BOUND, VALUE_BOUND
-from certify.definitions import log_mean, log_sum
 from certify.library import call, mean_weights
 from certify.oracle import Loss, Truth, truth
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from certify.definitions import Number
+    from definitions import Number
+
     from certify.library import Answer
     from certify.subjects import Point
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import mpmath
+from definitions import log_mean, log_sum, of_tokens
 from mpmath import mp
-
-from certify.definitions import log_mean, log_sum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from certify.definitions import Number
+    from definitions import Number
+
 
 STEP = mpmath.mpf(10) ** -25
 STEP_DIGITS = 25
@@ -66,13 +66,8 @@ class Loss:
         return self._divergence(named[self.order[0]], named[self.order[1]], zero)
 
     def _divergence(self, x: Row, y: Row, zero: int) -> Number:
-        """D(x‖y) by its definition; a token that neither has takes no part."""
-        tokens = [(u, v) for u, v in zip(x, y, strict=True) if u or v]
-        nothing = mpmath.mpf(10) ** -zero if any(not (u and v) for u, v in tokens) else None
-        columns = zip(*((u or nothing, v or nothing) for u, v in tokens), strict=True)
-        value = self.definition(*columns, self.params, mp)
-        # arccos of what rounding has put above 1 is complex; more digits put that right.
-        return mp.re(value)
+        """D(x‖y) by its definition, of tokens that either has."""
+        return of_tokens(self.definition, self.params, x, y, mpmath.mpf(10) ** -zero)
 
     def unsupported(self, point: Row) -> bool:
         """Whether the assistant does not exist: no common token at α >= 1."""
