@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from amidmath._assistant import (
-    Ratios,
+    Reweighted,
     by_alpha,
     by_lam,
     exponents,
@@ -12,7 +12,7 @@ from amidmath._assistant import (
     mixture_ratios_of,
     reweighted,
 )
-from amidmath._pointwise import weighted
+from amidmath._pointwise import expm1_near, weighted
 from amidmath._simplex import (
     anchored,
     at,
@@ -48,9 +48,9 @@ class Seen:
     Args:
         side: which source, "p" or "q".
         log_u: log-probabilities of the source.
-        base: log(p/q) at t, 0 where it is infinite.
         ratios: those of r̃ to p and q less what they are at t, and the weights.
-        rise: of these, log(r̃/u).
+        rise: log(r̃/u), less what it is at t.
+        across: log(r̃/v), less the same.
         share: ∂log r̃/∂log u.
         rest: that of the other source, 1 - share.
         top: where t is.
@@ -59,9 +59,9 @@ class Seen:
 
     side: str
     log_u: Array
-    base: Array
-    ratios: Ratios
+    ratios: Reweighted
     rise: Array
+    across: Array
     share: Array
     rest: Array
     top: Array
@@ -75,16 +75,27 @@ def seen_from(side: str, pair: Pair, xp: Namespace) -> Seen:
     base = at(top, pair.ratio, xp)
     shared = xp.abs(base) < xp.inf
     base = xp.where(shared, base, 0.0)
-    over_p, over_q, pi, w = ratios = reweighted(pair.ratio, base, pair.k, pair.lam, xp)
+    ratios = reweighted(pair.ratio, base, pair.k, pair.lam, xp)
+    over_p, over_q, pi, w = ratios[:4]
+    across = from_the_other(side, base, pair.k, pair.lam, ratios, xp)
     rise, share, rest = (over_p, pi, w) if side == "p" else (over_q, w, pi)
-    return Seen(side, log_u, base, ratios, rise, share, rest, top, shared)
+    return Seen(side, log_u, ratios, rise, across, share, rest, top, shared)
+
+
+def seen_across(a: Seen, pair: Pair, xp: Namespace) -> Seen:
+    """What the other source sees, from what this one does; docs: mixtures, M11."""
+    side, log_v = ("q", pair.log_q) if a.side == "p" else ("p", pair.log_p)
+    top = top_outcome(log_v, xp)
+    shared = xp.abs(at(top, pair.ratio, xp)) < xp.inf
+    there = xp.where(shared, at(top, a.across, xp), 0.0)
+    rise, across = a.across - there, a.rise - there
+    return Seen(side, log_v, a.ratios, rise, across, a.rest, a.share, top, shared)
 
 
 def normalized(a: Seen, pair: Pair, xp: Namespace) -> tuple[Array, Array, Array]:
     """Log r, log(r/u), and whether r exists, one a row; docs: mixtures, M6, M7."""
-    across = from_the_other(a.side, a.base, pair.k, pair.lam, a.ratios, xp)
-    over_p, over_q, pi, w = a.ratios
-    relative = (over_p, across, pi, w) if a.side == "p" else (across, over_q, pi, w)
+    _, _, pi, w = a.ratios[:4]
+    relative = (a.rise, a.across, pi, w) if a.side == "p" else (a.across, a.rise, pi, w)
     log_mixed = log_mixture(pair.log_p, pair.log_q, relative, xp)
     log_z = log_normalizer(log_mixed, a.log_u, a.rise, xp)
     exists = log_z > -xp.inf
@@ -149,7 +160,7 @@ def varying_share(
     finite = xp.abs(k) < xp.inf
     grown = xp.where(finite, 1.0 - k, 0.0) * xp.where(xp.abs(a.rise) < xp.inf, a.rise, xp.inf)
     near = finite & (xp.abs(grown) < 1.0)
-    close = u * level * xp.expm1(xp.where(near, grown, 0.0))
+    close = u * level * expm1_near(xp.where(near, grown, 0.0), xp)
     return xp.where(a.shared & near, close, plain), level
 
 
@@ -198,7 +209,7 @@ class AssistantBlock:
             if side == source:
                 grad = by_source_logits(a, d, k, xp)
             else:
-                grad = by_other_logits(seen_from(side, pair, xp), d, k, xp)
+                grad = by_other_logits(seen_across(a, pair, xp), d, k, xp)
             grads.append(grad / self.temperature)
         return value, (*grads, *self._knob_grads(pair, d.through_r, needs[2:], xp))
 

@@ -1,17 +1,15 @@
 """The α-mixture of two distributions, pointwise: log ratios to its sources, and its weights."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
-from amidmath._pointwise import exp_bregman, expm1_quotient
+from amidmath._pointwise import exp_bregman, expm1_near, expm1_quotient, log1p_near
 from amidmath._typing import Array, Namespace
 
 # Beyond this the limit α = ±inf is exact: |log M - limit| <= |log min λ| / |k|, below any eps.
 _INFINITE = 2.0**80
 # Where |k l| is below this, the limit k = 0 of ∂log r̃/∂α is exact, and its square would underflow.
 SMALL_POWER = 1e-17
-# exp(80) is finite in every computing dtype.
-_GROWN = 80.0
 
 Ratios = tuple[Array, Array, Array, Array]
 """log(r̃/p), log(r̃/q), π = ∂log r̃/∂log p, w = ∂log r̃/∂log q."""
@@ -71,10 +69,27 @@ def mixture_ratios(log_ratio: Array, k: float, lam: float, xp: Namespace) -> Rat
         return (lam - 1.0) * log_ratio, lam * log_ratio, zero + lam, zero + (1.0 - lam)
     if math.isinf(k):
         return _extreme(log_ratio if k > 0.0 else -log_ratio, log_ratio, lam, xp)
-    return power_ratios(log_ratio, k, log_odds(lam, xp), xp)
+    return power_ratios(log_ratio, k, log_odds(lam, xp), xp)[:4]
 
 
-def power_ratios(log_ratio: Array, k: Array | float, odds: Array | float, xp: Namespace) -> Ratios:
+class Reweighted(NamedTuple):
+    """The ratios of r̃ less what they are at a base, the weights, and the weights' logarithms.
+
+    The logarithms are right to a few units in the last place of 1, and only where r̃ is a power
+    mean (k finite and not 0, 0 < λ < 1).
+    """
+
+    over_p: Array
+    over_q: Array
+    pi: Array
+    w: Array
+    log_pi: Array
+    log_w: Array
+
+
+def power_ratios(
+    log_ratio: Array, k: Array | float, odds: Array | float, xp: Namespace
+) -> Reweighted:
     """The ratios at a finite k that is not 0, by the log odds log(π/w) where p = q.
 
     With μ the lighter weight there, and y = ±k l growing with it, the sum of powers over the
@@ -87,25 +102,30 @@ def power_ratios(log_ratio: Array, k: Array | float, odds: Array | float, xp: Na
     rest = xp.exp(-size)
     lighter, log_heavier = rest / (1.0 + rest), -xp.log1p(rest)
     lead = y - size  # log odds of the lighter source here
-    inside = y < _GROWN
-    y_inside = xp.where(inside, y, 0.0)
-    excess = lighter * xp.expm1(y_inside)
-    near = inside & (excess > -0.25) & (excess < 2.0)  # clear of JAX's log1p (see log_near_one)
+    lighter_leads = lead > 0.0
     shrunk = xp.exp(-xp.abs(lead))
-    both = log_heavier + xp.log1p(shrunk)
-    log_total = xp.where(
-        near, xp.log1p(xp.where(near, excess, 0.0)), both + xp.where(lead > 0.0, lead, 0.0)
-    )
+    # The first form below y = -0.8 would bring log1p where JAX's is wrong (see log_near_one).
+    near = (y > -0.8) & (y < 1.0)
+    y_near = xp.where(near, y, 0.0)
+    log_rest = log1p_near(xp.where(near, lighter * expm1_near(y_near, xp), shrunk), xp)
+    above, below = xp.where(lighter_leads, lead, 0.0), xp.where(lighter_leads, 0.0, lead)
+    both = log_heavier + log_rest
+    log_total = xp.where(near, log_rest, both + above)
     # The same over the lighter source's power.
-    log_other = xp.where(near, log_total - y_inside, both - xp.where(lead > 0.0, size, y))
+    log_other = xp.where(near, log_rest - y_near, both - xp.where(lighter_leads, size, y))
+    log_heavy = xp.where(near, log_heavier, -above) - log_rest
+    log_light = xp.where(near, log_heavier + lead, below) - log_rest
     heavy, light = log_total / k, log_other / k
-    minor, major = shrunk / (1.0 + shrunk), 1.0 / (1.0 + shrunk)
-    q_leads = q_lighter == (lead > 0.0)
-    return (
+    major = 1.0 / (1.0 + shrunk)
+    minor = shrunk * major
+    q_leads = q_lighter == lighter_leads
+    return Reweighted(
         xp.where(q_lighter, heavy, light),
         xp.where(q_lighter, light, heavy),
         xp.where(q_leads, minor, major),
         xp.where(q_leads, major, minor),
+        xp.where(q_lighter, log_heavy, log_light),
+        xp.where(q_lighter, log_light, log_heavy),
     )
 
 
@@ -121,7 +141,7 @@ def mixture_ratios_of(
     log_ratio: Array, k: Array | float, lam: Array | float, xp: Namespace
 ) -> Ratios:
     """:func:`mixture_ratios` where k or λ may be arrays that broadcast with the log ratio."""
-    return reweighted(log_ratio, 0.0, k, lam, xp)
+    return reweighted(log_ratio, 0.0, k, lam, xp)[:4]
 
 
 def reweighted(
@@ -130,7 +150,7 @@ def reweighted(
     k: Array | float,
     lam: Array | float,
     xp: Namespace,
-) -> Ratios:
+) -> Reweighted:
     """The ratios less what they are where the log ratio is ``base``, and the weights.
 
     r̃ over its value there is again a mixture, of p and q over theirs, with the weights that they
@@ -146,9 +166,9 @@ def reweighted(
     d = log_ratio - base
     if isinstance(k, float) and isinstance(lam, float):
         if math.isinf(k) and 0.0 < lam < 1.0:
-            return _extreme_from(log_ratio, base, k, lam, xp)
+            return Reweighted(*_extreme_from(log_ratio, base, k, lam, xp), d, d)
         if k == 0.0 or lam in (0.0, 1.0):
-            return mixture_ratios(d, k, lam, xp)
+            return Reweighted(*mixture_ratios(d, k, lam, xp), d, d)
         return power_ratios(d, k, log_odds(lam, xp) + k * base, xp)
     zero = xp.zeros_like(d)
     k, lam = zero + k, zero + lam
@@ -156,7 +176,8 @@ def reweighted(
     none, full = lam == 0.0, lam == 1.0
     share = xp.where(none | full, 0.5, lam)
     inside = xp.where(sharp | flat, 1.0, k)
-    result = power_ratios(d, inside, log_odds(share, xp) + inside * base, xp)
+    power = power_ratios(d, inside, log_odds(share, xp) + inside * base, xp)
+    result: Ratios = power[:4]
     for holds, values in (
         (sharp, _extreme_from(log_ratio, base, k, share, xp)),
         (flat, ((share - 1.0) * d, share * d, share, 1.0 - share)),
@@ -164,7 +185,7 @@ def reweighted(
         (full, (zero, d, zero + 1.0, zero)),
     ):
         result = tuple(xp.where(holds, a, b) for a, b in zip(values, result, strict=True))
-    return result
+    return Reweighted(*result, power.log_pi, power.log_w)
 
 
 def from_the_other(
@@ -172,7 +193,7 @@ def from_the_other(
     base: Array,
     k: Array | float,
     lam: Array | float,
-    ratios: Ratios,
+    ratios: Reweighted,
     xp: Namespace,
 ) -> Array:
     """log(r̃/v) less log(r̃/u) at ``base``, for the side u and the other source v.
@@ -180,8 +201,11 @@ def from_the_other(
     The two would cancel in the sum of the reweighted ratio and ``base`` where that is large; the
     weights know it: r̃ᵏ/vᵏ is the weight of v over its share. Docs: mixtures, M11.
     """
-    over_p, over_q, pi, w = ratios
-    sign, over, share = (1.0, over_q, w) if side == "p" else (-1.0, over_p, pi)
+    sign, over, share, log_share = (
+        (1.0, ratios.over_q, ratios.w, ratios.log_w)
+        if side == "p"
+        else (-1.0, ratios.over_p, ratios.pi, ratios.log_pi)
+    )
     added = over + sign * base
     numbers = isinstance(k, float) and isinstance(lam, float)
     if numbers and (k == 0.0 or math.isinf(k) or lam in (0.0, 1.0)):
@@ -195,9 +219,9 @@ def from_the_other(
     odds = sign * log_odds(lam, xp)
     here = odds + sign * k * base
     log_heavier = -xp.log1p(xp.exp(-xp.abs(here)))
-    log_share = xp.where(here > 0.0, log_heavier, here + log_heavier)
+    log_share_there = xp.where(here > 0.0, log_heavier, here + log_heavier)
     apart = (xp.abs(k * base) > 1.0) & (share > 0.25) & usable
-    known = (log_share - odds - xp.log(xp.where(apart, share, 1.0))) / k
+    known = (log_share_there - odds - log_share) / k
     return xp.where(apart, known, added)
 
 
@@ -213,13 +237,13 @@ def _extreme_from(
 
 
 def log_mixture(log_p: Array, log_q: Array, ratios: Ratios, xp: Namespace) -> Array:
-    """Return log r̃, added up from the source that leads the mean, so that no infinities cancel.
+    """Return log r̃, added up from the nearer source, so that no infinities cancel.
 
     Ratios may be those of :func:`reweighted`, less one number. Docs: mixtures, M6.
     """
-    over_p, over_q, pi, w = ratios
-    p_leads = ((pi >= w) & (over_p < xp.inf)) | (over_q == xp.inf)
-    return xp.where(p_leads, log_p + over_p, log_q + over_q)
+    over_p, over_q, _, _ = ratios
+    from_p = (xp.abs(over_p) <= xp.abs(over_q)) & (over_p < xp.inf)
+    return xp.where(from_p, log_p + over_p, log_q + over_q)
 
 
 def by_lam(

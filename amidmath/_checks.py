@@ -212,3 +212,12 @@ def shortened(value: Any) -> str:
     """The value as an error message shows it: its repr, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+BACKENDS = ("reference", "compiled")
+
+
+def backend(value: str | None) -> None:
+    """Raise ValueError for an executor that there is not."""
+    if value is not None:
+        choice("backend", value, BACKENDS)

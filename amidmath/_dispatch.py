@@ -7,31 +7,67 @@ where that is None). So much is enough for torch's autograd and JAX's forward an
 use it, and they are the only places that know about them.
 """
 
+from typing import TYPE_CHECKING
+
 import array_api_compat
 
-from amidmath._typing import Array, ClosedForm
+from amidmath._typing import Array, ClosedForm, Namespace
+
+if TYPE_CHECKING:
+    from amidmath._rows import RowForm
 
 
-def apply(form: ClosedForm, axis: int | None, *operands: Array) -> Array:
+def apply(
+    form: ClosedForm, axis: int | None, *operands: Array, backend: str | None = None
+) -> Array:
     """The value of a closed form, differentiable where the caller's library differentiates.
 
     Args:
         form: the closed form; frozen and hashable, since JAX compiles once for each.
         axis: the axis over which the tangent is summed, None for an elementwise form.
         *operands: arrays of one library.
+        backend: "reference", "compiled" or None; see :meth:`amidmath.Loss.__call__`.
 
     Returns:
         The value, an array of the same library.
     """
-    value, _ = _run(form, axis, operands, needs=None)
+    value, _ = _run(form, axis, operands, None, backend)
     return value
 
 
+def total(
+    form: "RowForm", scale: Array | float | None, *operands: Array, backend: str | None = None
+) -> Array:
+    """The sum of the values of all rows, times ``scale`` (None is 1); differentiable.
+
+    Args:
+        form: rows of operands to values.
+        scale: a number or a scalar array, constant in derivatives.
+        *operands: those of the form.
+        backend: as for :func:`apply`.
+
+    Returns:
+        A scalar array.
+    """
+    if array_api_compat.is_torch_array(operands[0]):
+        from amidmath.backends import torch as torch_backend
+
+        return torch_backend.total(form, scale, operands, backend)
+    values = apply(form, -1, *operands, backend=backend)
+    return scaled_sum(values, scale, array_api_compat.array_namespace(values))
+
+
+def scaled_sum(values: Array, scale: Array | float | None, xp: Namespace) -> Array:
+    """The sum of the values times ``scale``."""
+    summed = xp.sum(values)
+    return summed if scale is None else summed * scale
+
+
 def value_and_partials(
-    form: ClosedForm, needs: tuple[bool, ...], *operands: Array
+    form: ClosedForm, needs: tuple[bool, ...], *operands: Array, backend: str | None = None
 ) -> tuple[Array, tuple[Array | None, ...]]:
     """The value of a closed form and the partial derivatives asked for, on any library."""
-    return _run(form, None, operands, needs=needs)
+    return _run(form, None, operands, needs, backend)
 
 
 def _run(
@@ -39,6 +75,7 @@ def _run(
     axis: int | None,
     operands: tuple[Array, ...],
     needs: tuple[bool, ...] | None,
+    backend: str | None,
 ) -> tuple[Array, tuple[Array | None, ...]]:
     first = operands[0]
     none = (False,) * len(operands)
@@ -46,18 +83,26 @@ def _run(
         from amidmath.backends import torch as torch_backend
 
         if needs is None:
-            return torch_backend.differentiable(form, axis, operands), none
-        return torch_backend.run(form, operands, needs)
+            return torch_backend.differentiable(form, axis, operands, backend), none
+        return torch_backend.run(form, operands, needs, backend)
+    numpy = array_api_compat.is_numpy_array(first)
+    if backend == "compiled" and not numpy:
+        raise ValueError(
+            "backend 'compiled' is for NumPy arrays and torch tensors on the CPU, "
+            f"got {type(first).__module__}.{type(first).__name__}"
+        )
     if array_api_compat.is_jax_array(first):
         from amidmath.backends import jax as jax_backend
 
         if needs is None:
+            if backend == "reference":
+                return jax_backend.plain(form, operands), none
             return jax_backend.differentiable(form, axis, *operands), none
         return jax_backend.run(form, operands, needs)
-    if array_api_compat.is_numpy_array(first):
+    if numpy:
         from amidmath.backends import numpy as numpy_backend
 
-        return numpy_backend.run(form, operands, needs or none)
+        return numpy_backend.run(form, operands, needs or none, backend)
     return form(*operands, needs=needs or none, xp=array_api_compat.array_namespace(first))
 
 

@@ -41,6 +41,8 @@ class Loss(ABC):
         mask: Array | None = None,
         reduction: str = "mean",
         denominator: Any = None,
+        *,
+        backend: str | None = None,
     ) -> Array:
         """The loss of a batch, differentiable with respect to both logits and the array knobs.
 
@@ -53,6 +55,9 @@ class Loss(ABC):
                 (0 where left out).
             denominator: what the sum is divided by instead of the number of positions kept, a
                 number or a scalar array; for "mean" only (gradient accumulation, data parallel).
+            backend: None for the fastest that there is; "reference" for the array core, which
+                torch and JAX then differentiate operation by operation, as often as asked;
+                "compiled" for the CPU's row kernel or an error that says why not.
 
         Returns:
             A scalar array, or shape (...) for "none", in float32 (float64 if an input is). 0 when
@@ -60,15 +65,19 @@ class Loss(ABC):
 
         Raises:
             TypeError: not arrays, of different libraries, or of a wrong dtype.
-            ValueError: shapes or devices that differ, an unknown reduction, or a denominator
-                without reduction "mean".
+            ValueError: shapes or devices that differ, an unknown reduction, a denominator
+                without reduction "mean", or a backend that is unknown or cannot compute this.
+            ModuleNotFoundError: backend "compiled" without llvmlite.
         """
+        _checks.backend(backend)
         xp, shape, operands, keep = self._operands(student_logits, teacher_logits, mask)
         scale = _scale(reduction, denominator, operands, keep, xp)
         masks = () if keep is None else (keep,)
         form = RowForm(self.block, len(self.knobs), masked=keep is not None)
-        values = _dispatch.apply(form, -1, *operands, *masks)
-        return _reduce(values, scale, reduction, shape, xp)
+        if reduction == "none":
+            values = _dispatch.apply(form, -1, *operands, *masks, backend=backend)
+            return _reduce(values, None, reduction, shape, xp)
+        return _dispatch.total(form, scale, *operands, *masks, backend=backend)
 
     @overload
     def value_and_grad(
@@ -80,6 +89,7 @@ class Loss(ABC):
         denominator: Any = None,
         *,
         wrt: str = "student_logits",
+        backend: str | None = None,
     ) -> tuple[Array, Array]: ...
 
     @overload
@@ -92,6 +102,7 @@ class Loss(ABC):
         denominator: Any = None,
         *,
         wrt: tuple[str, ...],
+        backend: str | None = None,
     ) -> tuple[Array, tuple[Array, ...]]: ...
 
     def value_and_grad(
@@ -103,6 +114,7 @@ class Loss(ABC):
         denominator: Any = None,
         *,
         wrt: str | tuple[str, ...] = "student_logits",
+        backend: str | None = None,
     ) -> tuple[Array, Any]:
         """The loss and its gradient with respect to the student logits, on any library.
 
@@ -114,6 +126,7 @@ class Loss(ABC):
             denominator: divides the sum, for "mean".
             wrt: what to differentiate by: "student_logits", "teacher_logits", or a parameter of
                 the loss that is an array ("alpha", "lam"); or several of them in a tuple.
+            backend: as for calling the loss; the gradient is the closed form's in any case.
 
         Returns:
             The value, and d value/d ``wrt`` in the shape and dtype of that argument (a tuple of
@@ -122,7 +135,9 @@ class Loss(ABC):
         Raises:
             TypeError: as for calling the loss.
             ValueError: as for calling the loss; also an unknown name in ``wrt``.
+            ModuleNotFoundError: backend "compiled" without llvmlite.
         """
+        _checks.backend(backend)
         xp, shape, operands, keep = self._operands(student_logits, teacher_logits, mask)
         names = ["student_logits", "teacher_logits", *self.knobs]
         wanted = (wrt,) if isinstance(wrt, str) else tuple(wrt)
@@ -135,7 +150,9 @@ class Loss(ABC):
             extras.append(xp.zeros_like(operands[0][:, 0], dtype=dtype) + scale)
         form = RowForm(self.block, len(self.knobs), keep is not None, scale is not None)
         needs = (*(name in wanted for name in names), *(False for _ in extras))
-        values, grads = _dispatch.value_and_partials(form, needs, *operands, *extras)
+        values, grads = _dispatch.value_and_partials(
+            form, needs, *operands, *extras, backend=backend
+        )
         value = _reduce(values, scale, reduction, shape, xp)
         arrays = (student_logits, teacher_logits, *self.knobs.values())
         shaped = {
@@ -260,5 +277,4 @@ def _reduce(
 ) -> Array:
     if reduction == "none":
         return xp.reshape(values, shape)
-    total = xp.sum(values)
-    return total if scale is None else total * scale
+    return _dispatch.scaled_sum(values, scale, xp)

@@ -8,37 +8,55 @@ Notation: a number is carried as its logarithm, and next to two logarithms ``n``
 their difference ``z = n - m``, which callers know more precisely than they could subtract it.
 """
 
+import math
+
 from amidmath._typing import Array, Namespace
 
 # A factor below this acts as zero to the last bit, and its square would underflow.
 NEGLIGIBLE = 1e-20
 
 
+def _series(highest: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """1/(j+2)! for even and for odd j, from the highest down."""
+    return tuple(
+        tuple(1.0 / math.factorial(j + 2) for j in range(highest, -1, -1) if j % 2 == odd)
+        for odd in (0, 1)
+    )  # type: ignore[return-value]
+
+
+# What is left out is below half a unit in the last place.
+_PHI2, _PHI2_SINGLE = _series(16), _series(9)
+
+
 def phi2(z: Array, xp: Namespace) -> Array:
     """φ₂(z) = (eᶻ - 1 - z)/z² by its Taylor series, for |z| <= 1 (docs: stable evaluation, S1)."""
-    p = 1 / 355687428096000 + z * (1 / 6402373705728000)  # 1/17!, 1/18!; then 1/16! and on
-    p = 1 / 20922789888000 + z * p
-    p = 1 / 1307674368000 + z * p
-    p = 1 / 87178291200 + z * p
-    p = 1 / 6227020800 + z * p
-    p = 1 / 479001600 + z * p
-    p = 1 / 39916800 + z * p
-    p = 1 / 3628800 + z * p
-    p = 1 / 362880 + z * p
-    p = 1 / 40320 + z * p
-    p = 1 / 5040 + z * p
-    p = 1 / 720 + z * p
-    p = 1 / 120 + z * p
-    p = 1 / 24 + z * p
-    p = 1 / 6 + z * p
-    return 1 / 2 + z * p
+    even, odd = _PHI2_SINGLE if _is_single(z, xp) else _PHI2
+    square = z * z
+    return _horner(even, square) + z * _horner(odd, square)
+
+
+def _horner(coefficients: tuple[float, ...], z: Array) -> Array:
+    p: Array = coefficients[0]
+    for coefficient in coefficients[1:]:
+        p = coefficient + z * p
+    return p
+
+
+def _is_single(z: Array, xp: Namespace) -> bool:
+    """Whether an array is in single precision; plain numbers are not."""
+    return hasattr(z, "dtype") and xp.finfo(z.dtype).bits == 32
+
+
+def expm1_near(z: Array, xp: Namespace) -> Array:
+    """eᶻ - 1 for |z| <= 1, where it shares its series with :func:`exp_bregman`; docs: S1."""
+    return z + z * z * phi2(z, xp)
 
 
 def exp_difference(n: Array, m: Array, z: Array, xp: Namespace) -> Array:
     """eⁿ - eᵐ without cancellation for nearby n and m (docs: stable evaluation, S2)."""
-    near = xp.abs(z) < 1.0
+    near = xp.abs(z) <= 1.0
     e_m = xp.exp(m)
-    return xp.where(near, e_m * xp.expm1(xp.where(near, z, 0.0)), xp.exp(n) - e_m)
+    return xp.where(near, e_m * expm1_near(xp.where(near, z, 0.0), xp), xp.exp(n) - e_m)
 
 
 def exp_bregman(n: Array, m: Array, z: Array, xp: Namespace) -> Array:
@@ -93,6 +111,11 @@ def log_near_one(excess: Array, log_total: Array, xp: Namespace) -> Array:
     """
     near = (excess > -0.25) & (excess < 1e36)
     return xp.where(near, xp.log1p(xp.where(near, excess, 0.0)), log_total)
+
+
+def log1p_near(x: Array, xp: Namespace) -> Array:
+    """log(1 + x) for -0.28 < x <= 1, for which an executor may have a shorter way."""
+    return getattr(xp, "log1p_near", xp.log1p)(x)
 
 
 def shared_support(

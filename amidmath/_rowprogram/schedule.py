@@ -1,0 +1,117 @@
+"""When each part of a row's program is computed: sweeps over the tokens, with row numbers between.
+
+A reduction ends a sweep: what depends on it waits for the next one. What is costly and used in
+several sweeps is kept in a buffer of the length of the row, where the executor has such buffers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from amidmath._rowprogram.graph import REDUCTIONS, TOKEN, Node, reachable
+from amidmath._rowprogram.simplify import COST
+
+WORTH_KEEPING = 7
+"""Instructions a token above which loading a number is better than computing it again."""
+
+
+@dataclass
+class Sweep:
+    """One pass over the tokens.
+
+    Args:
+        reductions: what it reduces to numbers of the row.
+        kept: what it writes into buffers.
+        outputs: what it writes for the caller: which operand's derivative, and the node.
+    """
+
+    reductions: list[Node] = field(default_factory=list)
+    kept: list[Node] = field(default_factory=list)
+    outputs: list[tuple[int, Node]] = field(default_factory=list)
+
+    @property
+    def roots(self) -> list[Node]:
+        """The token expressions that it computes."""
+        reduced = [r.args[0] for r in self.reductions]
+        return [*reduced, *self.kept, *(node for _, node in self.outputs)]
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is computed on one row.
+
+    Args:
+        sweeps: the passes, in order.
+        value: the row's value.
+        partials: derivatives by the operands, numbers a token or a row, None if not wanted.
+        buffers: the nodes that are kept, each with its buffer and the sweep that fills it.
+    """
+
+    sweeps: tuple[Sweep, ...]
+    value: Node
+    partials: tuple[Node | None, ...]
+    buffers: dict[Node, tuple[int, int]]
+
+
+def scheduled(value: Node, partials: Sequence[Node | None], keeping: bool) -> Program:
+    """The sweeps of a row's value and derivatives.
+
+    Args:
+        value: one number a row.
+        partials: derivatives, None where none is wanted.
+        keeping: whether the executor has buffers for what several sweeps use.
+    """
+    roots = [value, *(p for p in partials if p is not None)]
+    nodes = reachable(roots)
+    level = _levels(nodes)
+    outputs = [(j, p) for j, p in enumerate(partials) if p is not None and p.kind == TOKEN]
+    reductions = [n for n in nodes if n.op in REDUCTIONS]
+    last = max([level[n.args[0]] for n in reductions] + [level[n] for _, n in outputs])
+    sweeps = [Sweep() for _ in range(last + 1)]
+    for node in reductions:
+        sweeps[level[node.args[0]]].reductions.append(node)
+    for j, node in outputs:
+        sweeps[level[node]].outputs.append((j, node))
+    buffers = _kept(sweeps) if keeping else {}
+    return Program(tuple(sweeps), value, tuple(partials), buffers)
+
+
+def _levels(nodes: Sequence[Node]) -> dict[Node, int]:
+    """The sweep in which a token's number can be computed, before which a row's is known."""
+    level: dict[Node, int] = {}
+    for node in nodes:
+        highest = max((level[a] for a in node.args), default=0)
+        level[node] = highest + 1 if node.op in REDUCTIONS else highest
+    return level
+
+
+def _kept(sweeps: Sequence[Sweep]) -> dict[Node, tuple[int, int]]:
+    """Choose what is written into buffers, going from sweep to sweep."""
+    kept: dict[Node, tuple[int, int]] = {}
+    first: dict[Node, int] = {}
+    for at, sweep in enumerate(sweeps):
+        price: dict[Node, int] = {}
+
+        def price_of(node: Node, price: dict[Node, int] = price) -> int:
+            if node.kind != TOKEN:
+                return 0
+            if node in kept:
+                return 1
+            if node not in price:
+                price[node] = COST[node.op] + sum(price_of(a) for a in node.args)
+            return price[node]
+
+        stack = [r for r in sweep.roots if r.kind == TOKEN]
+        seen: set[Node] = set()
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in first and node.type == "real" and price_of(node) > WORTH_KEEPING:
+                kept[node] = (len(kept), first[node])
+                sweeps[first[node]].kept.append(node)
+            if node not in kept:
+                stack.extend(a for a in node.args if a.kind == TOKEN)
+        for node in seen:
+            first.setdefault(node, at)
+    return kept

@@ -1,0 +1,217 @@
+"""Compiled rows on the CPU: row programs through LLVM, rows shared out to threads.
+
+NumPy arrays and torch's CPU tensors come here when there is enough to compute. docs/executors.md
+says what is compiled, when, and what it costs.
+"""
+
+import ctypes
+import mmap
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from amidmath._rowprogram.graph import UnsupportedError, reachable
+from amidmath._rowprogram.program import RowProgram, row_program
+from amidmath._rows import RowForm
+from amidmath._typing import Array, Partials
+from amidmath.backends import llvm_jit
+from amidmath.backends.llvm_rows import DTYPES, Layout, module_of
+
+# Parts that rows are shared out in, for each thread: no thread waits long for another.
+_PARTS = 4
+
+
+@dataclass(frozen=True)
+class View:
+    """Rows of an array in memory.
+
+    Args:
+        address: of the first number.
+        stride: bytes from row to row; the numbers of a row lie side by side.
+        dtype: by its name.
+    """
+
+    address: int
+    stride: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled row program.
+
+    Args:
+        function: the machine code.
+        layout: how its arguments are laid out.
+        buffers: rows of memory that each thread needs.
+    """
+
+    function: Any
+    layout: Layout
+    buffers: int
+
+    def __call__(
+        self,
+        views: dict[str, View],
+        numbers: Sequence[float],
+        rows: int,
+        vocabulary: int,
+        threads: int,
+    ) -> None:
+        """Compute all rows; ``views`` are those of ``layout.pointers`` that take part."""
+        nothing = View(0, 0, "")
+        operands = [views.get(name, nothing) for name in self.layout.pointers]
+        addresses = (ctypes.c_void_p * len(operands))(*(o.address for o in operands))
+        strides = (ctypes.c_int64 * len(operands))(*(o.stride for o in operands))
+        constants = (ctypes.c_double * max(1, len(numbers)))(*numbers)
+        vectors = -(-vocabulary // self.layout.width)
+        size = self.buffers * vectors * self.layout.width * (self.layout.bits // 8)
+
+        def part(first: int, last: int) -> None:
+            workspace = _workspace(size)
+            self.function(addresses, strides, constants, vocabulary, first, last, workspace)
+
+        step = max(1, -(-rows // (threads * _PARTS)))
+        if threads == 1 or rows == 1:
+            part(0, rows)
+            return
+        starts = range(0, rows, step)
+        done = _pool(threads).map(part, starts, (min(s + step, rows) for s in starts))
+        for _ in done:
+            pass
+
+
+def run(
+    form: RowForm,
+    needs: tuple[bool, ...],
+    operands: Sequence[View],
+    rows: int,
+    vocabulary: int,
+    empty: Callable[[int | None], tuple[Array, View]],
+    threads: int,
+) -> tuple[Array, Partials]:
+    """Values and partial derivatives of a closed form; ``UnsupportedError`` if it has no program.
+
+    Args:
+        form: the closed form.
+        needs: which operands' partial derivatives are wanted.
+        operands: those of the form.
+        rows: how many rows there are.
+        vocabulary: the length of a row.
+        empty: makes an array like the operand of that number (for None, the values), and its view.
+        threads: how many threads may work.
+    """
+    count = 2 + form.knobs
+    dtypes = tuple(view.dtype for view in operands[:count])
+    double = "float64" in dtypes[:2]
+    program = row_program(form, needs, double)
+    kernel = _kernel(program, dtypes, double, form.masked)
+    names = ["input0", "input1", *(f"knob{j}" for j in range(form.knobs))]
+    names += ["keep"] * form.masked + ["scale"] * form.scaled
+    views = dict(zip(names, operands, strict=True))
+    values, views["value"] = empty(None)
+    partials: list[Array | None] = [None] * len(operands)
+    for j, need in enumerate(needs[:count]):
+        if need and program.traced.partials[j] is not None:
+            partials[j], views[f"partial{j}"] = empty(j)
+    kernel(views, program.numbers, rows, vocabulary, threads)
+    return values, tuple(partials)
+
+
+_HUGE = 2**22
+_MADV_HUGEPAGE = 14
+
+
+@lru_cache(maxsize=1)
+def _madvise() -> Any:
+    """Linux's madvise, None elsewhere."""
+    return getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
+
+
+def advise_huge_pages(address: int, size: int) -> None:
+    """Ask for large pages where a result is written first: mapping small ones takes as long as it.
+
+    NumPy asks for its own arrays. It is advice: nothing depends on its being followed.
+    """
+    advise = _madvise()
+    if advise is None or size < _HUGE:
+        return
+    page = mmap.PAGESIZE
+    first = -(-address // page) * page
+    length = (address + size - first) // page * page
+    advise(ctypes.c_void_p(first), ctypes.c_size_t(length), _MADV_HUGEPAGE)
+
+
+_KERNELS: dict[Any, Kernel] = {}
+_COMPILING = threading.Lock()
+
+
+def _kernel(program: RowProgram, dtypes: tuple[str, ...], double: bool, masked: bool) -> Kernel:
+    key = (program.structure, dtypes, double, masked)
+    if key not in _KERNELS:
+        with _COMPILING:
+            if key not in _KERNELS:
+                _KERNELS[key] = _compiled(program, dtypes, double, masked)
+    return _KERNELS[key]
+
+
+def _compiled(program: RowProgram, dtypes: tuple[str, ...], double: bool, masked: bool) -> Kernel:
+    text, layout, buffers = llvm_text(program, dtypes, double, masked)
+    arguments = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3 + [ctypes.c_void_p]
+    return Kernel(llvm_jit.native(text, "rows", *arguments), layout, buffers)
+
+
+def llvm_text(
+    program: RowProgram, dtypes: tuple[str, ...], double: bool, masked: bool
+) -> tuple[str, Layout, int]:
+    """The LLVM module of a row program, its layout, and how many buffers it has."""
+    unknown = [name for name in dtypes if name not in DTYPES]
+    if unknown:
+        raise UnsupportedError(f"the dtype {unknown[0]}")
+    ordered = program.scheduled(keeping=True)
+    roots = [ordered.value, *(p for p in ordered.partials if p is not None)]
+    bits = 64 if double else 32
+    layout = Layout(
+        bits=bits,
+        width=llvm_jit.vector_bytes() * 8 // bits,
+        student=dtypes[0],
+        teacher=dtypes[1],
+        knobs=dtypes[2:],
+        masked=masked,
+        params=tuple(n for n in reachable(roots) if n.op == "param"),
+    )
+    return str(module_of(ordered, layout)), layout, len(ordered.buffers)
+
+
+@lru_cache(maxsize=1)
+def threads_at_hand() -> int:
+    """How many threads share the rows of NumPy arrays: ``OMP_NUM_THREADS``, or the cores."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) > 0 else cores
+
+
+_LOCAL = threading.local()
+_POOLS: dict[int, ThreadPoolExecutor] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_POOLS.clear)  # threads do not survive a fork
+
+
+def _workspace(size: int) -> int:
+    """The address of memory of this thread's own, at the start of a cache line."""
+    memory = getattr(_LOCAL, "memory", None)
+    if memory is None or len(memory) < size + 64:
+        memory = _LOCAL.memory = (ctypes.c_char * (size + 64))()
+    return (ctypes.addressof(memory) + 63) // 64 * 64
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    if threads not in _POOLS:
+        _POOLS[threads] = ThreadPoolExecutor(threads, thread_name_prefix="amidmath")
+    return _POOLS[threads]
