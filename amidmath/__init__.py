@@ -22,6 +22,7 @@ from amidmath._means import alpha_mixture as alpha_mixture
 from amidmath._means import falpha_mean as falpha_mean
 from amidmath._means import log_falpha_mean as log_falpha_mean
 from amidmath._sums import WeightedSum as WeightedSum
+from amidmath._vocab_parallel import VocabParallel as VocabParallel
 from amidmath.divergences import KL as KL
 from amidmath.divergences import AlphaBeta as AlphaBeta
 from amidmath.divergences import AmariAlpha as AmariAlpha
@@ -91,6 +92,7 @@ __all__ = [
     "TotalVariation",
     "Triangular",
     "Tsallis",
+    "VocabParallel",
     "WeightedSum",
     "alpha_mixture",
     "derivative",

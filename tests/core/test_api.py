@@ -63,6 +63,7 @@ def test_public_names():
         "TotalVariation",
         "Triangular",
         "Tsallis",
+        "VocabParallel",
         "WeightedSum",
         "alpha_mixture",
         "derivative",

@@ -44,6 +44,7 @@ FACTORIES = {
     "Divergence": "the base class of the divergences",
     "Loss": "the base class of the losses",
     "ModeReport": "what `mode_report` returns",
+    "VocabParallel": "a loss of sharded logits, which needs several ranks",
     "divergences": "a module",
     "geometry": "a module, below",
 }
