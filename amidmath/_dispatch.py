@@ -53,6 +53,10 @@ def total(
         from amidmath.backends import torch as torch_backend
 
         return torch_backend.total(form, scale, operands, backend)
+    if array_api_compat.is_jax_array(operands[0]) and backend is None:
+        from amidmath.backends import jax as jax_backend
+
+        return jax_backend.total(form, scale, operands)
     values = apply(form, -1, *operands, backend=backend)
     return scaled_sum(values, scale, array_api_compat.array_namespace(values))
 

@@ -119,6 +119,7 @@ def run(
     for j, need in enumerate(needs[:count]):
         if need and program.traced.partials[j] is not None:
             partials[j], views[f"partial{j}"] = empty(j)
+            _advise_huge_pages(views[f"partial{j}"].address, rows * views[f"partial{j}"].stride)
     kernel(views, program.numbers, rows, vocabulary, threads)
     return values, tuple(partials)
 
@@ -133,7 +134,7 @@ def _madvise() -> Any:
     return getattr(ctypes.CDLL(None), "madvise", None) if sys.platform == "linux" else None
 
 
-def advise_huge_pages(address: int, size: int) -> None:
+def _advise_huge_pages(address: int, size: int) -> None:
     """Ask for large pages where a result is written first: mapping small ones takes as long as it.
 
     NumPy asks for its own arrays. It is advice: nothing depends on its being followed.

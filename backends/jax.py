@@ -1,5 +1,6 @@
 """JAX: closed forms as custom JVP rules, so that forward and reverse mode both use them."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,8 +9,10 @@ import jax.numpy as xp
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
+from amidmath._dispatch import scaled_sum
 from amidmath._rows import RowForm, rows_per_chunk
 from amidmath._typing import Array, ClosedForm, Partials
+from amidmath.backends import jax_cpu
 
 
 def run(
@@ -17,6 +20,9 @@ def run(
 ) -> tuple[Array, Partials]:
     """The closed form's value and the partial derivatives that ``needs`` marks."""
     if isinstance(form, RowForm):
+        compiled = jax_cpu.run(form, operands, needs)
+        if compiled is not None:
+            return compiled
         step = rows_per_chunk(operands[0])
         if operands[0].shape[0] > step:
             value, partials = _in_chunks(form, needs, step, *operands)
@@ -70,3 +76,36 @@ def _tangent(
             term = derivative * tangent
             total = total + (term if axis is None else xp.sum(term, axis=axis)).astype(value.dtype)
     return value, total
+
+
+def total(form: RowForm, scale: Any, operands: tuple[Array, ...]) -> Array:
+    """The sum of the rows' values times ``scale``, with the gradient made in its final scale."""
+    if scale is None:
+        return _total(form, None, *operands)
+    computing = xp.float64 if xp.float64 in (operands[0].dtype, operands[1].dtype) else xp.float32
+    factor = jax.lax.stop_gradient(xp.asarray(scale, dtype=computing))
+    return _total(form, factor, *operands)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _total(form: RowForm, scale: Array | None, *operands: Array) -> Array:
+    values, _ = run(form, operands, (False,) * len(operands))
+    return scaled_sum(values, scale, xp)
+
+
+@partial(_total.defjvp, symbolic_zeros=True)
+def _total_tangent(
+    form: RowForm, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Array, Array]:
+    scale, *operands = primals
+    needs = tuple(not isinstance(tangent, SymbolicZero) for tangent in tangents[1:])
+    if scale is not None:
+        form = replace(form, scaled=True)
+        operands.append(xp.broadcast_to(scale, operands[0].shape[:1]))
+        needs = (*needs, False)
+    values, partials = run(form, tuple(operands), needs)
+    moved = xp.zeros_like(values[:1].sum())
+    for derivative, tangent in zip(partials, tangents[1:], strict=False):
+        if derivative is not None:
+            moved = moved + xp.sum(derivative * tangent, dtype=values.dtype)
+    return scaled_sum(values, scale, xp), moved

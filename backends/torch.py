@@ -92,7 +92,6 @@ def _compiled(
             made = torch.empty(rows, dtype=torch.float64 if double else torch.float32)
         else:
             made = torch.empty(operands[which].shape, dtype=operands[which].dtype)
-            cpu.advise_huge_pages(made.data_ptr(), made.nbytes)
         return made, _view(made)
 
     views = [_view(a) for a in held]

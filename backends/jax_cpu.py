@@ -1,0 +1,185 @@
+"""JAX on the CPU: compiled rows as a foreign function that XLA calls.
+
+XLA passes the addresses of arguments and results by its C interface (``xla/ffi/api/c_api.h``,
+version 0), so that nothing is copied. The handler is a Python function: XLA's thread holds the GIL
+for as long as it takes to find the kernel, which then runs without it.
+"""
+
+import ctypes
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as xp
+
+from amidmath._rowprogram.graph import UnsupportedError
+from amidmath._rowprogram.program import row_program
+from amidmath._rows import RowForm
+from amidmath._typing import Array, Partials
+from amidmath.backends import choice
+
+_TARGET = "amidmath_rows"
+_MAJOR, _MINOR = 0, 1
+_EXECUTE, _METADATA, _INTERNAL_ERROR = 3, 1, 13
+_DTYPES = {1: "bool", 10: "float16", 11: "float32", 12: "float64", 16: "bfloat16"}
+_BYTES = {"bool": 1, "float16": 2, "float32": 4, "float64": 8, "bfloat16": 2}
+_SIZE, _PLACE, _COUNT = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int64
+
+
+def _struct(name: str, *fields: tuple[str, Any]) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields)})
+
+
+# The structures of the interface, as far as they are read or written here.
+_Extension = _struct("Extension", ("size", _SIZE), ("type", ctypes.c_int), ("next", _PLACE))
+_Version = _struct(
+    "Version",
+    *(("size", _SIZE), ("extension", _PLACE), ("major", ctypes.c_int), ("minor", ctypes.c_int)),
+)
+_Metadata = _struct("Metadata", ("size", _SIZE), ("version", _Version))
+_MetadataExtension = _struct(
+    "MetadataExtension", ("base", _Extension), ("metadata", ctypes.POINTER(_Metadata))
+)
+_Buffer = _struct(
+    "Buffer",
+    *(("size", _SIZE), ("extension", _PLACE), ("dtype", ctypes.c_int), ("data", _PLACE)),
+    *(("rank", _COUNT), ("dims", ctypes.POINTER(_COUNT))),
+)
+_Span = _struct("Span", ("data", ctypes.POINTER(ctypes.c_char)), ("length", _SIZE))
+_Buffers = _struct(
+    "Buffers",
+    *(("size", _SIZE), ("extension", _PLACE), ("count", _COUNT), ("types", _PLACE)),
+    ("items", ctypes.POINTER(ctypes.POINTER(_Buffer))),
+)
+_Attributes = _struct(
+    "Attributes",
+    *(("size", _SIZE), ("extension", _PLACE), ("count", _COUNT), ("types", _PLACE)),
+    *(("names", _PLACE), ("items", ctypes.POINTER(ctypes.POINTER(_Span)))),
+)
+_ErrorArguments = _struct(
+    "ErrorArguments",
+    *(("size", _SIZE), ("extension", _PLACE)),
+    *(("message", ctypes.c_char_p), ("code", ctypes.c_int)),
+)
+_MakeError = ctypes.CFUNCTYPE(_PLACE, ctypes.POINTER(_ErrorArguments))
+_Api = _struct(
+    "Api",
+    *(("size", _SIZE), ("extension", _PLACE), ("version", _Version), ("internal", _PLACE)),
+    ("make_error", _MakeError),
+)
+_Frame = _struct(
+    "Frame",
+    *(("size", _SIZE), ("extension", ctypes.POINTER(_MetadataExtension))),
+    *(("api", ctypes.POINTER(_Api)), ("context", _PLACE), ("stage", ctypes.c_int)),
+    *(("arguments", _Buffers), ("results", _Buffers), ("attributes", _Attributes)),
+)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What a foreign call computes."""
+
+    form: RowForm
+    needs: tuple[bool, ...]
+
+
+_CALLS: dict[str, _Call] = {}
+"""By a digest of what is computed, which a compiled program that was kept on disk still names."""
+
+
+def run(
+    form: RowForm, operands: tuple[Array, ...], needs: tuple[bool, ...]
+) -> tuple[Array, Partials] | None:
+    """Values and partial derivatives; None where the core is to compute them.
+
+    That is for few logits, without a compiler, on several devices (XLA would gather the rows of
+    all on one) and where JAX does not run on the CPU.
+    """
+    logits = math.prod(operands[0].shape)
+    if logits < choice.WORTH_COMPILING or not choice.installed() or not _usable():
+        return None
+    try:
+        key = _registered(form, needs, tuple(str(a.dtype) for a in operands))
+    except UnsupportedError:
+        return None
+    double = "float64" in (str(operands[0].dtype), str(operands[1].dtype))
+    rows = operands[0].shape[:-1]
+    results = [jax.ShapeDtypeStruct(rows, xp.float64 if double else xp.float32)]
+    results += [
+        jax.ShapeDtypeStruct(a.shape, a.dtype) for a, n in zip(operands, needs, strict=True) if n
+    ]
+    call = jax.ffi.ffi_call(_TARGET, tuple(results), vmap_method="broadcast_all")
+    value, *given = call(*operands, key=key)
+    new = iter(given)
+    return value, tuple(next(new) if need else None for need in needs)
+
+
+@lru_cache(maxsize=1)
+def _usable() -> bool:
+    """Whether rows can be handed to the CPU; registers the handler the first time."""
+    if jax.default_backend() != "cpu" or jax.device_count() != 1:
+        return False
+    jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(_handler), platform="cpu")
+    return True
+
+
+@lru_cache(maxsize=1024)
+def _registered(form: RowForm, needs: tuple[bool, ...], dtypes: tuple[str, ...]) -> str:
+    double = "float64" in dtypes[:2]
+    program = row_program(form, needs, double)
+    if any(n and p is None for n, p in zip(needs, program.traced.partials, strict=False)):
+        raise UnsupportedError("a derivative that the block does not give")
+    what = (program.structure, program.numbers, needs, dtypes, form.masked, form.scaled)
+    key = hashlib.sha256(repr(what).encode()).hexdigest()
+    _CALLS[key] = _Call(form, needs)
+    return key
+
+
+def _compute(frame: Any) -> None:
+    from amidmath.backends import cpu
+
+    span = frame.attributes.items[0].contents
+    call = _CALLS[ctypes.string_at(span.data, span.length).decode()]
+    arguments = [frame.arguments.items[j].contents for j in range(frame.arguments.count)]
+    results = [frame.results.items[j].contents for j in range(frame.results.count)]
+    vocabulary = arguments[0].dims[arguments[0].rank - 1]
+    rows = math.prod(arguments[0].dims[: arguments[0].rank]) // vocabulary
+    computed = iter(results)
+
+    def view(buffer: Any) -> cpu.View:
+        dtype = _DTYPES[buffer.dtype]
+        numbers = math.prod(buffer.dims[: buffer.rank])
+        return cpu.View(buffer.data or 0, numbers // rows * _BYTES[dtype], dtype)
+
+    def empty(which: int | None) -> tuple[Any, cpu.View]:
+        return None, view(next(computed))
+
+    views = [view(a) for a in arguments]
+    threads = cpu.threads_at_hand()
+    cpu.run(call.form, call.needs, views, rows, vocabulary, empty, threads)
+
+
+@ctypes.CFUNCTYPE(_PLACE, ctypes.POINTER(_Frame))
+def _handler(pointer: Any) -> int | None:
+    """XLA's entry: tells its version when asked, computes, and gives errors back as XLA's own."""
+    frame = pointer.contents
+    extension = frame.extension
+    if extension and extension.contents.base.type == _METADATA:
+        version = extension.contents.metadata.contents.version
+        version.major, version.minor = _MAJOR, _MINOR
+        return None
+    if frame.stage != _EXECUTE:
+        return None
+    try:
+        _compute(frame)
+    except Exception as error:  # an exception must not cross XLA's frames
+        message = f"amidmath: {type(error).__name__}: {error}".encode()
+        arguments = _ErrorArguments(ctypes.sizeof(_ErrorArguments), None, message, _INTERNAL_ERROR)
+        made: int | None = frame.api.contents.make_error(ctypes.byref(arguments))
+        return made
+    return None
+
+
