@@ -53,10 +53,10 @@ def total(
         from amidmath.backends import torch as torch_backend
 
         return torch_backend.total(form, scale, operands, backend)
-    if array_api_compat.is_jax_array(operands[0]) and backend is None:
+    if array_api_compat.is_jax_array(operands[0]) and backend != "reference":
         from amidmath.backends import jax as jax_backend
 
-        return jax_backend.total(form, scale, operands)
+        return jax_backend.total(form, scale, operands, backend)
     values = apply(form, -1, *operands, backend=backend)
     return scaled_sum(values, scale, array_api_compat.array_namespace(values))
 
@@ -89,24 +89,23 @@ def _run(
         if needs is None:
             return torch_backend.differentiable(form, axis, operands, backend), none
         return torch_backend.run(form, operands, needs, backend)
-    numpy = array_api_compat.is_numpy_array(first)
-    if backend == "compiled" and not numpy:
-        raise ValueError(
-            "backend 'compiled' is for NumPy arrays and torch tensors on the CPU, "
-            f"got {type(first).__module__}.{type(first).__name__}"
-        )
     if array_api_compat.is_jax_array(first):
         from amidmath.backends import jax as jax_backend
 
+        if needs is None and backend == "reference":
+            return jax_backend.plain(form, operands), none
         if needs is None:
-            if backend == "reference":
-                return jax_backend.plain(form, operands), none
-            return jax_backend.differentiable(form, axis, *operands), none
-        return jax_backend.run(form, operands, needs)
-    if numpy:
+            return jax_backend.differentiable(form, axis, backend, *operands), none
+        return jax_backend.run(form, operands, needs, backend)
+    if array_api_compat.is_numpy_array(first):
         from amidmath.backends import numpy as numpy_backend
 
         return numpy_backend.run(form, operands, needs or none, backend)
+    if backend == "compiled":
+        raise ValueError(
+            "backend 'compiled' is for arrays of NumPy, torch, JAX and CuPy, "
+            f"got {type(first).__module__}.{type(first).__name__}"
+        )
     return form(*operands, needs=needs or none, xp=array_api_compat.array_namespace(first))
 
 

@@ -16,13 +16,16 @@ from amidmath.backends import jax_cpu
 
 
 def run(
-    form: ClosedForm, operands: tuple[Array, ...], needs: tuple[bool, ...]
+    form: ClosedForm,
+    operands: tuple[Array, ...],
+    needs: tuple[bool, ...],
+    backend: str | None = None,
 ) -> tuple[Array, Partials]:
     """The closed form's value and the partial derivatives that ``needs`` marks."""
+    compiled = jax_cpu.run(form, operands, needs, backend)
+    if compiled is not None:
+        return compiled
     if isinstance(form, RowForm):
-        compiled = jax_cpu.run(form, operands, needs)
-        if compiled is not None:
-            return compiled
         step = rows_per_chunk(operands[0])
         if operands[0].shape[0] > step:
             value, partials = _in_chunks(form, needs, step, *operands)
@@ -58,18 +61,24 @@ def at_hand(array: Array) -> bool:
     return not isinstance(array, Tracer) and array.device.platform == "cpu"
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def differentiable(form: ClosedForm, axis: int | None, *operands: Array) -> Array:
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def differentiable(
+    form: ClosedForm, axis: int | None, backend: str | None, *operands: Array
+) -> Array:
     """The closed form's value, with its partial derivatives as the tangent map."""
-    return run(form, operands, (False,) * len(operands))[0]
+    return run(form, operands, (False,) * len(operands), backend)[0]
 
 
 @partial(differentiable.defjvp, symbolic_zeros=True)
 def _tangent(
-    form: ClosedForm, axis: int | None, primals: tuple[Array, ...], tangents: tuple[Any, ...]
+    form: ClosedForm,
+    axis: int | None,
+    backend: str | None,
+    primals: tuple[Array, ...],
+    tangents: tuple[Any, ...],
 ) -> tuple[Array, Array]:
     needs = tuple(not isinstance(tangent, SymbolicZero) for tangent in tangents)
-    value, partials = run(form, primals, needs)
+    value, partials = run(form, primals, needs, backend)
     total = xp.zeros_like(value)
     for derivative, tangent in zip(partials, tangents, strict=True):
         if derivative is not None:
@@ -78,24 +87,26 @@ def _tangent(
     return value, total
 
 
-def total(form: RowForm, scale: Any, operands: tuple[Array, ...]) -> Array:
+def total(
+    form: RowForm, scale: Any, operands: tuple[Array, ...], backend: str | None = None
+) -> Array:
     """The sum of the rows' values times ``scale``, with the gradient made in its final scale."""
     if scale is None:
-        return _total(form, None, *operands)
+        return _total(form, backend, None, *operands)
     computing = xp.float64 if xp.float64 in (operands[0].dtype, operands[1].dtype) else xp.float32
     factor = jax.lax.stop_gradient(xp.asarray(scale, dtype=computing))
-    return _total(form, factor, *operands)
+    return _total(form, backend, factor, *operands)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _total(form: RowForm, scale: Array | None, *operands: Array) -> Array:
-    values, _ = run(form, operands, (False,) * len(operands))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _total(form: RowForm, backend: str | None, scale: Array | None, *operands: Array) -> Array:
+    values, _ = run(form, operands, (False,) * len(operands), backend)
     return scaled_sum(values, scale, xp)
 
 
 @partial(_total.defjvp, symbolic_zeros=True)
 def _total_tangent(
-    form: RowForm, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+    form: RowForm, backend: str | None, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[Array, Array]:
     scale, *operands = primals
     needs = tuple(not isinstance(tangent, SymbolicZero) for tangent in tangents[1:])
@@ -103,7 +114,7 @@ def _total_tangent(
         form = replace(form, scaled=True)
         operands.append(xp.broadcast_to(scale, operands[0].shape[:1]))
         needs = (*needs, False)
-    values, partials = run(form, tuple(operands), needs)
+    values, partials = run(form, tuple(operands), needs, backend)
     moved = xp.zeros_like(values[:1].sum())
     for derivative, tangent in zip(partials, tangents[1:], strict=False):
         if derivative is not None:

@@ -18,7 +18,7 @@ import jax.numpy as xp
 from amidmath._rowprogram.graph import UnsupportedError
 from amidmath._rowprogram.program import row_program
 from amidmath._rows import RowForm
-from amidmath._typing import Array, Partials
+from amidmath._typing import Array, ClosedForm, Partials
 from amidmath.backends import choice
 
 _TARGET = "amidmath_rows"
@@ -91,20 +91,31 @@ _CALLS: dict[str, _Call] = {}
 
 
 def run(
-    form: RowForm, operands: tuple[Array, ...], needs: tuple[bool, ...]
+    form: ClosedForm,
+    operands: tuple[Array, ...],
+    needs: tuple[bool, ...],
+    backend: str | None,
 ) -> tuple[Array, Partials] | None:
     """Values and partial derivatives; None where the core is to compute them.
 
     That is for few logits, without a compiler, on several devices (XLA would gather the rows of
-    all on one) and where JAX does not run on the CPU.
+    all on one) and where JAX does not run on the CPU. The arguments are those of
+    :func:`amidmath.backends.choice.compiled`.
     """
-    logits = math.prod(operands[0].shape)
-    if logits < choice.WORTH_COMPILING or not choice.installed() or not _usable():
+    if backend == "compiled" and not _usable():
+        raise ValueError(
+            "backend 'compiled' computes JAX arrays where there is one device, a CPU; here are "
+            f"{jax.device_count()} of platform {jax.default_backend()!r}"
+        )
+    if backend == "reference" or not _usable():
         return None
-    try:
-        key = _registered(form, needs, tuple(str(a.dtype) for a in operands))
-    except UnsupportedError:
-        return None
+    return choice.compiled(_called, form, operands, needs, backend)
+
+
+def _called(
+    form: RowForm, operands: tuple[Array, ...], needs: tuple[bool, ...]
+) -> tuple[Array, Partials]:
+    key = _registered(form, needs, tuple(str(a.dtype) for a in operands))
     double = "float64" in (str(operands[0].dtype), str(operands[1].dtype))
     rows = operands[0].shape[:-1]
     results = [jax.ShapeDtypeStruct(rows, xp.float64 if double else xp.float32)]
@@ -181,5 +192,3 @@ def _handler(pointer: Any) -> int | None:
         made: int | None = frame.api.contents.make_error(ctypes.byref(arguments))
         return made
     return None
-
-
