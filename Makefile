@@ -8,7 +8,7 @@ EMBEDDED := build/embedded
 RUN := runs/smollm2-amid
 
 .DEFAULT_GOAL := help
-.PHONY: help distill embedded test test-slow certify lint typecheck package clean
+.PHONY: help distill embedded test test-slow certify bench lint typecheck package clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,11 @@ $(VENV)/distill.stamp: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "Installing the distillation loop and its libraries into $(VENV) (a few minutes the first time)"
 	$(PIP_INSTALL) torch
 	$(PIP_INSTALL) --editable '.[numpy,distill]'
+	touch $@
+
+$(VENV)/bench.stamp: $(VENV)/distill.stamp
+	@echo "Installing what amidmath is measured against into $(VENV)"
+	$(PIP_INSTALL) --editable '.[bench]'
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/distill.stamp
@@ -48,6 +53,11 @@ test-slow: $(VENV)/dev.stamp $(EMBEDDED)/ready  ## run the tests that need the r
 
 certify: $(VENV)/dev.stamp  ## hold values and gradients against mpmath, write docs/accuracy.md
 	PYTHONPATH=tests/helpers $(BIN)/python -m certify $(ARGS)
+
+bench: $(VENV)/bench.stamp  ## measure side by side with what people use today, write docs/benchmarks.md
+	mkdir -p build/benchmarks
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest benchmarks --benchmark-quiet --benchmark-json build/benchmarks/results.json $(ARGS)
+	$(BIN)/python -m benchmarks.report build/benchmarks/results.json --docs docs
 
 lint: $(VENV)/dev.stamp  ## ruff: lint and format
 	$(BIN)/ruff check .
