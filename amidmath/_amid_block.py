@@ -109,7 +109,6 @@ class Derivatives:
 
     r: Array
     by_r: Array
-    through_r: Array
     by_source: Array
     by_both: Array
 
@@ -125,18 +124,21 @@ def by_source_logits(a: Seen, d: Derivatives, k: Array | float, xp: Namespace) -
     moving, multiple = varying * total, u * level * total
     near = d.by_both - a.rest * d.by_r - moving
     near_size = xp.abs(d.by_both) + a.rest * xp.abs(d.by_r) + xp.abs(moving)
-    far = d.by_source + a.share * d.through_r + multiple
-    far_size = xp.abs(d.by_source) + a.share * xp.abs(d.through_r) + xp.abs(multiple)
+    through_r = through_normalization(d.by_r, d.r, xp)
+    far = d.by_source + a.share * through_r + multiple
+    far_size = xp.abs(d.by_source) + a.share * xp.abs(through_r) + xp.abs(multiple)
     return through_normalization(xp.where(near_size < far_size, near, far), u, xp)
 
 
 def by_other_logits(a: Seen, d: Derivatives, k: Array | float, xp: Namespace) -> Array:
     """To the logits of the other source, through r alone; docs: gradients, G2, G5."""
-    # Anchored at the top of u, if r is there too; otherwise at the top of r.
+    # Anchored at the top of u, if r is there too; otherwise at the top of r, as in G1.
     there = a.shared & (at(a.top, d.r, xp) > 0.25)
-    by_shape = anchored(d.by_r, d.r, a.top, xp)
-    relative = xp.where(there, by_shape, d.through_r)
-    drift = xp.where(there, xp.sum(by_shape, axis=-1, keepdims=True), 0.0)
+    top = xp.where(there, a.top, top_outcome(d.r, xp))
+    relative = anchored(d.by_r, d.r, top, xp)
+    total = xp.sum(relative, axis=-1, keepdims=True)
+    relative = relative - d.r * xp.where(there, 0.0, total)
+    drift = xp.where(there, total, 0.0)
     u = xp.exp(a.log_u)
     varying, _ = varying_share(a, u, d.r, k, xp)
     return project(anchored(a.share * relative - varying * drift, u, a.top, xp), u, xp)
@@ -200,7 +202,7 @@ class AssistantBlock:
         if self.detached:
             by_r, by_both = xp.zeros_like(by_r), by_source
         r = xp.exp(log_r)
-        d = Derivatives(r, by_r, through_normalization(by_r, r, xp), by_source, by_both)
+        d = Derivatives(r, by_r, by_source, by_both)
         grads: list[Array | None] = []
         for need, side in zip(needs[:2], "qp", strict=True):
             if not need:
@@ -211,10 +213,10 @@ class AssistantBlock:
             else:
                 grad = by_other_logits(seen_across(a, pair, xp), d, k, xp)
             grads.append(grad / self.temperature)
-        return value, (*grads, *self._knob_grads(pair, d.through_r, needs[2:], xp))
+        return value, (*grads, *self._knob_grads(pair, d, needs[2:], xp))
 
     def _knob_grads(
-        self, pair: Pair, through_r: Array, needs: tuple[bool, ...], xp: Namespace
+        self, pair: Pair, d: Derivatives, needs: tuple[bool, ...], xp: Namespace
     ) -> list[Array | None]:
         """∂D/∂α and ∂D/∂λ, one a row; docs: gradients, G7."""
         if not any(needs):
@@ -228,6 +230,7 @@ class AssistantBlock:
             grads.append(by)
         if self.lam is None:
             grads.append(by_lam(k, lam, ratio, ratios, xp) if asked.pop(0) else None)
+        through_r = through_normalization(d.by_r, d.r, xp)
         # What all outcomes share drops out, as Σ through_r = 0; without it rounding does too.
         top = top_outcome(xp.abs(through_r), xp)
         result: list[Array | None] = []

@@ -237,13 +237,13 @@ def _extreme_from(
 
 
 def log_mixture(log_p: Array, log_q: Array, ratios: Ratios, xp: Namespace) -> Array:
-    """Return log r̃, added up from the nearer source, so that no infinities cancel.
+    """Return log r̃, added up from the source that leads the mean, so that no infinities cancel.
 
     Ratios may be those of :func:`reweighted`, less one number. Docs: mixtures, M6.
     """
-    over_p, over_q, _, _ = ratios
-    from_p = (xp.abs(over_p) <= xp.abs(over_q)) & (over_p < xp.inf)
-    return xp.where(from_p, log_p + over_p, log_q + over_q)
+    over_p, over_q, pi, w = ratios
+    p_leads = ((pi >= w) & (over_p < xp.inf)) | (over_q == xp.inf)
+    return xp.where(p_leads, log_p + over_p, log_q + over_q)
 
 
 def by_lam(

@@ -17,7 +17,7 @@ def machine() -> Any:
     features = llvm.get_host_cpu_features().flatten()
     target = llvm.Target.from_default_triple()
     name = llvm.get_host_cpu_name()
-    return target.create_target_machine(cpu=name, features=features, opt=3, jit=True)
+    return target.create_target_machine(cpu=name, features=features, opt=3, codemodel="small")
 
 
 @lru_cache(maxsize=1)

@@ -34,6 +34,19 @@ _ATANH = (
     *(0.14618462083796982, 0.15331558670323325, 0.18182894030543298, 0.22222211067419392),
     *(0.2857142862638853, 0.39999999999898594, 0.666666666666667),
 )
+# (asin(s)/s - 1)/s² in s², 0 <= s <= ½.
+_ASIN = {
+    32: (
+        *(0.033690847202831, 0.017149238357676653, 0.03110066273549472),
+        *(0.04459940152851217, 0.07500094543497424, 0.16666666337430908),
+    ),
+    64: (
+        *(0.028169218060883034, -0.010749050339700132, 0.016035514349150272),
+        *(0.007802949477352803, 0.011875494382637037, 0.013929652902326617),
+        *(0.017355259955786323, 0.02237204763174451, 0.03038194736709848),
+        *(0.044642857103423646, 0.07500000000020764, 0.1666666666666665),
+    ),
+}
 # log 2 in two parts, the first with enough zeros at its end that whole multiples of it are exact.
 _LOG2 = {
     32: (0.693145751953125, 1.428606820309417e-06),
@@ -121,24 +134,23 @@ class Lanes:
             parts.append(total)
         return self.fma(parts[1], z, parts[0])
 
-    def _reduced(self, x: Any) -> tuple[Any, Any, Any]:
-        """(eʳ - 1 - r), r and 2ⁿ for x = n log 2 + r; meaningless beyond the exponents' range.
+    def _reduced(self, x: Any, halved: bool) -> tuple[Any, Any]:
+        """eʳ - 1 and 2ⁿ, or half of it, for x = n log 2 + r; meaningless beyond the exponents' range.
 
-        Adding 1.5·2^mantissa rounds to a whole number, which is then in the lowest bits.
+        Adding 1.5·2^mantissa rounds to a whole number, which is then in the lowest bits; with the
+        exponent's bias added as well they are those of 2ⁿ.
         """
+        b = self.builder
         high, low = _LOG2[self.bits]
-        magic = self.real(1.5 * 2.0 ** _MANTISSA[self.bits])
+        bias = _BIAS[self.bits] - halved
+        magic = self.real(1.5 * 2.0 ** _MANTISSA[self.bits] + bias)
         shifted = self.fma(x, self.real(1.4426950408889634), magic)
-        n = self.builder.fsub(shifted, magic)
+        n = b.fsub(shifted, magic)
         r = self.fma(n, self.real(-high), x)
         r = self.fma(n, self.real(-low), r)
-        rest = self.builder.fmul(self.builder.fmul(r, r), self._polynomial(_EXP[self.bits], r))
-        exponent = self.builder.shl(self._bits(shifted), self.whole(_MANTISSA[self.bits]))
-        return rest, r, self.builder.add(exponent, self.whole(self._one_bits))
-
-    @property
-    def _one_bits(self) -> int:
-        return _BIAS[self.bits] << _MANTISSA[self.bits]
+        beyond = self.fma(b.fmul(r, r), self._polynomial(_EXP[self.bits], r), r)
+        power = b.shl(self._bits(shifted), self.whole(_MANTISSA[self.bits]))
+        return beyond, self._reals(power)
 
     @property
     def _lowest(self) -> float:
@@ -147,54 +159,54 @@ class Lanes:
 
     @property
     def _highest(self) -> float:
-        """Where exp is beyond half of the largest number, which then counts as infinite."""
-        return math.log(2.0) * (_BIAS[self.bits] + 0.49)
+        """Where exp is beyond the largest number."""
+        return math.log(2.0) * (_BIAS[self.bits] + 1)
 
     def exp(self, x: Any, nonpositive: bool = False) -> Any:
         """e^x."""
-        rest, r, power = self._reduced(x)
-        near = self.builder.fadd(self.builder.fadd(r, rest), self.real(1.0))
-        y = self.builder.fmul(near, self._reals(power))
+        beyond, power = self._reduced(x, halved=not nonpositive)
+        y = self.builder.fmul(self.builder.fadd(beyond, self.real(1.0)), power)
         low = self.builder.fcmp_ordered("<", x, self.real(self._lowest))
         y = self.builder.select(low, self.real(0.0), y)
         if nonpositive:
             return y
         high = self.builder.fcmp_ordered(">", x, self.real(self._highest))
-        return self.builder.select(high, self.real(math.inf), y)
+        return self.builder.select(high, self.real(math.inf), self.builder.fadd(y, y))
 
     def expm1(self, x: Any) -> Any:
         """e^x - 1, as precise near 0."""
         b = self.builder
         lowest = -20.0 if self.bits == 32 else -40.0
         x = b.select(b.fcmp_ordered("<", x, self.real(lowest)), self.real(lowest), x)
-        rest, r, power = self._reduced(x)
-        scale = self._reals(power)
-        y = self.fma(b.fadd(r, rest), scale, b.fsub(scale, self.real(1.0)))
+        beyond, power = self._reduced(x, halved=True)
+        half = self.fma(beyond, power, b.fsub(power, self.real(0.5)))
         high = b.fcmp_ordered(">", x, self.real(self._highest))
-        return b.select(high, self.real(math.inf), y)
+        return b.select(high, self.real(math.inf), b.fadd(half, half))
 
-    def _exponent(self, u: Any) -> tuple[Any, Any]:
-        """(e, 2^-e) with √½ <= u·2^-e < √2."""
+    def _split(self, u: Any) -> tuple[Any, Any]:
+        """(e, m) for a normal u > 0, u = m·2^e with √½ <= m < √2; e is a whole number."""
         b, shift = self.builder, self.whole(_MANTISSA[self.bits])
         root_bits = 0x3F3504F3 if self.bits == 32 else 0x3FE6A09E667F3BCD
         e = b.ashr(b.sub(self._bits(u), self.whole(root_bits)), shift)
-        inverse = self._reals(b.sub(self.whole(self._one_bits), b.shl(e, shift)))
-        return b.sitofp(e, self.real_type), inverse
+        return e, self._reals(b.sub(self._bits(u), b.shl(e, shift)))
 
     def _log_of(self, e: Any, f: Any) -> Any:
         """e·log 2 + log(1 + f) for √½ - 1 <= f <= √2 - 1."""
         b = self.builder
         high, low = _LOG2[self.bits]
-        half_square = b.fmul(self.real(0.5), b.fmul(f, f))
         if self.bits == 32:
-            cubed = b.fmul(b.fmul(f, f), f)
-            rest = b.fmul(cubed, self._polynomial(_LOG, f))
-        else:
-            s = b.fdiv(f, b.fadd(f, self.real(2.0)))
-            z = b.fmul(s, s)
-            rest = b.fmul(s, self.fma(z, self._polynomial(_ATANH, z), half_square))
+            return self.fma(e, self.real(high), self.fma(e, self.real(low), self._log1p_single(f)))
+        half_square = b.fmul(self.real(0.5), b.fmul(f, f))
+        s = b.fdiv(f, b.fadd(f, self.real(2.0)))
+        z = b.fmul(s, s)
+        rest = b.fmul(s, self.fma(z, self._polynomial(_ATANH, z), half_square))
         tail = self.fma(e, self.real(low), b.fsub(rest, half_square))
         return self.fma(e, self.real(high), b.fadd(f, tail))
+
+    def _log1p_single(self, f: Any) -> Any:
+        """log(1 + f) in single precision for √½ - 1 <= f <= √2 - 1: f + f²(f P(f) - ½)."""
+        bend = self.fma(f, self._polynomial(_LOG, f), self.real(-0.5))
+        return self.fma(self.builder.fmul(f, f), bend, f)
 
     def _where_positive(self, u: Any, value: Any) -> Any:
         """The logarithm's value for 0 < u < ∞, and its limits and NaN elsewhere."""
@@ -210,25 +222,48 @@ class Lanes:
         smallest, lift = 2.0 ** (1 - _BIAS[self.bits]), _MANTISSA[self.bits] + 1
         tiny = b.fcmp_ordered("<", x, self.real(smallest))
         u = b.select(tiny, b.fmul(x, self.real(2.0**lift)), x)
-        e, inverse = self._exponent(u)
-        e = b.select(tiny, b.fsub(e, self.real(float(lift))), e)
-        f = self.fma(u, inverse, self.real(-1.0))
-        return self._where_positive(x, self._log_of(e, f))
+        e, m = self._split(u)
+        exponent = b.sitofp(e, self.real_type)
+        exponent = b.select(tiny, b.fsub(exponent, self.real(float(lift))), exponent)
+        f = b.fsub(m, self.real(1.0))
+        return self._where_positive(x, self._log_of(exponent, f))
 
     def log1p(self, x: Any) -> Any:
-        """log(1 + x), as precise near 0: x is scaled, not its rounded sum with 1."""
+        """log(1 + x), as precise near 0: what rounding takes from 1 + x is put back."""
         b = self.builder
         u = b.fadd(x, self.real(1.0))
-        e, inverse = self._exponent(u)
-        f = self.fma(x, inverse, b.fsub(inverse, self.real(1.0)))
-        return self._where_positive(u, self._log_of(e, f))
+        e, m = self._split(u)
+        lost = b.fsub(x, b.fsub(u, self.real(1.0)))
+        bias, shift = self.whole(_BIAS[self.bits]), self.whole(_MANTISSA[self.bits])
+        # Nothing is lost where 2^-e is not a normal number.
+        there = b.icmp_signed("<", e, bias)
+        inverse = self._reals(b.shl(b.sub(bias, e), shift))
+        inverse = b.select(there, inverse, self.real(0.0))
+        f = self.fma(lost, inverse, b.fsub(m, self.real(1.0)))
+        return self._where_positive(u, self._log_of(b.sitofp(e, self.real_type), f))
 
     def log1p_near(self, x: Any) -> Any:
         """log(1 + x) for -0.29 < x <= 1."""
         b = self.builder
         above = b.fcmp_ordered(">", x, self.real(math.sqrt(2.0) - 1.0))
         f = b.select(above, self.fma(x, self.real(0.5), self.real(-0.5)), x)
+        if self.bits == 32:
+            near = self._log1p_single(f)
+            return b.select(above, b.fadd(near, self.real(math.log(2.0))), near)
         return self._log_of(b.select(above, self.real(1.0), self.real(0.0)), f)
+
+    def asin(self, x: Any) -> Any:
+        """Arcsin x; beyond ½ by way of the angle that is left to π/2."""
+        b = self.builder
+        size = self.unary("fabs", x)
+        steep = b.fcmp_ordered(">", size, self.real(0.5))
+        left = b.fmul(self.real(0.5), b.fsub(self.real(1.0), size))
+        square = b.select(steep, left, b.fmul(size, size))
+        side = b.select(steep, self.unary("sqrt", left), size)
+        cubed = b.fmul(side, square)
+        angle = self.fma(cubed, self._polynomial(_ASIN[self.bits], square), side)
+        rest = self.fma(angle, self.real(-2.0), self.real(0.5 * math.pi))
+        return self._intrinsic("copysign", b.select(steep, rest, angle), x)
 
 
 def _float32(value: float) -> float:

@@ -220,11 +220,14 @@ class _Rows:
             if root.kind != TOKEN and root not in fixed:
                 fixed[root] = self._splat(root)
         sums = [r for r in sweep.reductions if r.op == "sum"]
-        rest = [r for r in sweep.reductions if r.op != "sum"]
+        places = {r.args[0]: r for r in sweep.reductions if r.op == "argmax"}
+        # The largest is at hand where its position is looked for.
+        rest = [r for r in sweep.reductions if r.op != "sum" and places.get(r.args[0], r) is r]
         rest_start = tuple(v for r in rest for v in self._start(r))
         totals = tuple(self._wide(0.0) for _ in sums)
         b = self.builder
         tile = ir.Constant(I64, TILE)
+        inputs = [node for node in computed if node.op == "input"]
 
         def tile_body(start: Any, *carried: Any) -> tuple[Any, ...]:
             end = b.add(start, tile)
@@ -239,6 +242,8 @@ class _Rows:
 
         def vector_body(i: Any, *carried: Any) -> tuple[Any, ...]:
             values = _Tokens(self, at, i, fixed)
+            for node in inputs:  # before a gradient is written over them
+                values.of(node)
             for node in sweep.kept:
                 self._keep(node, i, values.of(node))
             for j, node in sweep.outputs:
@@ -265,10 +270,11 @@ class _Rows:
             self.numbers[r] = self._narrow(self._summed(state.pop(0)))
         for r in rest:
             best = state.pop(0)
-            if r.op == "max":
-                self.numbers[r] = self._largest(best)
-            else:
+            if r.op == "argmax":
                 self.numbers[r] = self._place(best, state.pop(0))
+            for other in sweep.reductions:
+                if other.op == "max" and other.args[0] is r.args[0]:
+                    self.numbers[other] = self._largest(best)
 
     def _computed(self, at: int, roots: list[Node]) -> set[Node]:
         """The token expressions that a sweep computes."""
@@ -548,20 +554,15 @@ class _Tokens:
 
 
 _ARITHMETIC = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
-_FUNCTIONS = ("expm1", "log", "log1p", "log1p_near")
+_FUNCTIONS = ("expm1", "log", "log1p", "log1p_near", "asin")
 _COMPARED = {"lt": "<", "le": "<=", "eq": "=="}
 
 
 def _operation(lanes: Lanes, node: Node, args: list[Any]) -> Any:
     """The instructions of an elementwise operation."""
     b, op = lanes.builder, node.op
-    if op == "add":
-        for j in (0, 1):
-            product, other = args[j], node.args[1 - j]
-            if other.kind == CONST and getattr(product, "opname", "") == "fmul":
-                return lanes.fma(*product.operands, args[1 - j])
     if op in _ARITHMETIC:
-        return getattr(b, _ARITHMETIC[op])(*args)
+        return _fused(lanes, node, args) or getattr(b, _ARITHMETIC[op])(*args)
     if op == "exp":
         return lanes.exp(args[0], nonpositive=_nonpositive(node.args[0]))
     if op in _FUNCTIONS:
@@ -586,6 +587,30 @@ def _operation(lanes: Lanes, node: Node, args: list[Any]) -> Any:
     if op == "not":
         return b.not_(args[0])
     raise NotImplementedError(op)
+
+
+def _fused(lanes: Lanes, node: Node, args: list[Any]) -> Any:
+    """A sum with a product, rounded once; None where it is none, or must be rounded twice.
+
+    A logit over the temperature is a product with a number of the loss, and its exact differences
+    (``difference_parts``) take it as rounded wherever it occurs.
+    """
+    if node.op not in ("add", "sub"):
+        return None
+    b = lanes.builder
+    for j in (1, 0):
+        product, other = node.args[j], node.args[1 - j]
+        factors_vary = all(factor.kind != CONST for factor in product.args)
+        if product.op != "mul" or not (other.kind == CONST or factors_vary):
+            continue
+        if getattr(args[j], "opname", "") == "fmul":
+            one, two = args[j].operands
+            if node.op == "add":
+                return lanes.fma(one, two, args[1 - j])
+            return (
+                lanes.fma(b.fneg(one), two, args[0]) if j else lanes.fma(one, two, b.fneg(args[1]))
+            )
+    return None
 
 
 def _nonpositive(node: Node) -> bool:

@@ -135,11 +135,9 @@ class Builder:
         if op == "argmax":
             arg = _monotone_core(arg)
         if op == "sum" and arg.op == "select" and _is_number(arg.args[2], 0.0):
-            place = arg.args[0]
-            if place.op == "eq" and "iota" in (a.op for a in place.args):
-                index = next(a for a in place.args if a.op != "iota")
-                if index.kind != TOKEN:
-                    return self.at(index, arg.args[1])
+            index = _place(arg.args[0])
+            if index is not None:
+                return self.at(index, arg.args[1])
         if arg.kind != TOKEN and op == "sum":
             if _is_number(arg, 0.0):
                 return arg
@@ -218,12 +216,19 @@ class Builder:
             return self.apply("select", condition, a.args[1], b)
         if b.op == "select" and b.args[0] is condition:
             return self.apply("select", condition, a, b.args[2])
+        if condition.kind != TOKEN and a.op == b.op == "eq":
+            places = [_place(a), _place(b)]
+            if None not in places:
+                return self.apply("eq", self._iota(), self.apply("select", condition, *places))
         if a.type == "bool":
             if a.op == "const":
                 return self._choice(condition, b, a.value, arm=True)
             if b.op == "const":
                 return self._choice(condition, a, b.value, arm=False)
         return None
+
+    def _iota(self) -> Node:
+        return self.leaf("iota", None, TOKEN, "index")
 
     def _choice(self, condition: Node, other: Node, value: bool, arm: bool) -> Node:
         """A select of truth values with one arm known, as and, or."""
@@ -252,6 +257,14 @@ class Builder:
             if one.op == "const":
                 return other if one.value else self.apply("not", other)
         return None
+
+
+def _place(node: Node) -> Node | None:
+    """The position at which alone the node is true, None where it is not of that form."""
+    if node.op != "eq" or "iota" not in (a.op for a in node.args):
+        return None
+    index = next((a for a in node.args if a.op != "iota"), None)
+    return index if index is not None and index.kind != TOKEN else None
 
 
 def _is_number(node: Node, value: float) -> bool:

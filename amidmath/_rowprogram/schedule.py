@@ -51,6 +51,11 @@ class Program:
     partials: tuple[Node | None, ...]
     buffers: dict[Node, tuple[int, int]]
 
+    @property
+    def slots(self) -> int:
+        """How many buffers there are."""
+        return max((slot + 1 for slot, _ in self.buffers.values()), default=0)
+
 
 def scheduled(value: Node, partials: Sequence[Node | None], keeping: bool) -> Program:
     """The sweeps of a row's value and derivatives.
@@ -114,4 +119,43 @@ def _kept(sweeps: Sequence[Sweep]) -> dict[Node, tuple[int, int]]:
                 stack.extend(a for a in node.args if a.kind == TOKEN)
         for node in seen:
             first.setdefault(node, at)
-    return kept
+    return _shared_buffers(sweeps, kept)
+
+
+def _shared_buffers(
+    sweeps: Sequence[Sweep], kept: dict[Node, tuple[int, int]]
+) -> dict[Node, tuple[int, int]]:
+    """Give buffers that are no longer read to what is kept later: fewer of them fit a cache."""
+    last: dict[Node, int] = {}
+    for at, sweep in enumerate(sweeps):
+        for node in computed(sweep.roots, kept, at)[1]:
+            last[node] = at
+    free: list[int] = []
+    shared: dict[Node, tuple[int, int]] = {}
+    count = 0
+    for at, sweep in enumerate(sweeps):
+        free += [shared[n][0] for n, end in last.items() if end == at - 1 and n in shared]
+        for node in sweep.kept:
+            if free:
+                slot = free.pop()
+            else:
+                slot, count = count, count + 1
+            shared[node] = (slot, at)
+    return shared
+
+
+def computed(
+    roots: Sequence[Node], kept: dict[Node, tuple[int, int]], at: int
+) -> tuple[set[Node], set[Node]]:
+    """The token expressions that a sweep computes, and those that it reads from buffers."""
+    seen: set[Node] = set()
+    read: set[Node] = set()
+    stack = [r for r in roots if r.kind == TOKEN]
+    while stack:
+        node = stack.pop()
+        if node in kept and kept[node][1] < at:
+            read.add(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.extend(a for a in node.args if a.kind == TOKEN)
+    return seen, read
