@@ -135,7 +135,7 @@ class Lanes:
         return self.fma(parts[1], z, parts[0])
 
     def _reduced(self, x: Any, halved: bool) -> tuple[Any, Any]:
-        """eʳ - 1 and 2ⁿ, or half of it, for x = n log 2 + r; meaningless beyond the exponents' range.
+        """eʳ - 1 and 2ⁿ, or half of it, for x = n log 2 + r; meaningless beyond exponents' range.
 
         Adding 1.5·2^mantissa rounds to a whole number, which is then in the lowest bits; with the
         exponent's bias added as well they are those of 2ⁿ.
