@@ -17,11 +17,14 @@ from amidmath import geometry as geometry
 from amidmath._alpha_jensen_shannon import AlphaJensenShannon as AlphaJensenShannon
 from amidmath._amid import AMiD as AMiD
 from amidmath._dual import derivative as derivative
+from amidmath._head import Head as Head
 from amidmath._loss import Loss as Loss
 from amidmath._means import alpha_mixture as alpha_mixture
 from amidmath._means import falpha_mean as falpha_mean
 from amidmath._means import log_falpha_mean as log_falpha_mean
 from amidmath._sums import WeightedSum as WeightedSum
+from amidmath._top_k import TopK as TopK
+from amidmath._top_k import top_k as top_k
 from amidmath._vocab_parallel import VocabParallel as VocabParallel
 from amidmath.divergences import KL as KL
 from amidmath.divergences import AlphaBeta as AlphaBeta
@@ -76,6 +79,7 @@ __all__ = [
     "FisherRao",
     "Gamma",
     "GeneralizedKL",
+    "Head",
     "Jeffreys",
     "JensenShannon",
     "Loss",
@@ -89,6 +93,7 @@ __all__ = [
     "SquaredHellinger",
     "Symmetrized",
     "TPower",
+    "TopK",
     "TotalVariation",
     "Triangular",
     "Tsallis",
@@ -101,6 +106,7 @@ __all__ = [
     "falpha_mean",
     "geometry",
     "log_falpha_mean",
+    "top_k",
 ]
 
 

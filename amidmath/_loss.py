@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from amidmath import _checks, _dispatch
+from amidmath._linear import LinearLoss
 from amidmath._rows import Block, RowForm
+from amidmath._sparse import SparseLoss
 from amidmath._typing import Array, Namespace
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 REDUCTIONS = ("mean", "sum", "none")
 
 
-class Loss(ABC):
+class Loss(LinearLoss, SparseLoss, ABC):
     """A loss of student logits against teacher logits, in nats per position.
 
     Losses add, and multiply by numbers: ``0.5 * am.AMiD(order="pr") + 0.5 * am.AMiD(order="qr")``.
@@ -90,6 +92,7 @@ class Loss(ABC):
         *,
         wrt: str = "student_logits",
         backend: str | None = None,
+        overwrite_student_logits: bool = False,
     ) -> tuple[Array, Array]: ...
 
     @overload
@@ -103,6 +106,7 @@ class Loss(ABC):
         *,
         wrt: tuple[str, ...],
         backend: str | None = None,
+        overwrite_student_logits: bool = False,
     ) -> tuple[Array, tuple[Array, ...]]: ...
 
     def value_and_grad(
@@ -115,6 +119,7 @@ class Loss(ABC):
         *,
         wrt: str | tuple[str, ...] = "student_logits",
         backend: str | None = None,
+        overwrite_student_logits: bool = False,
     ) -> tuple[Array, Any]:
         """The loss and its gradient with respect to the student logits, on any library.
 
@@ -127,6 +132,10 @@ class Loss(ABC):
             wrt: what to differentiate by: "student_logits", "teacher_logits", or a parameter of
                 the loss that is an array ("alpha", "lam"); or several of them in a tuple.
             backend: as for calling the loss; the gradient is the closed form's in any case.
+            overwrite_student_logits: whether the gradient with respect to the student logits may
+                be written where they are, which saves memory of their size. It is where a kernel
+                computes it (NumPy, torch, CuPy) and they can be written to; in any case they are
+                not to be used afterwards, and must share no memory with the other arguments.
 
         Returns:
             The value, and d value/d ``wrt`` in the shape and dtype of that argument (a tuple of
@@ -151,7 +160,7 @@ class Loss(ABC):
         form = RowForm(self.block, len(self.knobs), keep is not None, scale is not None)
         needs = (*(name in wanted for name in names), *(False for _ in extras))
         values, grads = _dispatch.value_and_partials(
-            form, needs, *operands, *extras, backend=backend
+            form, needs, *operands, *extras, backend=backend, overwrite=overwrite_student_logits
         )
         value = _reduce(values, scale, reduction, shape, xp)
         arrays = (student_logits, teacher_logits, *self.knobs.values())

@@ -47,6 +47,7 @@ def test_public_names():
         "FisherRao",
         "Gamma",
         "GeneralizedKL",
+        "Head",
         "Jeffreys",
         "JensenShannon",
         "Loss",
@@ -60,6 +61,7 @@ def test_public_names():
         "SquaredHellinger",
         "Symmetrized",
         "TPower",
+        "TopK",
         "TotalVariation",
         "Triangular",
         "Tsallis",
@@ -72,6 +74,7 @@ def test_public_names():
         "falpha_mean",
         "geometry",
         "log_falpha_mean",
+        "top_k",
     ]
     public = {n for n in vars(am) if not n.startswith("_")} - {"backends", "integrations", "Any"}
     assert public == set(am.__all__)

@@ -9,12 +9,12 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
 
 
-def test_there_are_two_examples_of_ten_lines() -> None:
-    assert len(EXAMPLES) == 2
+def test_there_are_three_examples_of_ten_lines() -> None:
+    assert len(EXAMPLES) == 3
     assert all(len(example.strip().splitlines()) <= 12 for example in EXAMPLES)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=["numpy", "torch"])
+@pytest.mark.parametrize("example", EXAMPLES, ids=["numpy", "torch", "linear"])
 def test_example(example: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(example, "README.md", "exec"), {})
     assert capsys.readouterr().out

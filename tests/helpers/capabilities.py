@@ -42,11 +42,14 @@ UNTRIED = "?"  # as documentation shows what no GPU has run yet
 
 FACTORIES = {
     "Divergence": "the base class of the divergences",
+    "Head": "what `Loss.linear` multiplies with",
     "Loss": "the base class of the losses",
     "ModeReport": "what `mode_report` returns",
+    "TopK": "what `Loss.sparse` takes",
     "VocabParallel": "a loss of sharded logits, which needs several ranks",
     "divergences": "a module",
     "geometry": "a module, below",
+    "top_k": "makes a `TopK` of logits",
 }
 """Public names that compute nothing themselves, and what they are."""
 
@@ -249,6 +252,9 @@ GENERAL = (
     "torch's `forward` goes through the operations one by one, not through the closed form.",
     "dask arrays need chunks of known size (`compute_chunk_sizes()`), and an empty one cannot be "
     "computed: its own maximum refuses. Values are not checked, as that would compute them.",
+    "`Loss.linear` and `Loss.sparse`: values and `..._value_and_grad` on NumPy and array-api-strict; "
+    "on torch also grad and compile, on JAX jit, grad and vmap (tests/core/test_linear*.py, "
+    "test_sparse.py). Not on dask.",
     f"CuPy: {UNTRIED} is what the tests run where there is a GPU; none has run them yet.",
     "Not in the tables: "
     + ", ".join(f"`{name}` ({what})" for name, what in FACTORIES.items())

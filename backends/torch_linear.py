@@ -1,0 +1,232 @@
+"""torch: the loss from hidden states under autograd, autocast, compile, with DTensor heads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import array_api_compat.torch as xp
+import torch
+from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor
+from torch._subclasses.fake_tensor import is_fake
+from torch.autograd.function import once_differentiable
+
+from amidmath._dispatch import scaled_sum
+from amidmath._linear_arguments import Given, given
+from amidmath._linear_form import LinearForm
+from amidmath._linear_rows import Library, Sums, run
+from amidmath._typing import Array
+from amidmath.backends.torch import at_hand
+
+if TYPE_CHECKING:
+    from amidmath._loss import Loss
+
+_TILE = 2**22
+
+
+class TorchLibrary(Library):
+    """Multiplies into its buffers, and adds to its sums where they are.
+
+    Args:
+        autocast: the dtype of multiplications under autocast, None outside.
+    """
+
+    def __init__(self, autocast: torch.dtype | None) -> None:
+        """See the class."""
+        super().__init__(xp)
+        self.autocast = autocast
+
+    def multiplying_dtype(self, hidden: Array) -> torch.dtype:
+        """That of the hidden states; under autocast, what a Linear would take."""
+        dtype: torch.dtype = hidden.dtype
+        return dtype if self.autocast is None or dtype == torch.float64 else self.autocast
+
+    def product(self, a: Array, b: Array, out: Array | None) -> Array:
+        """In the buffer, whose pages are already there."""
+        return torch.mm(a, b, out=out)
+
+    def add_product(self, total: Array, a: Array, b: Array) -> Array:
+        """In place; halves are multiplied with float32 results."""
+        if a.dtype == total.dtype:
+            return total.addmm_(a, b)
+        if not a.is_cuda:
+            return super().add_product(total, a, b)
+        step = max(1, _TILE // b.shape[-1])
+        for part, rows in zip(total.split(step), a.split(step), strict=True):
+            part += torch.mm(rows, b, out_dtype=total.dtype)
+        return total
+
+    def kept(self, keep: Array) -> Array | None:
+        """On CUDA this waits for the device, once a call."""
+        if is_fake(keep) or is_batchedtensor(keep) or is_functorch_wrapped_tensor(keep):
+            return None
+        return torch.nonzero(keep)[:, 0]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What of a call is no tensor.
+
+    Args:
+        form: what is computed.
+        names: of the arrays, in order.
+        wanted: by which of them to differentiate.
+        reduced: whether values are summed.
+        autocast: see :class:`TorchLibrary`.
+        late: whether the sum's gradients are scaled when complete; float16 would underflow before.
+    """
+
+    form: LinearForm
+    names: tuple[str, ...]
+    wanted: tuple[str, ...]
+    reduced: bool
+    autocast: torch.dtype | None
+    late: bool
+
+    def run(self, arrays: Sequence[Array], wanted: Sequence[str], scale: Array | None) -> Sums:
+        """Values and gradients outside of autograd and autocast."""
+        with torch.no_grad(), torch.autocast(arrays[0].device.type, enabled=False):
+            named = dict(zip(self.names, arrays, strict=True))
+            return run(self.form, named, wanted, scale, TorchLibrary(self.autocast))
+
+
+@torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
+    reason="the loss from hidden states runs as it is, not in a compiled graph: its loop would be "
+    "unrolled there, and the CPU's row kernels left out"
+)
+def linear(loss: "Loss", arguments: tuple[Any, ...]) -> Array:
+    """The reduced loss, or values in the shape of the positions, under autograd."""
+    of = given(loss, *arguments)
+    arrays = _plain(of)
+    wanted = tuple(name for name, array in arrays.items() if array.requires_grad)
+    call = _call(of, arrays, wanted if torch.is_grad_enabled() else ())
+    scale = _scale(of)
+    if call.wanted:
+        result = _Linear.apply(call, scale, *arrays.values())[0]  # type: ignore[no-untyped-call]
+    else:
+        values, _ = call.run(tuple(arrays.values()), (), None)
+        result = scaled_sum(values, scale, xp) if of.reduced else values
+    return result if of.reduced else result.reshape(of.shape)
+
+
+def values_and_grads(of: Given, wanted: Sequence[str]) -> Sums:
+    """Values (N,), and the gradients of the loss by name; by a DTensor, of this rank's rows."""
+    arrays = _plain(of)
+    call = _call(of, arrays, tuple(wanted))
+    scale = _scale(of)
+    values, grads = call.run(
+        tuple(arrays.values()), wanted, None if call.late else _by_rows(scale, arrays)
+    )
+    factor = scale if call.late else None
+    return values, {k: _finished(g, factor, of.arguments[k].dtype) for k, g in grads.items()}
+
+
+def _call(of: Given, arrays: dict[str, Array], wanted: tuple[str, ...]) -> Call:
+    hidden = arrays["student_hidden"]
+    kind = hidden.device.type
+    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    late = TorchLibrary(autocast).multiplying_dtype(hidden) == torch.float16
+    return Call(of.form, tuple(arrays), wanted, of.reduced, autocast, late)
+
+
+def _plain(of: Given) -> dict[str, Array]:
+    """The arrays as plain tensors; the teacher's must be constant."""
+    arrays = {}
+    for name, array in of.arrays.items():
+        if name.startswith("teacher_") and array.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} must not require a gradient, since the teacher is constant here: pass "
+                f"{name}.detach(), or turn requires_grad_(False) on the teacher"
+            )
+        arrays[name] = _gathered(name, array) if hasattr(array, "placements") else array
+    return arrays
+
+
+def _gathered(name: str, array: Any) -> Array:
+    """A DTensor on every rank; its gradient is averaged over them, as by fully_shard."""
+    from torch.distributed.tensor import Partial
+
+    if "hidden" in name or not name.startswith(("student_", "teacher_")):
+        raise TypeError(
+            f"{name} must be a plain tensor, this rank's positions, got a DTensor: pass "
+            f"{name}.to_local()"
+        )
+    size = array.device_mesh.size()
+    whole = array.full_tensor(grad_placements=[Partial() for _ in array.placements])
+    if size > 1 and whole.requires_grad:
+        whole.register_hook(lambda grad: grad / size)
+    return whole
+
+
+def _scale(of: Given) -> Array | None:
+    """The scale as a tensor in the computing dtype."""
+    if of.scale is None:
+        return None
+    hidden, other = of.arrays["student_hidden"], of.arrays["teacher_hidden"]
+    double = torch.float64 in (hidden.dtype, other.dtype)
+    dtype = torch.float64 if double else torch.float32
+    return torch.as_tensor(of.scale, dtype=dtype, device=hidden.device).detach()
+
+
+def _by_rows(scale: Array | None, arrays: dict[str, Array]) -> Array | None:
+    return None if scale is None else scale.expand(arrays["student_hidden"].shape[0])
+
+
+def _finished(grad: Array, factor: Array | None, dtype: torch.dtype) -> Array:
+    """The gradient times the factor, in place where it is wide enough, in its final dtype."""
+    # Where looking costs nothing; elsewhere it would wait for the device.
+    if factor is None or (at_hand(factor) and bool(factor == 1.0)):
+        return grad.to(dtype)
+    if grad.dtype in (torch.float32, torch.float64):
+        return grad.mul_(factor).to(dtype)
+    # A factor of this dtype would be rounded.
+    rows = max(1, _TILE // max(1, grad[:1].numel()))
+    for part in grad.split(rows):
+        part.copy_(part.float() * factor)
+    return grad.to(dtype)
+
+
+class _Linear(torch.autograd.Function):
+    """Gradients of a sum are made with it, of single values in the backward pass."""
+
+    @staticmethod
+    def forward(call: Call, scale: Array | None, *arrays: Array) -> Any:
+        if not call.reduced:
+            return (call.run(arrays, (), None)[0],)
+        named = dict(zip(call.names, arrays, strict=True))
+        values, grads = call.run(arrays, call.wanted, None if call.late else _by_rows(scale, named))
+        if not call.late:
+            grads = {k: g.to(named[k].dtype) for k, g in grads.items()}
+        return (scaled_sum(values, scale, xp), *(grads[k] for k in call.wanted))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
+        ctx.call, ctx.scale, *arrays = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*arrays)
+        ctx.dtypes = {k: a.dtype for k, a in zip(ctx.call.names, arrays, strict=True)}
+        # Not saved tensors: nobody else may hold them, so that they become .grad without a copy.
+        ctx.grads = output[1:] if ctx.call.reduced else None
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # by the decorator
+        ctx: Any, *cotangents: Array
+    ) -> Any:
+        call, factor = ctx.call, cotangents[0]
+        if factor is None:
+            return (None, None, *(None for _ in call.names))
+        if ctx.grads is not None:
+            grads, ctx.grads = dict(zip(call.wanted, ctx.grads, strict=True)), None
+            if call.late and ctx.scale is not None:
+                factor = factor * ctx.scale
+        else:
+            # Single values, or once more through a graph that was retained.
+            arrays = ctx.saved_tensors
+            if call.reduced and ctx.scale is not None:
+                factor = factor * ctx.scale
+            rows = factor.expand(arrays[0].shape[0])
+            _, grads = call.run(arrays, call.wanted, rows)
+            factor = None
+        wanted = {k: _finished(grads.pop(k), factor, ctx.dtypes[k]) for k in call.wanted}
+        return (None, None, *(wanted.get(k) for k in call.names))

@@ -1,0 +1,130 @@
+"""The loss from hidden states by definition: logits multiplied out in float64, torch's autograd."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+STUDENT = ("student_hidden", "student_head", "student_bias", "student_low_rank")
+
+
+@dataclass
+class Case:
+    """Arguments as NumPy arrays: what ``loss.linear`` and the oracle are both given."""
+
+    student_hidden: np.ndarray
+    teacher_hidden: np.ndarray
+    student_head: np.ndarray
+    teacher_head: np.ndarray
+    student_bias: np.ndarray | None = None
+    student_low_rank: tuple[np.ndarray, np.ndarray] | None = None
+    student: dict[str, Any] = field(default_factory=dict)
+    teacher: dict[str, Any] = field(default_factory=dict)
+    factor: float = 0.5
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the student has to differentiate by."""
+        return tuple(name for name in STUDENT if getattr(self, name) is not None)
+
+    def arguments(self, am: Any, array: Any) -> tuple[Any, ...]:
+        """Positional arguments of ``linear``, made by ``array``."""
+        low = self.student_low_rank and (*map(array, self.student_low_rank), self.factor)
+        bias = None if self.student_bias is None else array(self.student_bias)
+        return (
+            array(self.student_hidden),
+            am.Head(array(self.student_head), bias, low_rank=low, **self.student),
+            array(self.teacher_hidden),
+            am.Head(array(self.teacher_head), **self.teacher),
+        )
+
+
+def case(
+    shape: tuple[int, ...] = (13,),
+    vocabulary: tuple[int, int] = (11, 11),
+    sizes: tuple[int, int] = (3, 5),
+    *,
+    bias: bool = False,
+    low_rank: bool = False,
+    student: dict[str, Any] | None = None,
+    teacher: dict[str, Any] | None = None,
+    seed: int = 7,
+) -> Case:
+    """Random arguments."""
+    rng = np.random.default_rng(seed)
+    (v_s, v_t), (h_s, h_t) = vocabulary, sizes
+    return Case(
+        rng.normal(size=(*shape, h_s)),
+        rng.normal(size=(*shape, h_t)),
+        rng.normal(size=(v_s, h_s)),
+        rng.normal(size=(v_t, h_t)),
+        rng.normal(size=v_s) if bias else None,
+        (rng.normal(size=(2, h_s)), rng.normal(size=(v_s, 2))) if low_rank else None,
+        student or {},
+        teacher or {},
+    )
+
+
+def logits(out: torch.Tensor, scale: float = 1.0, softcap: float | None = None) -> torch.Tensor:
+    """What the models do with the output of their heads."""
+    out = scale * out
+    return out if softcap is None else softcap * torch.tanh(out / softcap)
+
+
+def bucketed(x: torch.Tensor, common: int) -> torch.Tensor:
+    """Logits with one token for those past the common ones."""
+    outside = torch.cat((x[..., common:], torch.full_like(x[..., :1], -torch.inf)), dim=-1)
+    return torch.cat((x[..., :common], torch.logsumexp(outside, -1, keepdim=True)), dim=-1)
+
+
+def expected(
+    loss: Any,
+    case: Case,
+    *,
+    mask: np.ndarray | None = None,
+    reduction: str = "mean",
+    denominator: Any = None,
+    labels: np.ndarray | None = None,
+    label_weight: float = 1.0,
+    ignore_index: int = -100,
+    vocab: str = "strict",
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Value, and by name the gradients of the value or of the sum of values."""
+
+    def leaf(a: Any) -> Any:
+        return tuple(map(leaf, a)) if isinstance(a, tuple) else torch.tensor(a).requires_grad_()
+
+    leaves = {name: leaf(getattr(case, name)) for name in case.names}
+    kept = np.ones(case.student_hidden.shape[:-1], bool) if mask is None else mask.astype(bool)
+    kept = torch.from_numpy(kept)
+    out = leaves["student_hidden"][kept] @ leaves["student_head"].T
+    if "student_bias" in leaves:
+        out = out + leaves["student_bias"]
+    if "student_low_rank" in leaves:
+        a, b = leaves["student_low_rank"]
+        out = out + case.factor * (leaves["student_hidden"][kept] @ a.T) @ b.T
+    s = logits(out, **case.student)
+    t = logits(torch.from_numpy(case.teacher_hidden)[kept] @ torch.from_numpy(case.teacher_head).T,
+               **case.teacher)  # fmt: skip
+    common = min(s.shape[-1], t.shape[-1])
+    pair = (bucketed(s, common), bucketed(t, common)) if vocab == "common" else (s, t)
+    values = loss(*pair, reduction="none")
+    if labels is not None:
+        wanted = torch.from_numpy(labels)[kept]
+        values = values + label_weight * torch.nn.functional.cross_entropy(
+            s, wanted, reduction="none", ignore_index=ignore_index
+        )
+    if reduction == "none":
+        value = torch.zeros(kept.shape, dtype=torch.float64)
+        value[kept] = values
+    else:
+        value = values.sum()
+        if reduction == "mean":
+            value = value / (denominator or max(1, len(values)))
+    flat, spec = torch.utils._pytree.tree_flatten(leaves)
+    grads = torch.autograd.grad(value.sum(), flat)
+    grads = torch.utils._pytree.tree_unflatten([g.numpy() for g in grads], spec)
+    return value.detach().numpy(), grads
