@@ -98,7 +98,7 @@ def normalized(a: Seen, pair: Pair, xp: Namespace) -> tuple[Array, Array, Array]
     relative = (a.rise, a.across, pi, w) if a.side == "p" else (a.across, a.rise, pi, w)
     log_mixed = log_mixture(pair.log_p, pair.log_q, relative, xp)
     log_z = log_normalizer(log_mixed, a.log_u, a.rise, xp)
-    exists = log_z > -xp.inf
+    exists = log_z != -xp.inf  # so that a NaN goes on to the value
     log_z = xp.where(exists, log_z, 0.0)
     return log_mixed - log_z, a.rise - log_z, exists[..., 0]
 

@@ -68,10 +68,24 @@ def scaled_sum(values: Array, scale: Array | float | None, xp: Namespace) -> Arr
 
 
 def value_and_partials(
-    form: ClosedForm, needs: tuple[bool, ...], *operands: Array, backend: str | None = None
+    form: ClosedForm,
+    needs: tuple[bool, ...],
+    *operands: Array,
+    backend: str | None = None,
+    overwrite: bool = False,
 ) -> tuple[Array, tuple[Array | None, ...]]:
-    """The value of a closed form and the partial derivatives asked for, on any library."""
-    return _run(form, None, operands, needs, backend)
+    """The value of a closed form and the partial derivatives asked for, on any library.
+
+    Args:
+        form: the closed form.
+        needs: which operands' partial derivatives are wanted.
+        *operands: arrays of one library.
+        backend: as for :func:`apply`.
+        overwrite: whether the derivative by the first operand may take its place in memory, which
+            the others then must not share. It does where a kernel computes and each of the
+            operand's numbers has a place of its own; elsewhere the operand stays as it is.
+    """
+    return _run(form, None, operands, needs, backend, overwrite)
 
 
 def _run(
@@ -80,6 +94,7 @@ def _run(
     operands: tuple[Array, ...],
     needs: tuple[bool, ...] | None,
     backend: str | None,
+    overwrite: bool = False,
 ) -> tuple[Array, tuple[Array | None, ...]]:
     first = operands[0]
     none = (False,) * len(operands)
@@ -88,7 +103,7 @@ def _run(
 
         if needs is None:
             return torch_backend.differentiable(form, axis, operands, backend), none
-        return torch_backend.run(form, operands, needs, backend)
+        return torch_backend.run(form, operands, needs, backend, overwrite)
     if array_api_compat.is_jax_array(first):
         from amidmath.backends import jax as jax_backend
 
@@ -100,7 +115,11 @@ def _run(
     if array_api_compat.is_numpy_array(first):
         from amidmath.backends import numpy as numpy_backend
 
-        return numpy_backend.run(form, operands, needs or none, backend)
+        return numpy_backend.run(form, operands, needs or none, backend, overwrite)
+    if array_api_compat.is_cupy_array(first):
+        from amidmath.backends import cupy as cupy_backend
+
+        return cupy_backend.run(form, operands, needs or none, backend, overwrite)
     if backend == "compiled":
         raise ValueError(
             "backend 'compiled' is for arrays of NumPy, torch, JAX and CuPy, "

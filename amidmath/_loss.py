@@ -59,7 +59,7 @@ class Loss(LinearLoss, SparseLoss, ABC):
                 number or a scalar array; for "mean" only (gradient accumulation, data parallel).
             backend: None for the fastest that there is; "reference" for the array core, which
                 torch and JAX then differentiate operation by operation, as often as asked;
-                "compiled" for the CPU's row kernel or an error that says why not.
+                "compiled" for a row kernel (CPU, CUDA) or an error that says why not.
 
         Returns:
             A scalar array, or shape (...) for "none", in float32 (float64 if an input is). 0 when
@@ -69,7 +69,7 @@ class Loss(LinearLoss, SparseLoss, ABC):
             TypeError: not arrays, of different libraries, or of a wrong dtype.
             ValueError: shapes or devices that differ, an unknown reduction, a denominator
                 without reduction "mean", or a backend that is unknown or cannot compute this.
-            ModuleNotFoundError: backend "compiled" without llvmlite.
+            ModuleNotFoundError: backend "compiled" without its compiler (llvmlite, Triton).
         """
         _checks.backend(backend)
         xp, shape, operands, keep = self._operands(student_logits, teacher_logits, mask)
@@ -144,7 +144,7 @@ class Loss(LinearLoss, SparseLoss, ABC):
         Raises:
             TypeError: as for calling the loss.
             ValueError: as for calling the loss; also an unknown name in ``wrt``.
-            ModuleNotFoundError: backend "compiled" without llvmlite.
+            ModuleNotFoundError: backend "compiled" without its compiler (llvmlite, Triton).
         """
         _checks.backend(backend)
         xp, shape, operands, keep = self._operands(student_logits, teacher_logits, mask)

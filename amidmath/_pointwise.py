@@ -69,9 +69,9 @@ def exp_bregman(n: Array, m: Array, z: Array, xp: Namespace) -> Array:
     z_near = xp.where(near, z, 0.0)
     e_n, e_m = xp.exp(n), xp.exp(m)
     gap = z_near * z_near * phi2(z_near, xp)
-    tangent = xp.where(e_m > 0.0, e_m * (1.0 + z), 0.0)
+    tangent = xp.where(e_m == 0.0, 0.0, e_m * (1.0 + z))
     # The tangent lies below the curve; where it does not, both have overflowed (or underflowed).
-    far = xp.where(e_n > tangent, e_n - tangent, e_n)
+    far = xp.where(e_n <= tangent, e_n, e_n - tangent)
     return xp.where(near, xp.where(gap > 0.0, e_m * gap, 0.0), far)
 
 

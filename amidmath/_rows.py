@@ -7,7 +7,7 @@ the whole input there is nothing but the partial derivatives themselves.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import array_api_extra as xpx
 
@@ -56,22 +56,7 @@ class RowForm:
         Returns:
             Values in the computing dtype, and the partials in the operands' own dtypes.
         """
-        rows, step = operands[0].shape[0], rows_per_chunk(operands[0])
-        if rows <= step:
-            return self.chunk(*operands, needs=needs, xp=xp)
-        values = []
-        grads = [
-            xp.empty_like(a) if need else None for a, need in zip(operands, needs, strict=True)
-        ]
-        for start in range(0, rows, step):
-            part = slice(start, min(start + step, rows))
-            value, partials = self.chunk(*(a[part, ...] for a in operands), needs=needs, xp=xp)
-            values.append(value)
-            grads = [
-                None if out is None else xpx.at(out)[part, ...].set(cast("Array", new), copy=False)
-                for out, new in zip(grads, partials, strict=True)
-            ]
-        return xp.concat(values), tuple(grads)
+        return in_chunks(self, rows_per_chunk(operands[0]), *operands, needs=needs, xp=xp)
 
     def chunk(
         self, *operands: Array, needs: tuple[bool, ...], xp: Namespace
@@ -97,6 +82,37 @@ class RowForm:
             kept = scaled if keep is None else xp.where(keep, scaled, 0.0)
             grads.append(xp.astype(kept, operand.dtype, copy=False))
         return value, (*grads, *(None for _ in needs[count:]))
+
+
+@runtime_checkable
+class Chunked(Protocol):
+    """A closed form that can be computed for some of the rows."""
+
+    def chunk(
+        self, *operands: Array, needs: tuple[bool, ...], xp: Namespace
+    ) -> tuple[Array, Partials]:
+        """Values and partial derivatives of one chunk of rows."""
+        ...
+
+
+def in_chunks(
+    form: Chunked, step: int, *operands: Array, needs: tuple[bool, ...], xp: Namespace
+) -> tuple[Array, Partials]:
+    """Values and partial derivatives of all rows, ``step`` of them at a time."""
+    rows = operands[0].shape[0]
+    if rows <= step:
+        return form.chunk(*operands, needs=needs, xp=xp)
+    values = []
+    grads = [xp.empty_like(a) if need else None for a, need in zip(operands, needs, strict=True)]
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
+        value, partials = form.chunk(*(a[part, ...] for a in operands), needs=needs, xp=xp)
+        values.append(value)
+        grads = [
+            None if out is None else xpx.at(out)[part, ...].set(cast("Array", new), copy=False)
+            for out, new in zip(grads, partials, strict=True)
+        ]
+    return xp.concat(values), tuple(grads)
 
 
 def rows_per_chunk(x: Array) -> int:

@@ -1,14 +1,14 @@
 """Rows of student logits against a teacher's top-k list, by way of k + 1 outcomes."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import array_api_compat
 
 from amidmath._checks import computing_dtype
 from amidmath._mean_forms import log_sum_exp
 from amidmath._pointwise import log_near_one
-from amidmath._rows import Block, RowForm, rows_per_chunk
+from amidmath._rows import Block, in_chunks, rows_per_chunk
 from amidmath._simplex import top_outcome
 from amidmath._top_k import TopK, listed_logs, mass_above_one, outside, repeated
 from amidmath._typing import Array, Namespace, Partials
@@ -19,8 +19,9 @@ class SparseForm:
     """The closed form of a loss against top-k lists; see :mod:`amidmath._dispatch`.
 
     Operands: student logits (N, V), the teacher's log-probabilities (N, k) and tokens (N, k), the
-    knobs of the block (N, 1), then ``keep`` and ``scale`` as for :class:`RowForm`. Rows whose lists
-    cannot be are NaN: there is not always someone to raise an error to.
+    knobs of the block (N, 1), then ``keep`` and ``scale`` as for
+    :class:`amidmath._rows.RowForm`. Rows whose lists cannot be are NaN: there is not always someone
+    to raise an error to.
 
     Args:
         block: the loss by rows of k + 1 logits, at temperature 1.
@@ -40,16 +41,7 @@ class SparseForm:
         self, *operands: Array, needs: tuple[bool, ...], xp: Namespace
     ) -> tuple[Array, Partials]:
         """Values (N,) and partial derivatives of all rows, a chunk at a time."""
-        if array_api_compat.is_jax_array(operands[0]):
-            from amidmath.backends import jax as jax_backend
-
-            step = rows_per_chunk(operands[0])
-            if operands[0].shape[0] > step:
-                made: tuple[Array, Partials] = jax_backend._in_chunks(self, needs, step, *operands)
-                return made
-            return self.chunk(*operands, needs=needs, xp=xp)
-        # The loop over chunks knows of nothing but ``chunk``.
-        return RowForm.__call__(cast("RowForm", self), *operands, needs=needs, xp=xp)
+        return in_chunks(self, rows_per_chunk(operands[0]), *operands, needs=needs, xp=xp)
 
     def chunk(
         self, *operands: Array, needs: tuple[bool, ...], xp: Namespace

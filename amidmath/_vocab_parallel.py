@@ -5,14 +5,13 @@ one definition serves here too, run with a namespace in which those go over all 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import array_api_compat
-import array_api_extra as xpx
 
 from amidmath import _checks
 from amidmath._loss import Loss, _reduce, _scale, _unbroadcast
-from amidmath._rows import Block, RowForm
+from amidmath._rows import Block, RowForm, in_chunks
 from amidmath._typing import Array, Namespace, Partials
 
 # What would quietly see one shard only.
@@ -140,22 +139,7 @@ class ShardedRows:
         self, *operands: Array, needs: tuple[bool, ...], xp: Namespace
     ) -> tuple[Array, Partials]:
         """Values and partial derivatives of all rows."""
-        rows = operands[0].shape[0]
-        if rows <= self.step:
-            return self.chunk(*operands, needs=needs, xp=xp)
-        values = []
-        grads = [
-            xp.empty_like(a) if need else None for a, need in zip(operands, needs, strict=True)
-        ]
-        for start in range(0, rows, self.step):
-            part = slice(start, min(start + self.step, rows))
-            value, partials = self.chunk(*(a[part, ...] for a in operands), needs=needs, xp=xp)
-            values.append(value)
-            grads = [
-                None if out is None else xpx.at(out)[part, ...].set(cast("Array", new), copy=False)
-                for out, new in zip(grads, partials, strict=True)
-            ]
-        return xp.concat(values), tuple(grads)
+        return in_chunks(self, self.step, *operands, needs=needs, xp=xp)
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,50 @@
-"""Whether rows on the CPU are computed by a compiled kernel or by the array core."""
+"""Whether rows are computed by a compiled kernel or by the array core."""
 
 import importlib.util
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 from amidmath._rowprogram.graph import UnsupportedError
 from amidmath._rows import RowForm
 from amidmath._typing import Array, ClosedForm, Partials
 
-WORTH_COMPILING = 2**16
-"""Logits below which a compilation costs more than it saves."""
-
 Run = Callable[[RowForm, tuple[Array, ...], tuple[bool, ...]], tuple[Array, Partials]]
 
 
-@lru_cache(maxsize=1)
-def installed() -> bool:
-    """Whether there is a compiler: llvmlite, which the extras "cpu" and "torch" bring."""
-    return importlib.util.find_spec("llvmlite") is not None
+@dataclass(frozen=True)
+class Executor:
+    """What compiles row programs.
+
+    Args:
+        compiler: the package that does.
+        remedy: what to install where it is missing.
+        worth: logits below which a compilation costs more than it saves.
+    """
+
+    compiler: str
+    remedy: str
+    worth: int
+
+    def installed(self) -> bool:
+        """Whether there is the compiler."""
+        return _found(self.compiler)
+
+
+CPU = Executor("llvmlite", "amidmath[cpu]", worth=2**16)
+TRITON = Executor("triton", "triton, which torch's builds for CUDA bring along", worth=0)
+CUPY = Executor("cupy", "cupy", worth=0)
+"""On a GPU a launch a row form is less than the dozens that the array core makes."""
+
+
+@lru_cache(maxsize=8)
+def _found(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def compiled(
+    executor: Executor,
     run: Run,
     form: ClosedForm,
     operands: tuple[Array, ...],
@@ -31,9 +54,10 @@ def compiled(
     """The result of the compiled kernel, None where the array core is to compute it.
 
     Args:
+        executor: what compiles it.
         run: runs the kernel on the operands of one library.
         form: the closed form; only rows are compiled.
-        operands: arrays on the CPU.
+        operands: arrays of the executor's device.
         needs: which operands' partial derivatives are wanted.
         backend: "compiled" insists, "reference" declines, None takes what is faster.
 
@@ -44,11 +68,13 @@ def compiled(
     if backend == "reference" or not isinstance(form, RowForm) or operands[0].shape[0] == 0:
         return None
     insisted = backend == "compiled"
-    if insisted and not installed():
+    if insisted and not executor.installed():
         raise ModuleNotFoundError(
-            "backend 'compiled' needs llvmlite: install amidmath[cpu], or leave backend out"
+            f"backend 'compiled' needs {executor.compiler}: install {executor.remedy}, "
+            "or leave backend out"
         )
-    if not insisted and (math.prod(operands[0].shape) < WORTH_COMPILING or not installed()):
+    worth = insisted or math.prod(operands[0].shape) >= executor.worth
+    if not (worth and executor.installed()):
         return None
     try:
         return run(form, operands, needs)

@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from amidmath._rowprogram.graph import UnsupportedError, reachable
+from amidmath._rowprogram.memory import overwritable
 from amidmath._rowprogram.program import RowProgram, row_program
 from amidmath._rows import RowForm
 from amidmath._typing import Array, Partials
@@ -49,11 +50,13 @@ class Kernel:
         function: the machine code.
         layout: how its arguments are laid out.
         buffers: rows of memory that each thread needs.
+        overwriting: whether the student's gradient may be written over the student's logits.
     """
 
     function: Any
     layout: Layout
     buffers: int
+    overwriting: bool
 
     def __call__(
         self,
@@ -94,6 +97,7 @@ def run(
     vocabulary: int,
     empty: Callable[[int | None], tuple[Array, View]],
     threads: int,
+    over: tuple[Array, View] | None = None,
 ) -> tuple[Array, Partials]:
     """Values and partial derivatives of a closed form; ``UnsupportedError`` if it has no program.
 
@@ -105,6 +109,7 @@ def run(
         vocabulary: the length of a row.
         empty: makes an array like the operand of that number (for None, the values), and its view.
         threads: how many threads may work.
+        over: the first operand itself and its view, if its gradient may take its place.
     """
     count = 2 + form.knobs
     dtypes = tuple(view.dtype for view in operands[:count])
@@ -118,6 +123,9 @@ def run(
     partials: list[Array | None] = [None] * len(operands)
     for j, need in enumerate(needs[:count]):
         if need and program.traced.partials[j] is not None:
+            if j == 0 and over is not None and kernel.overwriting:
+                partials[0], views["partial0"] = over
+                continue
             partials[j], views[f"partial{j}"] = empty(j)
             _advise_huge_pages(views[f"partial{j}"].address, rows * views[f"partial{j}"].stride)
     kernel(views, program.numbers, rows, vocabulary, threads)
@@ -164,7 +172,8 @@ def _kernel(program: RowProgram, dtypes: tuple[str, ...], double: bool, masked: 
 def _compiled(program: RowProgram, dtypes: tuple[str, ...], double: bool, masked: bool) -> Kernel:
     text, layout, buffers = llvm_text(program, dtypes, double, masked)
     arguments = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3 + [ctypes.c_void_p]
-    return Kernel(llvm_jit.native(text, "rows", *arguments), layout, buffers)
+    overwriting = overwritable(program.scheduled(keeping=True), 0)
+    return Kernel(llvm_jit.native(text, "rows", *arguments), layout, buffers, overwriting)
 
 
 def llvm_text(
@@ -186,7 +195,7 @@ def llvm_text(
         masked=masked,
         params=tuple(n for n in reachable(roots) if n.op == "param"),
     )
-    return str(module_of(ordered, layout)), layout, len(ordered.buffers)
+    return str(module_of(ordered, layout)), layout, ordered.slots
 
 
 @lru_cache(maxsize=1)

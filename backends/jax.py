@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
 from amidmath._dispatch import scaled_sum
-from amidmath._rows import RowForm, rows_per_chunk
+from amidmath._rows import Chunked, RowForm, rows_per_chunk
 from amidmath._typing import Array, ClosedForm, Partials
 from amidmath.backends import jax_cpu
 
@@ -25,18 +25,18 @@ def run(
     compiled = jax_cpu.run(form, operands, needs, backend)
     if compiled is not None:
         return compiled
-    if isinstance(form, RowForm):
+    if isinstance(form, Chunked):
         step = rows_per_chunk(operands[0])
         if operands[0].shape[0] > step:
-            value, partials = _in_chunks(form, needs, step, *operands)
+            value, partials = in_chunks(form, needs, step, *operands)
             return value, partials
     value, partials = form(*operands, needs=needs, xp=xp)
     return value, partials
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _in_chunks(
-    form: RowForm,
+def in_chunks(
+    form: Chunked,
     needs: tuple[bool, ...],
     step: int,
     *operands: Array,

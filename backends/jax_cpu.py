@@ -109,7 +109,7 @@ def run(
         )
     if backend == "reference" or not _usable():
         return None
-    return choice.compiled(_called, form, operands, needs, backend)
+    return choice.compiled(choice.CPU, _called, form, operands, needs, backend)
 
 
 def _called(

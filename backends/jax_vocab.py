@@ -86,7 +86,7 @@ def _run(
     form: ShardedRows, operands: tuple[Array, ...], needs: tuple[bool, ...]
 ) -> tuple[Array, Partials]:
     if operands[0].shape[0] > form.step:
-        value, partials = jax_backend._in_chunks(form, needs, form.step, *operands)
+        value, partials = jax_backend.in_chunks(form, needs, form.step, *operands)
         return value, partials
     return form(*operands, needs=needs, xp=xp)
 

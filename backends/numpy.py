@@ -1,5 +1,6 @@
 """NumPy: compiled rows where there is enough to compute, the core as it is elsewhere."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import array_api_compat.numpy as xp
@@ -18,9 +19,14 @@ def run(
     operands: tuple[Array, ...],
     needs: tuple[bool, ...],
     backend: str | None = None,
+    overwrite: bool = False,
 ) -> tuple[Array, Partials]:
-    """The closed form's value and the partial derivatives that ``needs`` marks."""
-    result = choice.compiled(_compiled, form, operands, needs, backend)
+    """The closed form's value and the partial derivatives that ``needs`` marks.
+
+    With ``overwrite`` the first operand's gradient may take its place in memory.
+    """
+    run_rows = partial(_compiled, overwrite=overwrite)
+    result = choice.compiled(choice.CPU, run_rows, form, operands, needs, backend)
     if result is not None:
         return result
     with np.errstate(all="ignore"):  # the core handles its infinities itself
@@ -28,7 +34,7 @@ def run(
 
 
 def _compiled(
-    form: RowForm, operands: tuple[Array, ...], needs: tuple[bool, ...]
+    form: RowForm, operands: tuple[Array, ...], needs: tuple[bool, ...], overwrite: bool
 ) -> tuple[Array, Partials]:
     from amidmath.backends import cpu
 
@@ -44,7 +50,15 @@ def _compiled(
         return made, _view(made)
 
     views = [_view(a) for a in held]
-    return cpu.run(form, needs, views, rows, vocabulary, empty, cpu.threads_at_hand())
+    over = (operands[0], views[0]) if overwrite and _writable(operands[0], held[0]) else None
+    threads = cpu.threads_at_hand()
+    return cpu.run(form, needs, views, rows, vocabulary, empty, threads, over)
+
+
+def _writable(a: Array, held: Array) -> bool:
+    """Whether each number of the array has a place of its own that may be written to."""
+    apart = a.shape[0] == 1 or a.strides[0] >= a.shape[1] * a.itemsize
+    return held is a and a.flags.writeable and apart
 
 
 def _side_by_side(a: Array) -> Array:

@@ -1,12 +1,14 @@
 """torch: closed forms under autograd, torch.func and torch.compile."""
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import array_api_compat.torch as xp
 import torch
 from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import is_fake
+from torch.autograd.forward_ad import unpack_dual
 from torch.autograd.function import once_differentiable
 
 from amidmath._dispatch import scaled_sum
@@ -23,10 +25,14 @@ def run(
     operands: tuple[Array, ...],
     needs: tuple[bool, ...],
     backend: str | None = None,
+    overwrite: bool = False,
 ) -> tuple[Array, Partials]:
-    """The value and the partial derivatives that ``needs`` marks, outside autograd."""
+    """The value and the partial derivatives that ``needs`` marks, outside autograd.
+
+    With ``overwrite`` the first operand's gradient may take its place in memory.
+    """
     with torch.no_grad():
-        return _evaluated(form, operands, needs, backend)
+        return _evaluated(form, operands, needs, backend, overwrite)
 
 
 def differentiable(
@@ -50,7 +56,9 @@ def total(
 ) -> Array:
     """The sum of the rows' values times ``scale``, with the gradient made in its final scale."""
     needs = tuple(operand.requires_grad for operand in operands)
-    if backend == "reference" or not any(needs) or not torch.is_grad_enabled():
+    # A loss scale comes with the cotangent: scaled before it, float16's gradients would underflow.
+    half = any(a.dtype == torch.float16 for a in operands)
+    if half or backend == "reference" or not any(needs) or not torch.is_grad_enabled():
         return scaled_sum(differentiable(form, -1, operands, backend), scale, xp)
     if scale is not None:
         first = operands[0]
@@ -62,29 +70,44 @@ def total(
 
 
 def _evaluated(
-    form: ClosedForm, operands: tuple[Array, ...], needs: tuple[bool, ...], backend: str | None
+    form: ClosedForm,
+    operands: tuple[Array, ...],
+    needs: tuple[bool, ...],
+    backend: str | None,
+    overwrite: bool = False,
 ) -> tuple[Array, Partials]:
-    plain = all(type(a) in (torch.Tensor, torch.nn.Parameter) and at_hand(a) for a in operands)
-    if plain:
-        result = choice.compiled(_compiled, form, operands, needs, backend)
+    first = operands[0]
+    kernel = _KERNELS.get(first.device.type)
+    if kernel is not None and all(_plain(a) for a in operands):
+        executor, run_rows = kernel
+        run_rows = partial(run_rows, overwrite=overwrite)
+        result = choice.compiled(executor, run_rows, form, operands, needs, backend)
         if result is not None:
+            _note_overwritten(first, result[1][0])
             return result
     elif backend == "compiled":
-        first = operands[0]
         raise ValueError(
-            "backend 'compiled' computes plain tensors on the CPU, outside of compile and "
-            f"torch.func; got a {type(first).__name__} on {first.device}"
+            "backend 'compiled' computes plain tensors on the CPU and CUDA, outside of compile "
+            f"and torch.func; got a {type(first).__name__} on {first.device}"
         )
     return form(*operands, needs=needs, xp=xp)
 
 
-def _compiled(
-    form: RowForm, operands: tuple[Array, ...], needs: tuple[bool, ...]
+def _on_cuda(
+    form: RowForm, operands: tuple[Array, ...], needs: tuple[bool, ...], overwrite: bool
+) -> tuple[Array, Partials]:
+    from amidmath.backends import triton_rows
+
+    return triton_rows.run(form, operands, needs, overwrite)
+
+
+def _on_cpu(
+    form: RowForm, operands: tuple[Array, ...], needs: tuple[bool, ...], overwrite: bool
 ) -> tuple[Array, Partials]:
     from amidmath.backends import cpu
 
     rows, vocabulary = operands[0].shape
-    held = [_side_by_side(a.detach()) for a in operands]  # copies live until the kernel has run
+    held = [side_by_side(a.detach()) for a in operands]  # copies live until the kernel has run
     double = torch.float64 in (operands[0].dtype, operands[1].dtype)
 
     def empty(which: int | None) -> tuple[Array, "cpu.View"]:
@@ -95,12 +118,32 @@ def _compiled(
         return made, _view(made)
 
     views = [_view(a) for a in held]
-    return cpu.run(form, needs, views, rows, vocabulary, empty, torch.get_num_threads())
+    over = (held[0], views[0]) if overwrite and writable(operands[0]) else None
+    return cpu.run(form, needs, views, rows, vocabulary, empty, torch.get_num_threads(), over)
 
 
-def _side_by_side(a: Array) -> Array:
+def _note_overwritten(first: Array, grad: Array | None) -> None:
+    """Let autograd know, if the gradient lies where the operand was, which it may have saved."""
+    if grad is not None and grad.data_ptr() == first.data_ptr() and not first.is_inference():
+        torch.autograd.graph.increment_version(first)
+
+
+_KERNELS = {"cpu": (choice.CPU, _on_cpu), "cuda": (choice.TRITON, _on_cuda)}
+"""By the type of device."""
+
+
+def side_by_side(a: Array) -> Array:
     """The tensor, or a copy where the numbers of a row do not lie side by side."""
-    return a if a.ndim == 1 or a.shape[-1] == 1 or a.stride(-1) == 1 else a.contiguous()
+    return a if _together(a) else a.contiguous()
+
+
+def writable(a: Array) -> bool:
+    """Whether each number of rows that lie side by side has a place of its own."""
+    return _together(a) and bool(a.shape[0] == 1 or a.stride(0) >= a.shape[1])
+
+
+def _together(a: Array) -> bool:
+    return bool(a.ndim == 1 or a.shape[-1] == 1 or a.stride(-1) == 1)
 
 
 def _view(a: Array) -> "cpu.View":
@@ -112,13 +155,30 @@ def _view(a: Array) -> "cpu.View":
 
 def at_hand(array: Array) -> bool:
     """Whether the values can be read: on the CPU, and neither compiled, faked nor batched."""
-    if torch.compiler.is_compiling() or array.device.type != "cpu":
+    return array.device.type == "cpu" and _real(array)
+
+
+def _real(array: Array) -> bool:
+    """Whether there are values in memory: neither compiled, faked nor batched."""
+    if torch.compiler.is_compiling():
         return False
     return not (is_fake(array) or is_batchedtensor(array) or is_functorch_wrapped_tensor(array))
 
 
+def _plain(array: Array) -> bool:
+    """Whether a kernel may read it: a tensor of torch's own, with values, and no tangent."""
+    if type(array) not in (torch.Tensor, torch.nn.Parameter) or not _real(array):
+        return False
+    return unpack_dual(array).tangent is None
+
+
 class _Total(torch.autograd.Function):
-    """The same for a sum over all rows, whose gradient usually needs no further scaling."""
+    """The same for a sum over all rows, whose gradient usually needs no further scaling.
+
+    The partial derivatives themselves become the gradients, in the first backward pass: nobody
+    else may hold them, or autograd would copy them. Another pass, through a graph that was
+    retained, computes them again from the operands.
+    """
 
     generate_vmap_rule = True
 
@@ -130,17 +190,17 @@ class _Total(torch.autograd.Function):
         scale: Array | None,
         *operands: Array,
     ) -> Any:
-        extra = () if scale is None else (scale.expand(operands[0].shape[0]),)
-        asked = (*needs, *(False for _ in extra))
-        values, partials = _evaluated(form, (*operands, *extra), asked, backend)
-        return (scaled_sum(values, scale, xp), *(p for p in partials if p is not None))
+        values, partials = _scaled(form, needs, backend, scale, operands)
+        return (scaled_sum(values, scale, xp), *partials)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
-        _, ctx.needs, *_ = inputs
+        ctx.form, ctx.needs, ctx.backend, ctx.scale, *operands = inputs
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)  # zeros for the partials would cost as much as they do
-        ctx.save_for_backward(*output[1:])
+        ctx.own = all(_plain(a) for a in output)
+        ctx.partials = output[1:] if ctx.own else None
+        ctx.save_for_backward(*(operands if ctx.own else output[1:]))
 
     @staticmethod
     @once_differentiable
@@ -150,16 +210,37 @@ class _Total(torch.autograd.Function):
         cotangent = cotangents[0]
         if cotangent is None:
             return (None,) * (4 + len(ctx.needs))
-        partials = iter(ctx.saved_tensors)
+        if ctx.partials is not None:
+            partials, ctx.partials = ctx.partials, None
+        elif ctx.own:
+            _, partials = _scaled(ctx.form, ctx.needs, ctx.backend, ctx.scale, ctx.saved_tensors)
+        else:
+            partials = ctx.saved_tensors
         # Where looking costs nothing; elsewhere it would wait for the device.
-        unscaled = at_hand(cotangent) and bool(cotangent == 1.0)
-        grads = []
-        for needed in ctx.needs:
-            partial = next(partials) if needed else None
-            if partial is not None and not unscaled:
-                partial = (partial * cotangent).to(partial.dtype)
-            grads.append(partial)
-        return (None, None, None, None, *grads)
+        if not (at_hand(cotangent) and bool(cotangent == 1.0)):
+            partials = tuple(_times(p, cotangent) for p in partials)
+        given = iter(partials)
+        return (None, None, None, None, *(next(given) if need else None for need in ctx.needs))
+
+
+def _scaled(
+    form: RowForm,
+    needs: tuple[bool, ...],
+    backend: str | None,
+    scale: Array | None,
+    operands: tuple[Array, ...],
+) -> tuple[Array, tuple[Array, ...]]:
+    """Values, and the partial derivatives asked for, times the scale of the sum."""
+    extra = () if scale is None else (scale.expand(operands[0].shape[0]),)
+    asked = (*needs, *(False for _ in extra))
+    values, partials = _evaluated(form, (*operands, *extra), asked, backend)
+    return values, tuple(p for p in partials if p is not None)
+
+
+def _times(partial: Array, cotangent: Array) -> Array:
+    """The product in the partial's dtype, rounded once: no scalar of another dtype in it."""
+    factor = cotangent.reshape((1,)) if cotangent.ndim == 0 else cotangent
+    return (partial * factor).to(partial.dtype)
 
 
 class _ClosedForm(torch.autograd.Function):
@@ -199,5 +280,5 @@ class _ClosedForm(torch.autograd.Function):
         grads = []
         for needed in ctx.needs:
             partial = next(partials) if needed else None
-            grads.append(None if partial is None else (partial * cotangent).to(partial.dtype))
+            grads.append(None if partial is None else _times(partial, cotangent))
         return (None, None, None, None, *grads)

@@ -102,7 +102,8 @@ def _peeled(node: Node) -> tuple[Node, Terms]:
 def _share_exponentials(builder: Builder, roots: Sequence[Node]) -> list[Node]:
     """One exponential for all that differ by a number of the row.
 
-    The one kept is relative to the row's largest, which neither overflows nor loses what counts.
+    The one kept is relative to the row's largest, which neither overflows nor loses what counts;
+    any other may be 0 where the factor is infinite.
     """
 
     def distributed(node: Node, args: tuple[Node, ...]) -> Node | None:
@@ -116,11 +117,11 @@ def _share_exponentials(builder: Builder, roots: Sequence[Node]) -> list[Node]:
         if node.op == "exp" and node.kind == TOKEN:
             base, terms = _peeled(node.args[0])
             families.setdefault(base, []).append(terms)
-    kept = {
-        base: next((m for m in members if _takes_maximum(m, base)), members[0])
-        for base, members in families.items()
-        if len(members) > 1
-    }
+    kept = {}
+    for base, members in families.items():
+        relative = [terms for terms in members if _takes_maximum(terms, base)]
+        if relative and len(members) > 1:
+            kept[base] = relative[0]
 
     def shared(node: Node, args: tuple[Node, ...]) -> Node | None:
         if node.op != "exp" or node.kind != TOKEN:

@@ -92,9 +92,12 @@ RowArray.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
 def _power(self: RowArray, exponent: Any) -> RowArray:
-    if exponent == 2:
-        return self * self
-    raise UnsupportedError(f"the power {exponent!r}")
+    if exponent not in range(5):
+        raise UnsupportedError(f"the power {exponent!r}")
+    result = self.xp.ones_like(self)
+    for _ in range(int(exponent)):
+        result = self.xp.elementwise("mul", result, self)
+    return result
 
 
 RowArray.__pow__ = _power  # type: ignore[attr-defined]

@@ -85,7 +85,9 @@ class Divergence(ABC):
             and which each divergence knows better than by addition.
         """
 
-    def __call__(self, log_x: Array, log_y: Array, axis: int = -1) -> Array:
+    def __call__(
+        self, log_x: Array, log_y: Array, axis: int = -1, *, backend: str | None = None
+    ) -> Array:
         """D(x‖y) in nats, one value a distribution.
 
         Differentiable with respect to both arguments where their library differentiates (torch,
@@ -95,20 +97,27 @@ class Divergence(ABC):
             log_x: log-probabilities of x, any shape, real floating dtype.
             log_y: log-probabilities of y, same shape, library and device.
             axis: the axis that runs over the outcomes.
+            backend: None for the fastest that there is; "reference" for the array core, which
+                torch and JAX then differentiate operation by operation, as often as asked;
+                "compiled" for the CPU's row kernel or an error that says why not.
 
         Returns:
             Non-negative values, of the shape without ``axis``, in float32 (float64 if an input is).
 
         Raises:
             TypeError: not arrays, of different libraries, or not real floating.
-            ValueError: different shapes or devices, no such axis, or probabilities that do not
-                sum to 1 (looked at on the CPU outside of jit, not elsewhere).
+            ValueError: different shapes or devices, no such axis, probabilities that do not sum
+                to 1 (looked at on the CPU outside of jit, not elsewhere), or a backend that is
+                unknown or cannot compute this.
+            ModuleNotFoundError: backend "compiled" without llvmlite.
         """
+        _checks.backend(backend)
         x, y, shape, xp = self._rows(log_x, log_y, axis)
-        return xp.reshape(_dispatch.apply(RowForm(self._block), -1, x, y), shape)
+        values = _dispatch.apply(RowForm(self._block), -1, x, y, backend=backend)
+        return xp.reshape(values, shape)
 
     def value_and_grad(
-        self, log_x: Array, log_y: Array, axis: int = -1
+        self, log_x: Array, log_y: Array, axis: int = -1, *, backend: str | None = None
     ) -> tuple[Array, tuple[Array, Array]]:
         """D(x‖y) with its partial derivatives, on any library.
 
@@ -119,6 +128,8 @@ class Divergence(ABC):
             log_x: log-probabilities of x, any shape, real floating dtype.
             log_y: log-probabilities of y, same shape, library and device.
             axis: the axis that runs over the outcomes.
+            backend: as for calling the divergence; the derivatives are the closed form's in any
+                case.
 
         Returns:
             The values, and (∂D/∂log x, ∂D/∂log y) in the shapes and dtypes of the inputs.
@@ -126,9 +137,13 @@ class Divergence(ABC):
         Raises:
             TypeError: not arrays, of different libraries, or not real floating.
             ValueError: as for calling the divergence.
+            ModuleNotFoundError: backend "compiled" without llvmlite.
         """
+        _checks.backend(backend)
         x, y, shape, xp = self._rows(log_x, log_y, axis)
-        value, grads = _dispatch.value_and_partials(RowForm(self._block), (True, True), x, y)
+        value, grads = _dispatch.value_and_partials(
+            RowForm(self._block), (True, True), x, y, backend=backend
+        )
         moved = (*shape, x.shape[-1])
         last = len(moved) - 1
         grad_x, grad_y = (_moved(xp.reshape(g, moved), last, axis % len(moved), xp) for g in grads)

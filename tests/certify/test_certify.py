@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
+from collections import Counter
 
 import mpmath
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from certify import __main__ as command
 from certify import library, measure, report
 from certify.oracle import Loss, truth
-from certify.subjects import REGISTRY, Point, plan
+from certify.subjects import DTYPES, EXECUTORS, REGISTRY, Point, plan
 
 SEED = 1
 # make certify asks for the same bounds everywhere. Here it is of results that a step of training
@@ -21,15 +23,24 @@ NOTICEABLE = 1e-6
 LARGEST_ALPHA = 50.0
 
 
-def short_plan():
-    """Two rounds of every kind of divergence, at its first example."""
-    points = plan(SEED, budget=40.0, largest=3)
-    return [p for p in points if p.kind == "mean" or p.params == REGISTRY[p.name].examples[0]]
+def short_plan(executor="reference"):
+    """A few rounds of every kind of divergence, at its first example.
+
+    Where every point is compiled first it is one round, of one dtype in turn for each divergence.
+    """
+    points = plan(SEED, budget=40.0, largest=3, executor=executor)
+    points = [p for p in points if p.kind == "mean" or p.params == REGISTRY[p.name].examples[0]]
+    if executor == "reference":
+        return points
+    return [p for p in points if p.dtype == DTYPES[sorted(REGISTRY).index(p.name) % len(DTYPES)]]
 
 
-@pytest.fixture(scope="module")
-def records():
-    return [record for point in short_plan() for record in measure.measure(point)]
+@pytest.fixture(scope="module", params=EXECUTORS)
+def records(request):
+    """What every executor is held to: the same points, the same bounds."""
+    if request.param == "compiled":
+        pytest.importorskip("llvmlite")
+    return [record for point in short_plan(request.param) for record in measure.measure(point)]
 
 
 def test_finite_and_not_negative(records):
@@ -45,20 +56,33 @@ def is_usual(record):
     return record.size >= NOTICEABLE and (alpha <= LARGEST_ALPHA or math.isinf(alpha))
 
 
-@pytest.mark.parametrize("kind", report.FAMILIES)
-def test_bounds(records, kind):
-    of_kind = [r for r in records if r.point.kind == kind and is_usual(r)]
-    wrong = [r for r in of_kind if not r.reached]
-    assert len(of_kind) > 20
+def test_bounds(records):
+    usual = [r for r in records if is_usual(r)]
+    wrong = [r for r in usual if not r.reached]
+    assert min(Counter(r.point.kind for r in usual).values()) > 20
     assert not wrong, "\n".join(map(report.describe, wrong))
 
 
 def test_every_divergence_and_dtype_is_planned():
     points = short_plan()
     planned = {(p.kind, p.name, p.dtype) for p in points}
-    dtypes = ("float64", "float32", "bfloat16")
-    assert planned >= {(k, n, d) for k in ("divergence", "loss") for n in REGISTRY for d in dtypes}
+    assert planned >= {(k, n, d) for k in ("divergence", "loss") for n in REGISTRY for d in DTYPES}
     assert points == short_plan()
+
+
+@pytest.mark.parametrize("executor", sorted(set(EXECUTORS) - {"reference"}))
+def test_every_divergence_is_planned_for_every_executor(executor):
+    points = short_plan(executor)
+    every = set(itertools.product(("divergence", "loss"), REGISTRY))
+    assert {(p.kind, p.name) for p in points} == every
+    assert {p.dtype for p in points} == set(DTYPES)
+    assert {p.executor for p in points} == {executor}
+
+
+def test_executors_are_held_to_the_same_points():
+    """But for the means, which the core alone computes."""
+    core = {dataclasses.replace(p, executor="compiled") for p in short_plan() if p.kind != "mean"}
+    assert set(short_plan("compiled")) <= core
 
 
 def point(**changes):
@@ -166,6 +190,18 @@ def test_command_writes_the_report(outcome, tmp_path, capsys, monkeypatch):
     assert {row["dtype"] for row in data["rows"]} == {"float64", "float32", "bfloat16"}
     assert "0 beyond their bounds" in capsys.readouterr().out
     assert command.main([*OPTIONS, "--only", "no such thing"]) == 2
+
+
+def test_the_compiled_kernel_has_a_report_of_its_own(outcome, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outcome(error=0.5, size=1.0)
+    options = ["--budget-minutes", "0.01", "--workers", "1", "--largest", "2"]
+    assert command.main([*options, "--backend", "compiled"]) == 0
+    text = command.OUT["compiled"].read_text()
+    assert text.startswith("# Accuracy of the compiled kernel")
+    assert "--backend compiled" in text
+    assert "Means and mixtures" not in text
+    assert not command.OUT["reference"].exists()
 
 
 def test_failures_are_listed(outcome, tmp_path, capsys, monkeypatch):

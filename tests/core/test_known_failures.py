@@ -315,3 +315,16 @@ def test_equal_logits_give_exactly_zero(any_library, divergence, order):
         value, grad = loss.value_and_grad(student, teacher)
         np.testing.assert_allclose(any_library.numpy(value), 0.0, atol=4 * any_library.eps**2)
         np.testing.assert_allclose(any_library.numpy(grad), 0.0, atol=4 * any_library.eps)
+
+
+@pytest.mark.parametrize("order", ["pr", "rp", "qr", "rq"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_give_nan_and_not_infinity(any_library, order, bad):
+    """An infinite loss may be meant; a NaN says that something broke before the loss."""
+    rows = np.zeros((2, 4))
+    rows[0, 1] = bad
+    student, teacher = any_library.array(rows), any_library.array(np.zeros((2, 4)))
+    for loss in (am.AMiD(order=order), am.AMiD(am.Renyi(2.0), order=order, alpha=3.0)):
+        values = any_library.numpy(loss(student, teacher, reduction="none"))
+        assert np.isnan(values[0])
+        assert values[1] == 0.0

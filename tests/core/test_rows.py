@@ -48,11 +48,11 @@ def chunk_of(monkeypatch):
         for constant in ("CPU_CHUNK", "ACCELERATOR_CHUNK"):  # JAX's tracers tell no device
             monkeypatch.setattr(_rows, constant, size)
         monkeypatch.setattr(_rows.RowForm, "chunk", spy)
-        jax_backend._in_chunks.clear_cache()
+        jax_backend.in_chunks.clear_cache()
         return shapes
 
     yield patch
-    jax_backend._in_chunks.clear_cache()
+    jax_backend.in_chunks.clear_cache()
 
 
 @pytest.mark.parametrize("per_chunk", [1, 2, 3])

@@ -252,9 +252,9 @@ GENERAL = (
     "torch's `forward` goes through the operations one by one, not through the closed form.",
     "dask arrays need chunks of known size (`compute_chunk_sizes()`), and an empty one cannot be "
     "computed: its own maximum refuses. Values are not checked, as that would compute them.",
-    "`Loss.linear` and `Loss.sparse`: values and `..._value_and_grad` on NumPy and array-api-strict; "
-    "on torch also grad and compile, on JAX jit, grad and vmap (tests/core/test_linear*.py, "
-    "test_sparse.py). Not on dask.",
+    "`Loss.linear` and `Loss.sparse`: values and `..._value_and_grad` on NumPy and "
+    "array-api-strict; on torch also grad and compile, on JAX jit, grad and vmap "
+    "(tests/core/test_linear*.py, test_sparse.py). Not on dask.",
     f"CuPy: {UNTRIED} is what the tests run where there is a GPU; none has run them yet.",
     "Not in the tables: "
     + ", ".join(f"`{name}` ({what})" for name, what in FACTORIES.items())

@@ -4,6 +4,9 @@
 definitions alone, ``measure`` compares one point, ``report`` writes what came out, and ``python -m
 certify`` runs it all.
 
+Every executor, the array core and the compiled kernels, is held to the same bounds at the same
+points; ``subjects.EXECUTORS`` names them.
+
 The truth. Every function of two rows is taken as a function F of logits: a divergence is called on
 logarithms of probabilities, each correctly rounded, which leaves them a little off the simplex, so
 the oracle first normalises them; the AMiD loss normalises its logits anyway. But for that, the

@@ -24,14 +24,14 @@ import torch
 import amidmath as am
 from certify import report
 from certify.measure import Record, measure
-from certify.subjects import VOCABULARY, plan
+from certify.subjects import EXECUTORS, VOCABULARY, plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from certify.subjects import Point
 
-OUT = Path("docs/accuracy.md")
+OUT = {"reference": Path("docs/accuracy.md"), "compiled": Path("docs/accuracy-compiled.md")}
 SHOWN = 40  # failures on the terminal; the report has them all
 PROGRESS_SECONDS = 30.0
 
@@ -51,7 +51,17 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of those points, measure the ones whose description matches the regular expression, "
         "for example 'loss KL.* float32' or 'seed 0/3/2864434397'; writes no report without --out",
     )
-    parser.add_argument("--out", type=Path, help=f"the report, with a JSON next to it ({OUT})")
+    parser.add_argument(
+        "--backend",
+        choices=EXECUTORS,
+        default="reference",
+        help="what computes: the array core (default), or the kernels that are compiled for the "
+        "CPU, at the same points with the same bounds; these have no means",
+    )
+    defaults = ", ".join(f"{path} for {backend}" for backend, path in OUT.items())
+    parser.add_argument(
+        "--out", type=Path, help=f"the report, its results as JSON in build/ ({defaults})"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of all that is random (default 0)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     parser.add_argument(
@@ -87,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     options = arguments(argv)
     budget = 60.0 * options.budget_minutes * options.workers
-    points = list(plan(options.seed, budget, options.largest))
+    points = list(plan(options.seed, budget, options.largest, options.backend))
     if options.only:
         points = [p for p in points if re.search(options.only, p.label)]
     if not points:
@@ -95,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     records = run(points, options.workers)
     failed = report.failures(records)
-    out = options.out or (None if options.only else OUT)
+    out = options.out or (None if options.only else OUT[options.backend])
     if out is not None:
         command = _command(options)
         versions = (
@@ -103,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"NumPy {np.__version__}, torch {torch.__version__}"
         )
         largest = max(p.size for p in points)
-        text = report.markdown(records, command, versions, largest)
+        text = report.markdown(records, command, versions, largest, options.backend)
         report.write(out, text, report.as_json(records, command, versions))
         print(f"wrote {out} and {report.results_path(out)}")
     for record in failed[:SHOWN]:
@@ -118,6 +128,7 @@ def _command(options: argparse.Namespace) -> str:
     given = {"budget-minutes": (options.budget_minutes, 25.0), "seed": (options.seed, 0)}
     given |= {"largest": (options.largest, VOCABULARY), "workers": (options.workers, 2)}
     flags = [f"--{name} {value:g}" for name, (value, usual) in given.items() if value != usual]
+    flags += [f"--backend {options.backend}"] if options.backend != "reference" else []
     flags += [f"--only '{options.only}'"] if options.only else []
     return "make certify" + (f' ARGS="{" ".join(flags)}"' if flags else "")
 

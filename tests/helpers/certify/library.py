@@ -89,7 +89,7 @@ def call(point: Point) -> Answer:
 
 
 def _divergence(point: Point, arrays: list[Any], answer: Answer) -> None:
-    value, grads = point.divergence().value_and_grad(*arrays)
+    value, grads = point.divergence().value_and_grad(*arrays, backend=point.executor)
     answer.value = _exact(value)
     answer.gradients = {n: _exact(g)[0] for n, g in zip("xy", grads, strict=True)}
 
@@ -115,7 +115,9 @@ def _loss(point: Point, arrays: list[Any], answer: Answer) -> None:
         lam=lam,
         temperature=point.temperature,
     )
-    value, grads = loss.value_and_grad(*arrays, reduction="none", wrt=tuple(wrt))
+    value, grads = loss.value_and_grad(
+        *arrays, reduction="none", wrt=tuple(wrt), backend=point.executor
+    )
     answer.value = _exact(value)
     for name, grad in zip(wrt, grads, strict=True):
         answer.gradients[name] = np.atleast_1d(_exact(grad)[0])

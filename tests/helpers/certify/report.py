@@ -22,10 +22,19 @@ FAMILIES = {
 NO_ORACLE = "no oracle"
 LARGE = 1e-6  # a result that matters to a sum of losses, or to a step of training
 
+COMPUTED_BY = {
+    "reference": "The array core computes, as it does on any library.",
+    "compiled": "The compiled kernel computes, which NumPy arrays and torch tensors on the CPU get "
+    'from some size\non (`backend="compiled"`), at the points and with the bounds of the array '
+    "core's\n[accuracy](accuracy.md). It has no means.",
+}
+
 INTRODUCTION = """\
-# Accuracy
+# Accuracy{of}
 
 Made by `{command}`; do not edit. {versions}.
+
+{computed_by}
 
 Values and gradients are compared with their definitions, evaluated by mpmath to as many digits as
 it takes, at random and at adversarial points: α from -∞ to ∞ and next to 1, λ from 0 to 1 and next
@@ -124,11 +133,25 @@ def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
 
 
-def markdown(records: list[Record], command: str, versions: str, largest: int) -> str:
+def markdown(
+    records: list[Record],
+    command: str,
+    versions: str,
+    largest: int,
+    executor: str = "reference",
+) -> str:
     """The report."""
     points = len({r.point for r in records})
     failed, unknown = failures(records), undecided(records)
-    parts = [INTRODUCTION.format(command=command, versions=versions, largest=f"{largest:,}")]
+    parts = [
+        INTRODUCTION.format(
+            of="" if executor == "reference" else " of the compiled kernel",
+            computed_by=COMPUTED_BY[executor],
+            command=command,
+            versions=versions,
+            largest=f"{largest:,}",
+        )
+    ]
     said = f"{_count(len(records), 'result')} at {_count(points, 'point')}. "
     if failed:
         share = len(failed) / len(records)

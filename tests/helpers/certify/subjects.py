@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from amidmath.divergences import REGISTRY
 from certify.cases import CASES, ONE_SIDED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 DTYPES = ("float64", "float32", "bfloat16")
 ORDERS = ("pr", "rp", "qr", "rq")
@@ -26,6 +26,9 @@ TEMPERATURES = (1.0, 1.0, 1.0, 2.0, 0.7)
 SIZES, SIZE_SHARES = (2, 3, 4, 8, 50, 1000), (0.3, 0.3, 0.25, 0.12, 0.027, 0.003)
 VOCABULARY = 50257
 MEANS = ("alpha_mixture", "log_falpha_mean", "falpha_mean")
+EXECUTORS = ("reference", "compiled")
+"""What computes, by the argument ``backend`` of losses and divergences."""
+COMPILING = 0.25  # seconds a program, about
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Point:
         as_arrays: whether α and λ are given as arrays, which are differentiated too.
         normalize: of ``alpha_mixture``.
         gradients: whether gradients are compared.
+        executor: one of ``EXECUTORS``.
     """
 
     kind: str
@@ -60,6 +64,7 @@ class Point:
     as_arrays: bool = False
     normalize: bool = False
     gradients: bool = True
+    executor: str = "reference"
 
     @property
     def function(self) -> str:
@@ -78,12 +83,19 @@ class Point:
             said += [self.order]
             said += [f"T={self.temperature:g}"] if self.temperature != 1.0 else []
         said += ["α, λ arrays"] if self.as_arrays else []
+        said += [self.executor] if self.executor != "reference" else []
         return ", ".join([*said, "seed " + "/".join(map(str, self.seed))])
 
     @property
     def label(self) -> str:
         """Everything that tells the point from others, in one line."""
         return f"{self.kind} {self.function} {self.dtype} | {self}"
+
+    @property
+    def program(self) -> tuple[Any, ...]:
+        """What is compiled for it, as far as its parameters tell."""
+        of_loss = (self.order, self.alpha, self.lam, self.temperature, self.as_arrays)
+        return (self.kind, self.name, self.params, self.dtype, *of_loss)
 
     def divergence(self) -> Any:
         """The instance that is called."""
@@ -103,7 +115,9 @@ def frozen(name: str, params: tuple[Any, ...]) -> bool:
     return name == "concrete_score" and set(params) != {"uniform"}
 
 
-def plan(seed: int, budget: float, largest: int = VOCABULARY) -> Iterator[Point]:
+def plan(
+    seed: int, budget: float, largest: int = VOCABULARY, executor: str = "reference"
+) -> Iterator[Point]:
     """Points worth about ``budget`` seconds of computing.
 
     They come in rounds of one point for every function and dtype. How long a point takes is
@@ -113,15 +127,26 @@ def plan(seed: int, budget: float, largest: int = VOCABULARY) -> Iterator[Point]
         seed: of everything random.
         budget: seconds.
         largest: the largest V.
+        executor: what computes; the means are always the array core's, and planned for it alone.
     """
     spent, turn = 0.0, 0
-    for point in _vocabularies(seed) if largest >= VOCABULARY and budget >= 1200 else ():
-        spent += cost(point)
-        yield point
-    while spent < budget:
-        for point in _round(seed, turn, largest):
+    compiled: set[tuple[Any, ...]] = set()
+
+    def planned(points: Iterable[Point]) -> Iterator[Point]:
+        nonlocal spent
+        for point in points:
+            if executor != "reference":
+                if point.kind == "mean":
+                    continue
+                spent += COMPILING if point.program not in compiled else 0.0
+                compiled.add(point.program)
             spent += cost(point)
-            yield point
+            yield replace(point, executor=executor)
+
+    if largest >= VOCABULARY and budget >= 1200:
+        yield from planned(_vocabularies(seed))
+    while spent < budget:
+        yield from planned(_round(seed, turn, largest))
         turn += 1
 
 
