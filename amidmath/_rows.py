@@ -88,6 +88,12 @@ class RowForm:
 class Chunked(Protocol):
     """A closed form that can be computed for some of the rows."""
 
+    def __call__(
+        self, *operands: Array, needs: tuple[bool, ...], xp: Namespace
+    ) -> tuple[Array, Partials]:
+        """Values and partial derivatives of all rows."""
+        ...
+
     def chunk(
         self, *operands: Array, needs: tuple[bool, ...], xp: Namespace
     ) -> tuple[Array, Partials]:

@@ -271,8 +271,12 @@ class VocabParallel(Loss):
         *,
         wrt: str | tuple[str, ...] = "student_logits",
         backend: str | None = None,
+        overwrite_student_logits: bool = False,
     ) -> tuple[Array, Any]:
-        """The loss and its gradient by this rank's logits; see :meth:`Loss.value_and_grad`."""
+        """The loss and its gradient by this rank's logits; see :meth:`Loss.value_and_grad`.
+
+        The gradient has memory of its own in any case.
+        """
         ranks = self._ranks(student_logits, backend)
         xp, shape, operands, keep = self._shards(ranks, student_logits, teacher_logits, mask)
         names = ["student_logits", "teacher_logits", *self.knobs]

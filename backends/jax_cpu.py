@@ -173,7 +173,7 @@ def _compute(frame: Any) -> None:
     cpu.run(call.form, call.needs, views, rows, vocabulary, empty, threads)
 
 
-@ctypes.CFUNCTYPE(_PLACE, ctypes.POINTER(_Frame))
+@ctypes.CFUNCTYPE(_PLACE, ctypes.POINTER(_Frame))  # type: ignore[untyped-decorator]
 def _handler(pointer: Any) -> int | None:
     """XLA's entry: tells its version when asked, computes, and gives errors back as XLA's own."""
     frame = pointer.contents

@@ -227,7 +227,7 @@ class _Rows:
         totals = tuple(self._wide(0.0) for _ in sums)
         b = self.builder
         tile = ir.Constant(I64, TILE)
-        inputs = [node for node in computed if node.op == "input"]
+        inputs = sorted((n for n in computed if n.op == "input"), key=lambda n: n.order)
 
         def tile_body(start: Any, *carried: Any) -> tuple[Any, ...]:
             end = b.add(start, tile)
@@ -248,7 +248,7 @@ class _Rows:
                 self._keep(node, i, values.of(node))
             for j, node in sweep.outputs:
                 self._store(j, i, values.of(node))
-            new = [
+            new: list[Any] = [
                 b.fadd(part, values.of(r.args[0]))
                 for r, part in zip(sums, carried[: len(sums)], strict=True)
             ]

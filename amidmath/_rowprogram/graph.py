@@ -217,9 +217,10 @@ class Builder:
         if b.op == "select" and b.args[0] is condition:
             return self.apply("select", condition, a, b.args[2])
         if condition.kind != TOKEN and a.op == b.op == "eq":
-            places = [_place(a), _place(b)]
-            if None not in places:
-                return self.apply("eq", self._iota(), self.apply("select", condition, *places))
+            here, there = _place(a), _place(b)
+            if here is not None and there is not None:
+                place = self.apply("select", condition, here, there)
+                return self.apply("eq", self._iota(), place)
         if a.type == "bool":
             if a.op == "const":
                 return self._choice(condition, b, a.value, arm=True)

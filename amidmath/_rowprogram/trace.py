@@ -100,7 +100,7 @@ def _power(self: RowArray, exponent: Any) -> RowArray:
     return result
 
 
-RowArray.__pow__ = _power  # type: ignore[attr-defined]
+setattr(RowArray, "__pow__", _power)  # noqa: B010  # as the operators above
 
 
 class Tracing:

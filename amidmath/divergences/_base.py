@@ -99,7 +99,7 @@ class Divergence(ABC):
             axis: the axis that runs over the outcomes.
             backend: None for the fastest that there is; "reference" for the array core, which
                 torch and JAX then differentiate operation by operation, as often as asked;
-                "compiled" for the CPU's row kernel or an error that says why not.
+                "compiled" for a row kernel or an error that says why not.
 
         Returns:
             Non-negative values, of the shape without ``axis``, in float32 (float64 if an input is).
