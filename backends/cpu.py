@@ -21,7 +21,8 @@ from amidmath._rowprogram.program import RowProgram, row_program
 from amidmath._rows import RowForm
 from amidmath._typing import Array, Partials
 from amidmath.backends import llvm_jit
-from amidmath.backends.llvm_rows import DTYPES, Layout, module_of
+from amidmath.backends.llvm_memory import DTYPES, Layout
+from amidmath.backends.llvm_rows import module_of
 
 # Parts that rows are shared out in, for each thread: no thread waits long for another.
 _PARTS = 4

@@ -6,63 +6,31 @@ and in double precision over the tiles. The end of a row that does not fill a ve
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
 
-from amidmath._rowprogram.graph import CONST, TOKEN, Node
+from amidmath._rowprogram.graph import TOKEN, Node
 from amidmath._rowprogram.schedule import Program, Sweep
 from amidmath.backends.llvm_math import Lanes
+from amidmath.backends.llvm_memory import (
+    F32,
+    F64,
+    I1,
+    I8,
+    I32,
+    I64,
+    SIZE,
+    STORAGE,
+    Layout,
+    from_storage,
+    tail,
+    to_storage,
+)
+from amidmath.backends.llvm_operations import operation
 
 TILE = 16
 """Vectors to a tile."""
-I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
-F32, F64 = ir.FloatType(), ir.DoubleType()
-STORAGE = {"float32": F32, "float64": F64, "bfloat16": I16, "float16": ir.HalfType()}
-SIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
-DTYPES = tuple(STORAGE)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the function's arguments are laid out.
-
-    Args:
-        bits: of the computing dtype, 32 or 64.
-        width: tokens in a vector.
-        student: dtype of the student logits and their gradient.
-        teacher: that of the teacher's.
-        knobs: those of the knobs.
-        masked: whether there is a mask of the rows.
-        params: the nodes of the numbers that the caller passes.
-    """
-
-    bits: int
-    width: int
-    student: str
-    teacher: str
-    knobs: tuple[str, ...]
-    masked: bool
-    params: tuple[Node, ...]
-
-    @property
-    def pointers(self) -> list[str]:
-        """The arrays, in the order in which their addresses and row strides are passed."""
-        names = ["input0", "input1", *(f"knob{j}" for j in range(len(self.knobs)))]
-        names += ["scale", "keep", "value", "partial0", "partial1"]
-        return names + [f"partial{2 + j}" for j in range(len(self.knobs))]
-
-    def dtype(self, name: str) -> str:
-        """The dtype of one of the arrays."""
-        kind, index = name.rstrip("0123456789"), name.lstrip("abcdefghijklmnopqrstuvwxyz")
-        if kind in ("input", "partial") and int(index) < 2:
-            return (self.student, self.teacher)[int(index)]
-        if kind == "knob":
-            return self.knobs[int(index)]
-        if kind == "partial":
-            return self.knobs[int(index) - 2]
-        return "uint8" if kind == "keep" else f"float{self.bits}"
 
 
 def module_of(program: Program, layout: Layout) -> ir.Module:
@@ -193,7 +161,7 @@ class _Rows:
                 self._over_tokens(lambda i, j=j, number=number: self._store(j, i, number))
 
     def _write(self, name: str, value: Any) -> None:
-        stored = self._to_storage(self.layout.dtype(name), value, self.one)
+        stored = to_storage(self.layout.dtype(name), value, self.one)
         pointer = self.builder.bitcast(self.row_pointers[name], stored.type.as_pointer())
         self.builder.store(stored, pointer, align=1)
 
@@ -358,7 +326,7 @@ class _Rows:
             index, expression = node.args
             value = self._point(index, expression)
         else:
-            value = _operation(self.one, node, [self._number(a) for a in node.args])
+            value = operation(self.one, node, [self._number(a) for a in node.args])
         self.numbers[node] = value
         return value
 
@@ -366,7 +334,7 @@ class _Rows:
         type_ = STORAGE[self.layout.dtype(name)]
         pointer = self.builder.bitcast(self.row_pointers[name], type_.as_pointer())
         raw = self.builder.load(pointer, align=1)
-        return self._from_storage(self.layout.dtype(name), raw, self.one)
+        return from_storage(self.layout.dtype(name), raw, self.one)
 
     def _point(self, index: Node, node: Node) -> Any:
         """A token expression at one position."""
@@ -387,9 +355,9 @@ class _Rows:
             type_ = STORAGE[self.layout.dtype(name)]
             pointer = b.bitcast(self.row_pointers[name], type_.as_pointer())
             raw = b.load(b.gep(pointer, [place]), align=1)
-            value = self._from_storage(self.layout.dtype(name), raw, self.one)
+            value = from_storage(self.layout.dtype(name), raw, self.one)
         else:
-            value = _operation(self.one, node, [self._point(index, a) for a in node.args])
+            value = operation(self.one, node, [self._point(index, a) for a in node.args])
         self.points[key] = value
         return value
 
@@ -426,17 +394,17 @@ class _Rows:
                 whole_block = b.block
             with otherwise:
                 rest = b.sub(self.vocabulary, first)
-                partial = b.call(self._tail("load", dtype), [start, rest])
+                partial = b.call(tail(b.module, "load", dtype, width), [start, rest])
                 partial_block = b.block
         raw = b.phi(vector)
         raw.add_incoming(whole, whole_block)
         raw.add_incoming(partial, partial_block)
-        return self._from_storage(dtype, raw, self.many)
+        return from_storage(dtype, raw, self.many)
 
     def _store(self, which: int, i: Any, value: Any) -> None:
         b, width = self.builder, self.layout.width
         dtype = self.layout.dtype(f"partial{which}")
-        stored = self._to_storage(dtype, value, self.many)
+        stored = to_storage(dtype, value, self.many)
         first = b.mul(i, ir.Constant(I64, width))
         pointer = b.bitcast(self.row_pointers[f"partial{which}"], STORAGE[dtype].as_pointer())
         start = b.gep(pointer, [first])
@@ -446,79 +414,7 @@ class _Rows:
                 b.store(stored, b.bitcast(start, stored.type.as_pointer()), align=1)
             with otherwise:
                 rest = b.sub(self.vocabulary, first)
-                b.call(self._tail("store", dtype), [start, rest, stored])
-
-    def _tail(self, verb: str, dtype: str) -> ir.Function:
-        """A function that loads or stores the first few numbers of a vector."""
-        module, element = self.function.module, STORAGE[dtype]
-        name = f"{verb}_{dtype}"
-        if name in module.globals:
-            return module.globals[name]
-        width = self.layout.width
-        vector = ir.VectorType(element, width)
-        if verb == "load":
-            type_ = ir.FunctionType(vector, [element.as_pointer(), I64])
-        else:
-            type_ = ir.FunctionType(ir.VoidType(), [element.as_pointer(), I64, vector])
-        function = ir.Function(module, type_, name=name)
-        function.linkage = "internal"
-        function.attributes.add("noinline")
-        b = ir.IRBuilder(function.append_basic_block("entry"))
-        scratch = b.alloca(vector)
-        first = b.bitcast(scratch, element.as_pointer())
-        lowest: Any = -math.inf
-        if dtype == "bfloat16":
-            lowest = 0xFF80
-        fill = ir.Constant(vector, [ir.Constant(element, lowest)] * width)
-        b.store(fill if verb == "load" else function.args[2], scratch)
-        for j in range(width):
-            place = [ir.Constant(I64, j)]
-            inside = b.icmp_signed(">", function.args[1], ir.Constant(I64, j))
-            with b.if_then(inside):
-                ours, theirs = b.gep(first, place), b.gep(function.args[0], place)
-                source, target = (theirs, ours) if verb == "load" else (ours, theirs)
-                b.store(b.load(source, align=1), target, align=1)
-        if verb == "load":
-            b.ret(b.load(scratch))
-        else:
-            b.ret_void()
-        return function
-
-    def _from_storage(self, dtype: str, raw: Any, lanes: Lanes) -> Any:
-        b = self.builder
-        if dtype == "bfloat16":
-            bits = I32 if lanes.width == 1 else ir.VectorType(I32, lanes.width)
-            shift = ir.Constant(I32, 16)
-            if lanes.width > 1:
-                shift = ir.Constant(bits, [shift] * lanes.width)
-            single = F32 if lanes.width == 1 else ir.VectorType(F32, lanes.width)
-            raw = b.bitcast(b.shl(b.zext(raw, bits), shift), single)
-            dtype = "float32"
-        bits = {"float64": 64, "float32": 32, "float16": 16}[dtype]
-        return raw if bits == lanes.bits else b.fpext(raw, lanes.real_type)
-
-    def _to_storage(self, dtype: str, value: Any, lanes: Lanes) -> Any:
-        b = self.builder
-        if dtype == f"float{lanes.bits}":
-            return value
-        single = F32 if lanes.width == 1 else ir.VectorType(F32, lanes.width)
-        if dtype == "float16":
-            half = ir.HalfType() if lanes.width == 1 else ir.VectorType(ir.HalfType(), lanes.width)
-            return b.fptrunc(value, half)
-        if lanes.bits == 64:
-            value = b.fptrunc(value, single)
-        return value if dtype == "float32" else self._to_bfloat16(value, lanes)
-
-    def _to_bfloat16(self, value: Any, lanes: Lanes) -> Any:
-        """The upper half, rounded to even; NaN stays NaN."""
-        b = self.builder
-        single = Lanes(b, 32, lanes.width)
-        bits = b.bitcast(value, single.int_type)
-        odd = b.and_(b.lshr(bits, single.whole(16)), single.whole(1))
-        rounded = b.lshr(b.add(bits, b.add(odd, single.whole(0x7FFF))), single.whole(16))
-        nan = b.fcmp_unordered("uno", value, value)
-        rounded = b.select(nan, single.whole(0x7FC0), rounded)
-        return b.trunc(rounded, I16 if lanes.width == 1 else ir.VectorType(I16, lanes.width))
+                b.call(tail(b.module, "store", dtype, width), [start, rest, stored])
 
 
 class _Tokens:
@@ -540,7 +436,7 @@ class _Tokens:
         elif node.op == "iota":
             value = self.positions()
         else:
-            value = _operation(rows.many, node, [self.of(a) for a in node.args])
+            value = operation(rows.many, node, [self.of(a) for a in node.args])
         self.known[node] = value
         return value
 
@@ -551,78 +447,3 @@ class _Tokens:
         first = b.trunc(b.mul(self.i, ir.Constant(I64, width)), I32)
         steps = ir.Constant(ir.VectorType(I32, width), list(range(width)))
         return b.add(rows.many.splat(first), steps)
-
-
-_ARITHMETIC = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
-_FUNCTIONS = ("expm1", "log", "log1p", "log1p_near", "asin")
-_COMPARED = {"lt": "<", "le": "<=", "eq": "=="}
-
-
-def _operation(lanes: Lanes, node: Node, args: list[Any]) -> Any:
-    """The instructions of an elementwise operation."""
-    b, op = lanes.builder, node.op
-    if op in _ARITHMETIC:
-        return _fused(lanes, node, args) or getattr(b, _ARITHMETIC[op])(*args)
-    if op == "exp":
-        return lanes.exp(args[0], nonpositive=_nonpositive(node.args[0]))
-    if op in _FUNCTIONS:
-        return getattr(lanes, op)(args[0])
-    if op == "neg":
-        return b.fneg(args[0])
-    if op in ("abs", "sqrt"):
-        return lanes.unary("fabs" if op == "abs" else "sqrt", args[0])
-    if op == "select":
-        return b.select(*args)
-    if op in _COMPARED or op == "ne":
-        kind = node.args[0].type
-        if kind == "real":
-            return (
-                b.fcmp_unordered("!=", *args)
-                if op == "ne"
-                else b.fcmp_ordered(_COMPARED[op], *args)
-            )
-        return b.icmp_signed("!=" if op == "ne" else "==", *args)
-    if op in ("and", "or"):
-        return getattr(b, f"{op}_")(*args)
-    if op == "not":
-        return b.not_(args[0])
-    raise NotImplementedError(op)
-
-
-def _fused(lanes: Lanes, node: Node, args: list[Any]) -> Any:
-    """A sum with a product, rounded once; None where it is none, or must be rounded twice.
-
-    A logit over the temperature is a product with a number of the loss, and its exact differences
-    (``difference_parts``) take it as rounded wherever it occurs.
-    """
-    if node.op not in ("add", "sub"):
-        return None
-    b = lanes.builder
-    for j in (1, 0):
-        product, other = node.args[j], node.args[1 - j]
-        factors_vary = all(factor.kind != CONST for factor in product.args)
-        if product.op != "mul" or not (other.kind == CONST or factors_vary):
-            continue
-        if getattr(args[j], "opname", "") == "fmul":
-            one, two = args[j].operands
-            if node.op == "add":
-                return lanes.fma(one, two, args[1 - j])
-            return (
-                lanes.fma(b.fneg(one), two, args[0]) if j else lanes.fma(one, two, b.fneg(args[1]))
-            )
-    return None
-
-
-def _nonpositive(node: Node) -> bool:
-    """Whether the number is never positive, as far as its form tells."""
-    if node.op == "neg":
-        return node.args[0].op in ("abs", "exp")
-    if node.op == "sub" and node.args[1].kind != TOKEN:
-        return _is_maximum(node.args[1], node.args[0])
-    return False
-
-
-def _is_maximum(number: Node, of: Node) -> bool:
-    if number.op == "select":
-        return any(_is_maximum(arm, of) for arm in number.args[1:])
-    return number.op == "max" and number.args[0] is of

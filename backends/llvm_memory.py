@@ -1,0 +1,134 @@
+"""How compiled rows lie in memory: their dtypes, the function's arguments, ends of rows."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+
+from amidmath._rowprogram.graph import Node
+from amidmath.backends.llvm_math import Lanes
+
+I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
+F32, F64 = ir.FloatType(), ir.DoubleType()
+STORAGE = {"float32": F32, "float64": F64, "bfloat16": I16, "float16": ir.HalfType()}
+SIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
+DTYPES = tuple(STORAGE)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the function's arguments are laid out.
+
+    Args:
+        bits: of the computing dtype, 32 or 64.
+        width: tokens in a vector.
+        student: dtype of the student logits and their gradient.
+        teacher: that of the teacher's.
+        knobs: those of the knobs.
+        masked: whether there is a mask of the rows.
+        params: the nodes of the numbers that the caller passes.
+    """
+
+    bits: int
+    width: int
+    student: str
+    teacher: str
+    knobs: tuple[str, ...]
+    masked: bool
+    params: tuple[Node, ...]
+
+    @property
+    def pointers(self) -> list[str]:
+        """The arrays, in the order in which their addresses and row strides are passed."""
+        names = ["input0", "input1", *(f"knob{j}" for j in range(len(self.knobs)))]
+        names += ["scale", "keep", "value", "partial0", "partial1"]
+        return names + [f"partial{2 + j}" for j in range(len(self.knobs))]
+
+    def dtype(self, name: str) -> str:
+        """The dtype of one of the arrays."""
+        kind, index = name.rstrip("0123456789"), name.lstrip("abcdefghijklmnopqrstuvwxyz")
+        if kind in ("input", "partial") and int(index) < 2:
+            return (self.student, self.teacher)[int(index)]
+        if kind == "knob":
+            return self.knobs[int(index)]
+        if kind == "partial":
+            return self.knobs[int(index) - 2]
+        return "uint8" if kind == "keep" else f"float{self.bits}"
+
+
+def tail(module: ir.Module, verb: str, dtype: str, width: int) -> ir.Function:
+    """A function that loads or stores the first few numbers of a vector."""
+    element = STORAGE[dtype]
+    name = f"{verb}_{dtype}"
+    if name in module.globals:
+        return module.globals[name]
+    vector = ir.VectorType(element, width)
+    if verb == "load":
+        type_ = ir.FunctionType(vector, [element.as_pointer(), I64])
+    else:
+        type_ = ir.FunctionType(ir.VoidType(), [element.as_pointer(), I64, vector])
+    function = ir.Function(module, type_, name=name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    b = ir.IRBuilder(function.append_basic_block("entry"))
+    scratch = b.alloca(vector)
+    first = b.bitcast(scratch, element.as_pointer())
+    lowest: Any = -math.inf
+    if dtype == "bfloat16":
+        lowest = 0xFF80
+    fill = ir.Constant(vector, [ir.Constant(element, lowest)] * width)
+    b.store(fill if verb == "load" else function.args[2], scratch)
+    for j in range(width):
+        place = [ir.Constant(I64, j)]
+        inside = b.icmp_signed(">", function.args[1], ir.Constant(I64, j))
+        with b.if_then(inside):
+            ours, theirs = b.gep(first, place), b.gep(function.args[0], place)
+            source, target = (theirs, ours) if verb == "load" else (ours, theirs)
+            b.store(b.load(source, align=1), target, align=1)
+    if verb == "load":
+        b.ret(b.load(scratch))
+    else:
+        b.ret_void()
+    return function
+
+
+def from_storage(dtype: str, raw: Any, lanes: Lanes) -> Any:
+    """A number, or a vector, as it is kept, in the computing dtype."""
+    b = lanes.builder
+    if dtype == "bfloat16":
+        bits = I32 if lanes.width == 1 else ir.VectorType(I32, lanes.width)
+        shift = ir.Constant(I32, 16)
+        if lanes.width > 1:
+            shift = ir.Constant(bits, [shift] * lanes.width)
+        single = F32 if lanes.width == 1 else ir.VectorType(F32, lanes.width)
+        raw = b.bitcast(b.shl(b.zext(raw, bits), shift), single)
+        dtype = "float32"
+    bits = {"float64": 64, "float32": 32, "float16": 16}[dtype]
+    return raw if bits == lanes.bits else b.fpext(raw, lanes.real_type)
+
+
+def to_storage(dtype: str, value: Any, lanes: Lanes) -> Any:
+    """A number, or a vector, as it is to be kept."""
+    b = lanes.builder
+    if dtype == f"float{lanes.bits}":
+        return value
+    single = F32 if lanes.width == 1 else ir.VectorType(F32, lanes.width)
+    if dtype == "float16":
+        half = ir.HalfType() if lanes.width == 1 else ir.VectorType(ir.HalfType(), lanes.width)
+        return b.fptrunc(value, half)
+    if lanes.bits == 64:
+        value = b.fptrunc(value, single)
+    return value if dtype == "float32" else _to_bfloat16(value, lanes)
+
+
+def _to_bfloat16(value: Any, lanes: Lanes) -> Any:
+    """The upper half, rounded to even; NaN stays NaN."""
+    b = lanes.builder
+    single = Lanes(b, 32, lanes.width)
+    bits = b.bitcast(value, single.int_type)
+    odd = b.and_(b.lshr(bits, single.whole(16)), single.whole(1))
+    rounded = b.lshr(b.add(bits, b.add(odd, single.whole(0x7FFF))), single.whole(16))
+    nan = b.fcmp_unordered("uno", value, value)
+    rounded = b.select(nan, single.whole(0x7FC0), rounded)
+    return b.trunc(rounded, I16 if lanes.width == 1 else ir.VectorType(I16, lanes.width))
