@@ -17,7 +17,9 @@ def machine() -> Any:
     features = llvm.get_host_cpu_features().flatten()
     target = llvm.Target.from_default_triple()
     name = llvm.get_host_cpu_name()
-    return target.create_target_machine(cpu=name, features=features, opt=3, codemodel="small")
+    # The large code model: in a small one a process full of libraries leaves code and constants
+    # too far apart for 32 bits, and LLVM aborts.
+    return target.create_target_machine(cpu=name, features=features, opt=3, jit=True)
 
 
 @lru_cache(maxsize=1)
