@@ -17,7 +17,7 @@ from typing import Any
 
 from amidmath._rowprogram.graph import UnsupportedError, reachable
 from amidmath._rowprogram.memory import overwritable
-from amidmath._rowprogram.program import RowProgram, row_program
+from amidmath._rowprogram.program import RowProgram, operand_names, row_program
 from amidmath._rows import RowForm
 from amidmath._typing import Array, Partials
 from amidmath.backends import llvm_jit
@@ -117,18 +117,15 @@ def run(
     double = "float64" in dtypes[:2]
     program = row_program(form, needs, double)
     kernel = _kernel(program, dtypes, double, form.masked)
-    names = ["input0", "input1", *(f"knob{j}" for j in range(form.knobs))]
-    names += ["keep"] * form.masked + ["scale"] * form.scaled
-    views = dict(zip(names, operands, strict=True))
+    views = dict(zip(operand_names(form), operands, strict=True))
     values, views["value"] = empty(None)
     partials: list[Array | None] = [None] * len(operands)
-    for j, need in enumerate(needs[:count]):
-        if need and program.traced.partials[j] is not None:
-            if j == 0 and over is not None and kernel.overwriting:
-                partials[0], views["partial0"] = over
-                continue
-            partials[j], views[f"partial{j}"] = empty(j)
-            _advise_huge_pages(views[f"partial{j}"].address, rows * views[f"partial{j}"].stride)
+    for j in program.given(needs):
+        if j == 0 and over is not None and kernel.overwriting:
+            partials[0], views["partial0"] = over
+            continue
+        partials[j], views[f"partial{j}"] = empty(j)
+        _advise_huge_pages(views[f"partial{j}"].address, rows * views[f"partial{j}"].stride)
     kernel(views, program.numbers, rows, vocabulary, threads)
     return values, tuple(partials)
 
@@ -185,7 +182,6 @@ def llvm_text(
     if unknown:
         raise UnsupportedError(f"the dtype {unknown[0]}")
     ordered = program.scheduled(keeping=True)
-    roots = [ordered.value, *(p for p in ordered.partials if p is not None)]
     bits = 64 if double else 32
     layout = Layout(
         bits=bits,
@@ -194,7 +190,7 @@ def llvm_text(
         teacher=dtypes[1],
         knobs=dtypes[2:],
         masked=masked,
-        params=tuple(n for n in reachable(roots) if n.op == "param"),
+        params=tuple(n for n in reachable(ordered.roots) if n.op == "param"),
     )
     return str(module_of(ordered, layout)), layout, ordered.slots
 

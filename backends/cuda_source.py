@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from amidmath._rowprogram.program import RowProgram
-from amidmath._rowprogram.text import Language, Lines, Listing, Loop, listed, number
+from amidmath._rowprogram.text import Language, Lines, Listing, Loop, indented, listed, number
 
 THREADS = 512
 """Threads to a block, at most; a power of 2."""
@@ -149,7 +149,7 @@ def source(program: RowProgram, *, dtypes: tuple[str, ...], masked: bool, double
     head = [f"{_pointer(name, dtypes)} {name}_at, integer {name}_stride" for name in arrays]
     head += [f"real param{j}" for j in listing.params]
     lines = ['extern "C" __global__ void', f"__launch_bounds__({THREADS})"]
-    lines += [f"rows({', '.join([*head, 'integer V'])}) {{", *_indented(_body(listing, arrays))]
+    lines += [f"rows({', '.join([*head, 'integer V'])}) {{", *indented(_body(listing, arrays))]
     half = "float16" in dtypes
     text = "\n".join(
         [
@@ -174,17 +174,13 @@ def _pointer(name: str, dtypes: tuple[str, ...]) -> str:
     return f"{'' if kind == 'partial' else 'const '}{TYPES[dtypes[place]]}*"
 
 
-def _indented(lines: Iterable[str]) -> list[str]:
-    return ["    " + line for line in lines]
-
-
 def _assigned(lines: Lines) -> list[str]:
     return [f"const auto {name} = {expression};" for name, expression in lines]
 
 
 def _over_tokens(lines: Iterable[str]) -> list[str]:
     head = "for (integer i = threadIdx.x; i < V; i += blockDim.x) {"
-    return [head, *_indented(lines), "}"]
+    return [head, *indented(lines), "}"]
 
 
 def _body(listing: Listing, arrays: tuple[str, ...]) -> list[str]:
@@ -196,7 +192,7 @@ def _body(listing: Listing, arrays: tuple[str, ...]) -> list[str]:
         elif name != "keep":
             lines += [f"auto {name} = {name}_at + row * {name}_stride;"]
     if "keep" in arrays:
-        lines += ["if (!keep_at[row * keep_stride]) {", *_indented(_left_out(listing)), "}"]
+        lines += ["if (!keep_at[row * keep_stride]) {", *indented(_left_out(listing)), "}"]
     for before, loop in listing.steps:
         lines += _assigned(before)
         if loop is not None:
@@ -214,7 +210,7 @@ def _left_out(listing: Listing) -> list[str]:
 def _written(results: list[tuple[str, str]], uniform: list[tuple[int, str]]) -> list[str]:
     """Numbers of the row, and what is the same for all of its tokens."""
     once = [f"store({name}, {value});" for name, value in results]
-    lines = ["if (threadIdx.x == 0) {", *_indented(once), "}"]
+    lines = ["if (threadIdx.x == 0) {", *indented(once), "}"]
     stores = [f"store(partial{j} + i, {value});" for j, value in uniform]
     return [*lines, *(_over_tokens(stores) if stores else [])]
 

@@ -14,7 +14,7 @@ import cupy
 
 from amidmath._rowprogram.graph import UnsupportedError
 from amidmath._rowprogram.memory import overwritable
-from amidmath._rowprogram.program import RowProgram, row_program
+from amidmath._rowprogram.program import RowProgram, operand_names, row_program
 from amidmath._rows import RowForm
 from amidmath._typing import Array, ClosedForm, Partials
 from amidmath.backends import choice
@@ -87,17 +87,15 @@ def _compiled(
     real = cupy.float64 if double else cupy.float32
     program = row_program(form, needs, double)
     kernel = _kernel(program, dtypes, form.masked, double)
-    names = ["input0", "input1", *(f"knob{j}" for j in range(form.knobs))]
-    names += ["keep"] * form.masked + ["scale"] * form.scaled
+    names = operand_names(form)
     with student.device:
         arrays = {name: _side_by_side(a) for name, a in zip(names, operands, strict=True)}
         arrays["value"] = values = cupy.empty(rows, real)
         partials: list[Array | None] = [None] * len(operands)
-        for j, need in enumerate(needs[:count]):
-            if need and program.traced.partials[j] is not None:
-                over = j == 0 and overwrite and kernel.overwriting and _writable(student)
-                new = student if over else cupy.empty(operands[j].shape, operands[j].dtype)
-                partials[j] = arrays[f"partial{j}"] = new
+        for j in program.given(needs):
+            over = j == 0 and overwrite and kernel.overwriting and _writable(student)
+            new = student if over else cupy.empty(operands[j].shape, operands[j].dtype)
+            partials[j] = arrays[f"partial{j}"] = new
         numbers = [real(program.numbers[j]) for j in kernel.source.params]
         kernel(arrays, numbers, rows, vocabulary)
     return values, tuple(partials)

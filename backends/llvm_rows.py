@@ -11,7 +11,7 @@ from typing import Any
 from llvmlite import ir
 
 from amidmath._rowprogram.graph import TOKEN, Node
-from amidmath._rowprogram.schedule import Program, Sweep
+from amidmath._rowprogram.schedule import Program, Sweep, computed
 from amidmath.backends.llvm_math import Lanes
 from amidmath.backends.llvm_memory import (
     F32,
@@ -178,9 +178,9 @@ class _Rows:
         roots = sweep.roots
         if not roots:
             return
-        computed = self._computed(at, roots)
+        here, _ = computed(roots, self.program.buffers, at)
         fixed: dict[Node, Any] = {}
-        for node in sorted(computed, key=lambda n: n.order):
+        for node in sorted(here, key=lambda n: n.order):
             for arg in node.args:
                 if arg.kind != TOKEN and arg not in fixed:
                     fixed[arg] = self._splat(arg)
@@ -195,7 +195,7 @@ class _Rows:
         totals = tuple(self._wide(0.0) for _ in sums)
         b = self.builder
         tile = ir.Constant(I64, TILE)
-        inputs = sorted((n for n in computed if n.op == "input"), key=lambda n: n.order)
+        inputs = sorted((n for n in here if n.op == "input"), key=lambda n: n.order)
 
         def tile_body(start: Any, *carried: Any) -> tuple[Any, ...]:
             end = b.add(start, tile)
@@ -243,17 +243,6 @@ class _Rows:
             for other in sweep.reductions:
                 if other.op == "max" and other.args[0] is r.args[0]:
                     self.numbers[other] = self._largest(best)
-
-    def _computed(self, at: int, roots: list[Node]) -> set[Node]:
-        """The token expressions that a sweep computes."""
-        seen: set[Node] = set()
-        stack = [r for r in roots if r.kind == TOKEN]
-        while stack:
-            node = stack.pop()
-            if node not in seen and not self._loaded(node, at):
-                seen.add(node)
-                stack.extend(a for a in node.args if a.kind == TOKEN)
-        return seen
 
     def _loaded(self, node: Node, at: int) -> bool:
         return node in self.program.buffers and self.program.buffers[node][1] < at

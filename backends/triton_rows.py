@@ -16,7 +16,7 @@ import triton.language as tl
 
 from amidmath._rowprogram.graph import UnsupportedError
 from amidmath._rowprogram.memory import overwritable
-from amidmath._rowprogram.program import RowProgram, row_program
+from amidmath._rowprogram.program import RowProgram, operand_names, row_program
 from amidmath._rows import RowForm
 from amidmath._typing import Array, Partials
 from amidmath.backends import triton_math
@@ -162,15 +162,13 @@ def run(
         parts = splits(rows, vocabulary, _processors(student))
     program = row_program(form, needs, double)
     kernels = compiled(program, form.masked, double, split=parts > 1)
-    names = ["input0", "input1", *(f"knob{j}" for j in range(form.knobs))]
-    names += ["keep"] * form.masked + ["scale"] * form.scaled
+    names = operand_names(form)
     arrays = {name: side_by_side(a.detach()) for name, a in zip(names, operands, strict=True)}
     arrays["value"] = values = torch.empty(rows, dtype=real, device=student.device)
     partials: list[Array | None] = [None] * len(operands)
-    for j, need in enumerate(needs[:count]):
-        if need and program.traced.partials[j] is not None:
-            over = j == 0 and overwrite and kernels.overwriting and writable(student)
-            partials[j] = arrays[f"partial{j}"] = student.detach() if over else _like(operands[j])
+    for j in program.given(needs):
+        over = j == 0 and overwrite and kernels.overwriting and writable(student)
+        partials[j] = arrays[f"partial{j}"] = student.detach() if over else _like(operands[j])
     kernels(arrays, program.numbers, rows, vocabulary, real, parts)
     return values, tuple(partials)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from amidmath._rowprogram.program import RowProgram
-from amidmath._rowprogram.text import Language, Lines, Listing, Loop, listed, number
+from amidmath._rowprogram.text import Language, Lines, Listing, Loop, indented, listed, number
 
 _COMPARISONS = {"lt": "<", "le": "<=", "eq": "==", "ne": "!="}
 _OPERATIONS = {
@@ -98,7 +98,7 @@ def source(program: RowProgram, *, masked: bool, double: bool, split: bool) -> S
         bodies = [_masked(b, o) for b, o in zip(bodies, otherwise, strict=True)]
     lines: list[str] = []
     for j, body in enumerate(bodies):
-        lines += [f"def rows{j}({', '.join(head)}):", *_indented([*start, *body]), ""]
+        lines += [f"def rows{j}({', '.join(head)}):", *indented([*start, *body]), ""]
     passed = () if double else tuple(listing.params)
     slots = len(_slots(listing)) if split else 0
     return Source("\n".join(lines), len(bodies), arrays, passed, slots)
@@ -106,17 +106,13 @@ def source(program: RowProgram, *, masked: bool, double: bool, split: bool) -> S
 
 def _masked(body: list[str], otherwise: list[str]) -> list[str]:
     """What is done of a row that the mask keeps, and of one that it leaves out."""
-    lines = ["if tl.load(keep_at + row * keep_stride) != 0:", *_indented(body)]
-    return [*lines, "else:", *_indented(otherwise)] if otherwise else lines
+    lines = ["if tl.load(keep_at + row * keep_stride) != 0:", *indented(body)]
+    return [*lines, "else:", *indented(otherwise)] if otherwise else lines
 
 
 def _once(name: str) -> bool:
     """Whether the array is read once a row."""
     return name.startswith("knob") or name in ("scale", "keep")
-
-
-def _indented(lines: Iterable[str]) -> list[str]:
-    return ["    " + line for line in lines]
 
 
 def _assigned(lines: Lines) -> list[str]:
@@ -130,7 +126,7 @@ def _row_numbers(listing: Listing) -> list[str]:
 
 def _over_tokens(lines: Iterable[str], first: str = "0", last: str = "V") -> list[str]:
     loop = [f"for start in range({first}, {last}, BLOCK):", "    i = start + tl.arange(0, BLOCK)"]
-    return [*loop, *_indented(lines)]
+    return [*loop, *indented(lines)]
 
 
 def _same_everywhere(which: int, value: str) -> str:
@@ -228,7 +224,7 @@ def _slots(listing: Listing) -> dict[str, int]:
 
 
 def _by_the_first(lines: list[str]) -> list[str]:
-    return ["if part == 0:", *_indented(lines)]
+    return ["if part == 0:", *indented(lines)]
 
 
 class _Shared:

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from amidmath._rowprogram.graph import TOKEN, Node, reachable
-from amidmath._rowprogram.schedule import Program, Sweep
+from amidmath._rowprogram.graph import TOKEN, reachable
+from amidmath._rowprogram.schedule import Program, Sweep, computed
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,8 @@ def traffic(program: Program) -> Traffic:
 
 def _inputs(sweep: Sweep) -> tuple[int, ...]:
     """The inputs that a sweep reads, for each token."""
-    seen: set[Node] = set()
-    stack = [root for root in sweep.roots if root.kind == TOKEN]
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen.add(node)
-            stack.extend(a for a in node.args if a.kind == TOKEN)
-    return tuple(sorted(node.value for node in seen if node.op == "input"))
+    nodes, _ = computed(sweep.roots, {}, 0)
+    return tuple(sorted(node.value for node in nodes if node.op == "input"))
 
 
 def overwritable(program: Program, which: int) -> bool:
@@ -68,7 +62,6 @@ def overwritable(program: Program, which: int) -> bool:
     """
     if not program.sweeps or which not in {j for j, _ in program.sweeps[-1].outputs}:
         return False
-    roots = [program.value, *(p for p in program.partials if p is not None)]
     before = set(reachable([root for sweep in program.sweeps for root in sweep.roots]))
-    late = [node for node in reachable(roots) if node.op == "at" and node not in before]
+    late = [node for node in reachable(program.roots) if node.op == "at" and node not in before]
     return not any(n.op == "input" and n.value == which for n in reachable(late))

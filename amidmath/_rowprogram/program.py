@@ -1,12 +1,13 @@
 """Row programs of closed forms: traced, their numbers taken out, simplified, put in order."""
 
-from collections.abc import Hashable
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from amidmath._rowprogram.graph import CONST, REDUCTIONS, Builder, Node, reachable
+from amidmath._rowprogram.graph import CONST, Builder, Node, reachable
 from amidmath._rowprogram.schedule import Program, scheduled
-from amidmath._rowprogram.simplify import rebuilt, simplified
+from amidmath._rowprogram.simplify import built, rebuilt, simplified
 from amidmath._rowprogram.trace import FLOAT32, FLOAT64, Traced, trace
 from amidmath._rows import RowForm
 
@@ -24,18 +25,26 @@ class RowProgram:
         numbers: their values.
     """
 
-    structure: Hashable
+    structure: str
     traced: Traced
     numbers: tuple[float, ...]
 
     def scheduled(self, keeping: bool) -> Program:
         """The program, simplified and in sweeps; see :func:`scheduled`."""
         traced = self.traced
-        present = [p for p in traced.partials if p is not None]
-        value, *rest = simplified(traced.builder, [traced.value, *present])
-        new = iter(rest)
-        partials = [None if p is None else next(new) for p in traced.partials]
-        return scheduled(value, partials, keeping)
+        less = traced.of(traced.builder, simplified(traced.builder, traced.roots))
+        return scheduled(less.value, less.partials, keeping)
+
+    def given(self, needs: Sequence[bool]) -> list[int]:
+        """The operands that are wanted a partial derivative by, and get one."""
+        partials = self.traced.partials
+        return [j for j, p in enumerate(partials) if needs[j] and p is not None]
+
+
+def operand_names(form: RowForm) -> list[str]:
+    """What executors call the operands of a closed form, in order."""
+    knobs = [f"knob{j}" for j in range(form.knobs)]
+    return ["input0", "input1", *knobs, *(["keep"] * form.masked), *(["scale"] * form.scaled)]
 
 
 @lru_cache(maxsize=1024)
@@ -60,21 +69,15 @@ def row_program(form: RowForm, needs: tuple[bool, ...], double: bool) -> RowProg
             return builder.leaf("param", constants.index(node.value), CONST)
         if not args:
             return builder.leaf(node.op, node.value, node.kind, node.type)
-        if node.op in REDUCTIONS:
-            return builder.reduce(node.op, *args)
-        return builder.at(*args) if node.op == "at" else builder.apply(node.op, *args)
+        return built(builder, node, args)
 
-    present = [p for p in traced.partials if p is not None]
-    value, *rest = rebuilt(builder, [traced.value, *present], change)
-    new = iter(rest)
-    lifted = Traced(
-        builder, value, tuple(None if p is None else next(new) for p in traced.partials)
-    )
+    lifted = traced.of(builder, rebuilt(builder, traced.roots, change))
     return RowProgram(_structure(lifted), lifted, tuple(constants))
 
 
-def _structure(traced: Traced) -> Hashable:
-    roots = [traced.value, *(p for p in traced.partials if p is not None)]
-    place = {node: j for j, node in enumerate(reachable(roots))}
-    body = tuple((n.op, repr(n.value), *(place[a] for a in n.args)) for n in place)
-    return body, tuple(None if p is None else place[p] for p in (traced.value, *traced.partials))
+def _structure(traced: Traced) -> str:
+    """A digest, which is looked up by at every call."""
+    place = {node: j for j, node in enumerate(reachable(traced.roots))}
+    body = [(n.op, repr(n.value), *(place[a] for a in n.args)) for n in place]
+    wanted = [None if p is None else place[p] for p in (traced.value, *traced.partials)]
+    return hashlib.sha256(repr((body, wanted)).encode()).hexdigest()

@@ -52,6 +52,11 @@ class Program:
     buffers: dict[Node, tuple[int, int]]
 
     @property
+    def roots(self) -> list[Node]:
+        """The value and the partials that are wanted."""
+        return [self.value, *(p for p in self.partials if p is not None)]
+
+    @property
     def slots(self) -> int:
         """How many buffers there are."""
         return max((slot + 1 for slot, _ in self.buffers.values()), default=0)

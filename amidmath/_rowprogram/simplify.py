@@ -42,7 +42,6 @@ COST = {
     "sum": 1,
     "max": 1,
     "argmax": 3,
-    "buffer": 1,
 }
 """About how many vector instructions an operation takes."""
 
@@ -72,8 +71,11 @@ def rebuilt(
 
 def remade(builder: Builder, node: Node, args: tuple[Node, ...]) -> Node:
     """The node on other arguments."""
-    if args == node.args:
-        return node
+    return node if args == node.args else built(builder, node, args)
+
+
+def built(builder: Builder, node: Node, args: tuple[Node, ...]) -> Node:
+    """The node's operation on arguments of the builder's."""
     if node.op in REDUCTIONS:
         return builder.reduce(node.op, *args)
     if node.op == "at":

@@ -4,7 +4,7 @@ What a line says is the same everywhere; how a language writes it is in a :class
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from amidmath._rowprogram.graph import REDUCTIONS, TOKEN, Node, UnsupportedError, reachable
@@ -80,8 +80,7 @@ class Listing:
 
 def listed(program: Program, language: Language) -> Listing:
     """The lines of a program that keeps nothing in buffers; ``UnsupportedError`` if it has none."""
-    roots = [program.value, *(p for p in program.partials if p is not None)]
-    nodes = reachable(roots)
+    nodes = reachable(program.roots)
     known = {*language.operations, *REDUCTIONS, *_LEAVES, "at"}
     unknown = next((node.op for node in nodes if node.op not in known), None)
     if unknown is not None:
@@ -200,3 +199,8 @@ def number(value: float | bool, infinity: str, true: str, false: str) -> str:
     if math.isinf(value):
         return infinity if value > 0.0 else f"(-{infinity})"
     return f"({value!r})" if value < 0.0 else repr(value)
+
+
+def indented(lines: Iterable[str]) -> list[str]:
+    """The lines one level further in."""
+    return ["    " + line for line in lines]

@@ -4,7 +4,7 @@ The block runs once, on stand-ins for a row of student logits, a row of teacher 
 knobs of that row, with a namespace that writes down what it is asked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -196,6 +196,19 @@ class Traced:
     builder: Builder
     value: Node
     partials: tuple[Node | None, ...]
+
+    @property
+    def roots(self) -> list[Node]:
+        """The value and the partials that are wanted."""
+        return [self.value, *(p for p in self.partials if p is not None)]
+
+    def of(self, builder: Builder, roots: Sequence[Node]) -> "Traced":
+        """The same with other nodes for the roots."""
+        value, *rest = roots
+        new = iter(rest)
+        return Traced(
+            builder, value, tuple(None if p is None else next(new) for p in self.partials)
+        )
 
 
 def trace(
