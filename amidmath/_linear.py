@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import array_api_compat
 
-from amidmath import _checks, _loss
+from amidmath import _loss
 from amidmath._head import Head
 from amidmath._linear_arguments import given
 from amidmath._linear_rows import Library, run
@@ -176,9 +176,7 @@ class LinearLoss:
             *(student_hidden, student_head, teacher_hidden, teacher_head, mask, reduction),
             *(denominator, vocab, labels, label_weight, ignore_index, chunk_rows),
         )
-        wanted = (wrt,) if isinstance(wrt, str) else tuple(wrt)
-        for name in wanted:
-            _checks.choice("wrt", name, of.differentiable)
+        wanted = _loss._wanted(wrt, of.differentiable)
         names = [part for name in wanted for part in _parts(name)]
         xp = of.xp
         if array_api_compat.is_torch_array(student_hidden):

@@ -58,10 +58,8 @@ class Given:
         """The scale of every row."""
         if self.scale is None:
             return None
-        hidden, other = self.arrays["student_hidden"], self.arrays["teacher_hidden"]
-        dtype = _checks.computing_dtype(self.xp, hidden, other)
-        device = array_api_compat.device(hidden)
-        return self.xp.zeros(hidden.shape[0], dtype=dtype, device=device) + self.scale
+        hidden = (self.arrays["student_hidden"], self.arrays["teacher_hidden"])
+        return _loss._row_scale(self.scale, hidden, self.xp)
 
 
 def given(

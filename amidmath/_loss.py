@@ -2,14 +2,16 @@
 
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, overload
+
+import array_api_compat
 
 from amidmath import _checks, _dispatch
 from amidmath._linear import LinearLoss
 from amidmath._rows import Block, RowForm
 from amidmath._sparse import SparseLoss
-from amidmath._typing import Array, Namespace
+from amidmath._typing import Array, Namespace, Partials
 
 if TYPE_CHECKING:
     from amidmath._sums import WeightedSum
@@ -71,15 +73,15 @@ class Loss(LinearLoss, SparseLoss, ABC):
                 without reduction "mean", or a backend that is unknown or cannot compute this.
             ModuleNotFoundError: backend "compiled" without its compiler (llvmlite, Triton).
         """
-        _checks.backend(backend)
+        self._check_backend(backend)
         xp, shape, operands, keep = self._operands(student_logits, teacher_logits, mask)
         scale = _scale(reduction, denominator, operands, keep, xp)
-        masks = () if keep is None else (keep,)
-        form = RowForm(self.block, len(self.knobs), masked=keep is not None)
+        if keep is not None:
+            operands = (*operands, keep)
         if reduction == "none":
-            values = _dispatch.apply(form, -1, *operands, *masks, backend=backend)
+            values = self._values(operands, keep is not None, backend)
             return _reduce(values, None, reduction, shape, xp)
-        return _dispatch.total(form, scale, *operands, *masks, backend=backend)
+        return self._total(operands, keep is not None, scale, backend)
 
     @overload
     def value_and_grad(
@@ -146,32 +148,70 @@ class Loss(LinearLoss, SparseLoss, ABC):
             ValueError: as for calling the loss; also an unknown name in ``wrt``.
             ModuleNotFoundError: backend "compiled" without its compiler (llvmlite, Triton).
         """
-        _checks.backend(backend)
+        self._check_backend(backend)
         xp, shape, operands, keep = self._operands(student_logits, teacher_logits, mask)
         names = ["student_logits", "teacher_logits", *self.knobs]
-        wanted = (wrt,) if isinstance(wrt, str) else tuple(wrt)
-        for name in wanted:
-            _checks.choice("wrt", name, names)
+        wanted = _wanted(wrt, names)
         scale = _scale(reduction, denominator, operands, keep, xp)
         extras = [] if keep is None else [keep]
         if scale is not None:
-            dtype = _checks.computing_dtype(xp, *operands[:2])
-            extras.append(xp.zeros_like(operands[0][:, 0], dtype=dtype) + scale)
-        form = RowForm(self.block, len(self.knobs), keep is not None, scale is not None)
+            extras.append(_row_scale(scale, operands, xp))
         needs = (*(name in wanted for name in names), *(False for _ in extras))
-        values, grads = _dispatch.value_and_partials(
-            form, needs, *operands, *extras, backend=backend, overwrite=overwrite_student_logits
+        masked, scaled = keep is not None, scale is not None
+        every = (*operands, *extras)
+        values, grads = self._partials(
+            every, needs, masked, scaled, backend, overwrite_student_logits
         )
         value = _reduce(values, scale, reduction, shape, xp)
         arrays = (student_logits, teacher_logits, *self.knobs.values())
         shaped = {
             name: _unbroadcast(grad, array, shape, xp)
             if name in self.knobs
-            else xp.reshape(grad, array.shape)
+            else self._whole(xp.reshape(grad, (*shape, grad.shape[-1])), array)
             for name, array, grad in zip(names, arrays, grads, strict=False)
             if grad is not None
         }
-        return value, shaped[wrt] if isinstance(wrt, str) else tuple(shaped[n] for n in wanted)
+        return value, _as_asked(wrt, shaped)
+
+    # What a loss whose logits are not all here does otherwise.
+
+    def _check_backend(self, backend: str | None) -> None:
+        _checks.backend(backend)
+
+    def _values(self, operands: tuple[Array, ...], masked: bool, backend: str | None) -> Array:
+        """The value of every row, differentiable."""
+        form = RowForm(self.block, len(self.knobs), masked)
+        return _dispatch.apply(form, -1, *operands, backend=backend)
+
+    def _total(
+        self,
+        operands: tuple[Array, ...],
+        masked: bool,
+        scale: Array | float | None,
+        backend: str | None,
+    ) -> Array:
+        """Their sum times the scale."""
+        form = RowForm(self.block, len(self.knobs), masked)
+        return _dispatch.total(form, scale, *operands, backend=backend)
+
+    def _partials(
+        self,
+        operands: tuple[Array, ...],
+        needs: tuple[bool, ...],
+        masked: bool,
+        scaled: bool,
+        backend: str | None,
+        overwrite: bool,
+    ) -> tuple[Array, Partials]:
+        """Values, and the partial derivatives that ``needs`` marks."""
+        form = RowForm(self.block, len(self.knobs), masked, scaled)
+        return _dispatch.value_and_partials(
+            form, needs, *operands, backend=backend, overwrite=overwrite
+        )
+
+    def _whole(self, grad: Array, argument: Array) -> Array:
+        """A gradient by logits as what the argument was."""
+        return grad
 
     def __add__(self, other: "Loss") -> "WeightedSum":
         """The sum of two losses."""
@@ -232,6 +272,29 @@ def _parts(loss: Loss) -> Sequence[tuple[float, Loss]]:
     from amidmath._sums import WeightedSum
 
     return loss.parts if isinstance(loss, WeightedSum) else ((1.0, loss),)
+
+
+def _wanted(wrt: str | tuple[str, ...], names: Collection[str]) -> tuple[str, ...]:
+    """What to differentiate by, in a tuple; ``names`` may be."""
+    wanted = (wrt,) if isinstance(wrt, str) else tuple(wrt)
+    for name in wanted:
+        _checks.choice("wrt", name, names)
+    return wanted
+
+
+def _as_asked(wrt: str | tuple[str, ...], grads: dict[str, Any]) -> Any:
+    """The gradients as ``wrt`` asks for them: one, or a tuple."""
+    return grads[wrt] if isinstance(wrt, str) else tuple(grads[name] for name in wrt)
+
+
+def _row_scale(scale: Array | float, operands: tuple[Array, ...], xp: Namespace) -> Array:
+    """The scale of every row.
+
+    Not made of the logits: where they are shards, JAX would take it to differ between them.
+    """
+    dtype = _checks.computing_dtype(xp, *operands[:2])
+    device = array_api_compat.device(operands[0])
+    return xp.zeros(operands[0].shape[0], dtype=dtype, device=device) + scale
 
 
 def _unbroadcast(grad: Array, array: Array, shape: tuple[int, ...], xp: Namespace) -> Array:

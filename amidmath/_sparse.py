@@ -152,14 +152,11 @@ class SparseLoss:
         """
         given = _given(self, student_logits, teacher, mask, reduction, denominator, backend)
         xp, knobs = given.xp, given.knobs
-        wanted = (wrt,) if isinstance(wrt, str) else tuple(wrt)
-        for name in wanted:
-            _checks.choice("wrt", name, ["student_logits", *knobs])
+        wanted = _loss._wanted(wrt, ["student_logits", *knobs])
         operands, form = list(given.operands), given.form
         if given.scale is not None:
             form = replace(form, scaled=True)
-            dtype = _checks.computing_dtype(xp, *operands[:2])
-            operands.append(xp.zeros_like(operands[0][:, 0], dtype=dtype) + given.scale)
+            operands.append(_loss._row_scale(given.scale, given.operands, xp))
         names = ("student_logits", "", "", *knobs)
         needs = (*(name in wanted for name in names), *(False for _ in operands[len(names) :]))
         values, grads = _dispatch.value_and_partials(form, needs, *operands, backend=backend)
@@ -171,7 +168,7 @@ class SparseLoss:
             for name, grad in zip(names, grads, strict=False)
             if grad is not None
         }
-        return value, shaped[wrt] if isinstance(wrt, str) else tuple(shaped[n] for n in wanted)
+        return value, _loss._as_asked(wrt, shaped)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import array_api_compat
 
-from amidmath import _checks
-from amidmath._loss import Loss, _reduce, _scale, _unbroadcast
+from amidmath import _checks, _dispatch
+from amidmath._loss import Loss
 from amidmath._rows import Block, RowForm, in_chunks
 from amidmath._typing import Array, Namespace, Partials
 
@@ -170,7 +170,9 @@ class VocabParallel(Loss):
     by ``jax.lax.psum`` and divide. Outside of shard_map there is no need for this class:
     the compiler does the same to the plain loss, under ``jax.jit``, of sharded arrays.
 
-    Multiples of it, and sums of those over one group, are again VocabParallel.
+    There is one backend, None, and gradients have memory of their own, whatever
+    ``overwrite_student_logits`` says. Multiples of it, and sums of those over one group, are again
+    VocabParallel.
 
     Source: Megatron-LM (arXiv 1909.08053), section 3; docs: gradients, G1 to G6, whose sums over
     tokens are what travels.
@@ -239,80 +241,55 @@ class VocabParallel(Loss):
 
     __rmul__ = __mul__  # type: ignore[assignment]
 
-    def __call__(
-        self,
-        student_logits: Array,
-        teacher_logits: Array,
-        mask: Array | None = None,
-        reduction: str = "mean",
-        denominator: Any = None,
-        *,
-        backend: str | None = None,
-    ) -> Array:
-        """The loss of a batch from this rank's logits; see :meth:`Loss.__call__`.
+    def _check_backend(self, backend: str | None) -> None:
+        if backend is not None:
+            raise ValueError(f"a VocabParallel loss has one backend, None, got {backend!r}")
 
-        There is one backend, None.
-        """
-        ranks = self._ranks(student_logits, backend)
-        xp, shape, operands, keep = self._shards(ranks, student_logits, teacher_logits, mask)
-        scale = _scale(reduction, denominator, operands, keep, xp)
-        masks = () if keep is None else (keep,)
-        form = self._form(ranks, keep is not None, scaled=False)
-        values = ranks.values(form, (*operands, *masks))
-        return _reduce(values, scale, reduction, shape, xp)
-
-    def value_and_grad(
-        self,
-        student_logits: Array,
-        teacher_logits: Array,
-        mask: Array | None = None,
-        reduction: str = "mean",
-        denominator: Any = None,
-        *,
-        wrt: str | tuple[str, ...] = "student_logits",
-        backend: str | None = None,
-        overwrite_student_logits: bool = False,
-    ) -> tuple[Array, Any]:
-        """The loss and its gradient by this rank's logits; see :meth:`Loss.value_and_grad`.
-
-        The gradient has memory of its own in any case.
-        """
-        ranks = self._ranks(student_logits, backend)
-        xp, shape, operands, keep = self._shards(ranks, student_logits, teacher_logits, mask)
-        names = ["student_logits", "teacher_logits", *self.knobs]
-        wanted = (wrt,) if isinstance(wrt, str) else tuple(wrt)
-        for name in wanted:
-            _checks.choice("wrt", name, names)
-        scale = _scale(reduction, denominator, operands, keep, xp)
-        extras = [] if keep is None else [keep]
-        if scale is not None:
-            # Not made of logits: JAX would take it to differ between the shards.
-            dtype = _checks.computing_dtype(xp, *operands[:2])
-            device = array_api_compat.device(operands[0])
-            extras.append(xp.zeros(operands[0].shape[0], dtype=dtype, device=device) + scale)
-        form = self._form(ranks, keep is not None, scale is not None)
-        needs = (*(name in wanted for name in names), *(False for _ in extras))
-        values, grads = ranks.partials(form, (*operands, *extras), needs)
-        shaped = {
-            name: _unbroadcast(grad, self.knobs[name], shape, xp)
-            if name in self.knobs
-            else ranks.whole(xp.reshape(grad, (*shape, grad.shape[-1])), argument)
-            for name, argument, grad in zip(
-                names, (student_logits, teacher_logits, *self.knobs), grads, strict=False
-            )
-            if grad is not None
-        }
-        value = _reduce(values, scale, reduction, shape, xp)
-        return value, shaped[wrt] if isinstance(wrt, str) else tuple(shaped[n] for n in wanted)
+    def _operands(
+        self, student_logits: Array, teacher_logits: Array, mask: Array | None
+    ) -> tuple[Namespace, tuple[int, ...], tuple[Array, ...], Array | None]:
+        """What those of :class:`Loss` are, of what this rank has."""
+        ranks = self._ranks(student_logits)
+        student = ranks.shard("student_logits", student_logits)
+        teacher = ranks.shard("teacher_logits", teacher_logits)
+        kept = None if mask is None else ranks.replica("mask", mask)
+        return super()._operands(student, teacher, kept)
 
     def _form(self, ranks: Ranks, masked: bool, scaled: bool) -> ShardedRows:
         block = _ShardedBlock(self.loss.block, ranks)
         return ShardedRows(block, len(self.knobs), masked, scaled, self.rows_per_chunk)
 
-    def _ranks(self, logits: Array, backend: str | None) -> Ranks:
+    def _values(self, operands: tuple[Array, ...], masked: bool, backend: str | None) -> Array:
+        ranks = self._ranks(operands[0])
+        return ranks.values(self._form(ranks, masked, scaled=False), operands)
+
+    def _total(
+        self,
+        operands: tuple[Array, ...],
+        masked: bool,
+        scale: Array | float | None,
+        backend: str | None,
+    ) -> Array:
+        values = self._values(operands, masked, backend)
+        return _dispatch.scaled_sum(values, scale, array_api_compat.array_namespace(values))
+
+    def _partials(
+        self,
+        operands: tuple[Array, ...],
+        needs: tuple[bool, ...],
+        masked: bool,
+        scaled: bool,
+        backend: str | None,
+        overwrite: bool,
+    ) -> tuple[Array, Partials]:
+        ranks = self._ranks(operands[0])
+        return ranks.partials(self._form(ranks, masked, scaled), operands, needs)
+
+    def _whole(self, grad: Array, argument: Array) -> Array:
+        return self._ranks(grad).whole(grad, argument)
+
+    def _ranks(self, logits: Array) -> Ranks:
         """The ranks of the group, by the library of the logits."""
-        if backend is not None:
-            raise ValueError(f"a VocabParallel loss has one backend, None, got {backend!r}")
         if array_api_compat.is_torch_array(logits):
             from amidmath.backends import torch_vocab
 
@@ -325,12 +302,3 @@ class VocabParallel(Loss):
             "student_logits of a VocabParallel loss must be a torch tensor or a JAX array, got "
             f"{type(logits).__name__}: {_checks.shortened(logits)}"
         )
-
-    def _shards(
-        self, ranks: Ranks, student_logits: Array, teacher_logits: Array, mask: Array | None
-    ) -> tuple[Namespace, tuple[int, ...], tuple[Array, ...], Array | None]:
-        """What :meth:`Loss._operands` gives, of what this rank has."""
-        student = ranks.shard("student_logits", student_logits)
-        teacher = ranks.shard("teacher_logits", teacher_logits)
-        kept = None if mask is None else ranks.replica("mask", mask)
-        return self._operands(student, teacher, kept)

@@ -2,7 +2,7 @@
 
 Argument reduction and polynomials, as libraries of vector functions have them; the polynomials are
 Chebyshev fits (``mpmath.chebyfit``) of what is left after the leading terms. Errors are within
-about one unit in the last place, which tests/backends/test_llvm_math.py measures.
+two units in the last place, three for asin: tests/backends/test_llvm_math.py measures them.
 """
 
 import math

@@ -356,20 +356,6 @@ def test_the_gradient_may_take_the_place_of_the_logits():
 # When it is computed by what
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    """How often the kernel has run."""
-    made = []
-    original = cpu.run
-
-    def run(*args):
-        made.append(1)
-        return original(*args)
-
-    monkeypatch.setattr(cpu, "run", run)
-    return made
-
-
 @pytest.mark.parametrize(
     ("rows", "backend", "compiled"),
     [(65, None, True), (1, None, False), (1, "compiled", True), (65, "reference", False)],

@@ -9,7 +9,6 @@ import torch
 import amidmath as am
 
 pytest.importorskip("llvmlite")
-from amidmath.backends import cpu
 
 ROWS, VOCABULARY = 5, 1003
 KL = am.AMiD()
@@ -28,20 +27,6 @@ def assert_near(got, wanted, eps, bound=32.0):
     got, wanted = got.detach().double(), wanted.detach().double()
     scale = wanted.abs().amax(dim=-1, keepdim=True) if wanted.ndim > 1 else wanted.abs()
     assert ((got - wanted).abs() <= bound * eps * scale + eps * wanted.abs()).all()
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """How often the kernel has run."""
-    made = []
-    original = cpu.run
-
-    def run(*args):
-        made.append(1)
-        return original(*args)
-
-    monkeypatch.setattr(cpu, "run", run)
-    return made
 
 
 # ---------------------------------------------------------------------------------------------
