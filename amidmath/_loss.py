@@ -2,7 +2,7 @@
 
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import array_api_compat
@@ -274,7 +274,7 @@ def _parts(loss: Loss) -> Sequence[tuple[float, Loss]]:
     return loss.parts if isinstance(loss, WeightedSum) else ((1.0, loss),)
 
 
-def _wanted(wrt: str | tuple[str, ...], names: Collection[str]) -> tuple[str, ...]:
+def _wanted(wrt: str | tuple[str, ...], names: Sequence[str]) -> tuple[str, ...]:
     """What to differentiate by, in a tuple; ``names`` may be."""
     wanted = (wrt,) if isinstance(wrt, str) else tuple(wrt)
     for name in wanted:
