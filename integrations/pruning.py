@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from amidmath.integrations.distill_models import load_model, load_tokenizer
-from amidmath.integrations.whole_files import staged_dir
+from amidmath.integrations.shared.whole_files import staged_dir
+from amidmath.integrations.torch_loop.models import load_model, load_tokenizer
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 

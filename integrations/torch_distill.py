@@ -32,10 +32,11 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging as transformers_logging
 from trl import SFTTrainer, get_peft_config, get_quantization_config
 
-from amidmath.integrations import run_folder
-from amidmath.integrations.amid_trainer import AMiDTrainer
-from amidmath.integrations.distill_arguments import Arguments, parse_arguments
-from amidmath.integrations.distill_console import (
+from amidmath.integrations.shared import run_folder
+from amidmath.integrations.shared.data import load_splits
+from amidmath.integrations.shared.errors import InputError, while_preparing
+from amidmath.integrations.torch_loop.arguments import Arguments, parse_arguments
+from amidmath.integrations.torch_loop.console import (
     ProgressBar,
     describe,
     judge,
@@ -43,14 +44,13 @@ from amidmath.integrations.distill_console import (
     print_table,
     warnings_about,
 )
-from amidmath.integrations.distill_data import load_splits
-from amidmath.integrations.distill_errors import InputError, while_preparing
-from amidmath.integrations.distill_models import (
+from amidmath.integrations.torch_loop.models import (
     check_tokenizers,
     freeze_embeddings,
     load_model,
     load_tokenizer,
 )
+from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
 TEACHER_FLAG = "--teacher_model_name_or_path"
 

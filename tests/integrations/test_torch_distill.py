@@ -11,8 +11,8 @@ from datasets import Dataset
 from tiny import SENTENCES, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from amidmath.integrations.amid_trainer import AMiDTrainer
 from amidmath.integrations.torch_distill import main
+from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
 ROOT = Path(__file__).parents[2]
 TEXT_ROWS = [{"text": sentence} for sentence in SENTENCES * 6]

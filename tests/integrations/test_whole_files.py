@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from amidmath.integrations.whole_files import staged_dir, staged_file, write_json
+from amidmath.integrations.shared.whole_files import staged_dir, staged_file, write_json
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:

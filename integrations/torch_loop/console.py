@@ -19,10 +19,10 @@ from transformers import (
 )
 
 import amidmath as am
-from amidmath.integrations.amid_trainer import AMiDTrainer
-from amidmath.integrations.distill_arguments import Arguments
-from amidmath.integrations.distill_eval import Quality, evaluate
-from amidmath.integrations.distill_models import parameter_counts
+from amidmath.integrations.torch_loop.arguments import Arguments
+from amidmath.integrations.torch_loop.evaluation import Quality, evaluate
+from amidmath.integrations.torch_loop.models import parameter_counts
+from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
 
 def describe(loss: am.AMiD) -> str:

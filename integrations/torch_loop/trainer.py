@@ -10,9 +10,9 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from amidmath.integrations.distill_arguments import AMiDConfig
-from amidmath.integrations.distill_errors import InputError
-from amidmath.integrations.distill_models import check_context, check_vocabularies, freeze
+from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.torch_loop.arguments import AMiDConfig
+from amidmath.integrations.torch_loop.models import check_context, check_vocabularies, freeze
 
 
 class AMiDTrainer(SFTTrainer):

@@ -7,8 +7,8 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
 from amidmath._checks import shortened
-from amidmath.integrations.distill_arguments import AMiDConfig, DistillScriptArguments
-from amidmath.integrations.distill_errors import InputError, first_paragraph
+from amidmath.integrations.shared.errors import InputError, first_paragraph
+from amidmath.integrations.torch_loop.arguments import AMiDConfig, DistillScriptArguments
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text", ".csv": "csv"}
 

@@ -15,7 +15,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig
 
 import amidmath as am
 from amidmath._amid import ORDERS
-from amidmath.integrations.distill_errors import InputError, first_paragraph
+from amidmath.integrations.shared.errors import InputError, first_paragraph
 
 DIVERGENCES = tuple(sorted(am.divergences.REGISTRY))
 

@@ -11,8 +11,8 @@ from tiny import tiny_model
 from transformers import AutoTokenizer
 
 import amidmath as am
-from amidmath.integrations.amid_trainer import AMiDTrainer, next_token_mask
-from amidmath.integrations.distill_arguments import AMiDConfig
+from amidmath.integrations.torch_loop.arguments import AMiDConfig
+from amidmath.integrations.torch_loop.trainer import AMiDTrainer, next_token_mask
 
 ROWS = Dataset.from_list(
     [

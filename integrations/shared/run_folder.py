@@ -25,10 +25,10 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from amidmath.integrations.distill_arguments import Arguments
-from amidmath.integrations.distill_errors import InputError
-from amidmath.integrations.distill_eval import Quality
-from amidmath.integrations.whole_files import staged_dir, staged_file, write_json
+from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.whole_files import staged_dir, staged_file, write_json
+from amidmath.integrations.torch_loop.arguments import Arguments
+from amidmath.integrations.torch_loop.evaluation import Quality
 
 STUDENT = "student"
 RUN = "run.json"

@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_model
 from torch.nn import functional as F  # noqa: N812
 
-from amidmath.integrations.distill_eval import evaluate
+from amidmath.integrations.torch_loop.evaluation import evaluate
 
 
 def test_figures() -> None:

@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from amidmath.integrations.distill_errors import InputError, first_paragraph
+from amidmath.integrations.shared.errors import InputError, first_paragraph
 
 
 def load_model(flag: str, name: str, **kwargs: Any) -> PreTrainedModel:

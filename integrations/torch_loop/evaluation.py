@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
 import amidmath as am
-from amidmath.integrations.amid_trainer import next_token_mask
+from amidmath.integrations.torch_loop.trainer import next_token_mask
 
 # At λ = 0 the assistant is the student itself, so this is KL(p‖q).
 _KL_TO_TEACHER = am.AMiD(am.KL(), order="pr", lam=0.0)

@@ -1,0 +1,1 @@
+"""What the distillation loops of every framework have in common."""

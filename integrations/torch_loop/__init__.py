@@ -1,0 +1,1 @@
+"""What the torch distillation loop is made of."""
