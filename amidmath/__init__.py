@@ -5,15 +5,16 @@
 
 Means: :func:`falpha_mean`, :func:`log_falpha_mean`, :func:`alpha_mixture`. Divergences:
 :class:`KL` and its many relatives, each a class and a name for :func:`divergence`. Losses:
-:class:`AMiD`, :class:`AlphaJensenShannon`, their sums and multiples. Geometry:
-:mod:`amidmath.geometry`. They take arrays of any library that follows the Array API standard and
-import no framework that the caller did not.
+:class:`AMiD`, :class:`AlphaJensenShannon`, their sums and multiples; by the names of published
+methods in :mod:`amidmath.methods`. Geometry: :mod:`amidmath.geometry`. They take arrays of any
+library that follows the Array API standard and import no framework that the caller did not.
 """
 
 from typing import Any
 
 from amidmath import divergences as divergences
 from amidmath import geometry as geometry
+from amidmath import methods as methods
 from amidmath._alpha_jensen_shannon import AlphaJensenShannon as AlphaJensenShannon
 from amidmath._amid import AMiD as AMiD
 from amidmath._dual import derivative as derivative
@@ -106,6 +107,7 @@ __all__ = [
     "falpha_mean",
     "geometry",
     "log_falpha_mean",
+    "methods",
     "top_k",
 ]
 

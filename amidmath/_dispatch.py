@@ -128,6 +128,17 @@ def _run(
     return form(*operands, needs=needs or none, xp=array_api_compat.array_namespace(first))
 
 
+def held(array: Array) -> Array:
+    """The array as a constant, where a library differentiates the core's own operations."""
+    if array_api_compat.is_torch_array(array):
+        return array.detach()
+    if array_api_compat.is_jax_array(array):
+        from amidmath.backends import jax as jax_backend
+
+        return jax_backend.held(array)
+    return array
+
+
 def at_hand(array: Array) -> bool:
     """Whether the array's values can be looked at without waiting for a device or a trace."""
     if array_api_compat.is_torch_array(array):

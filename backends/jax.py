@@ -56,6 +56,11 @@ def plain(form: ClosedForm, operands: tuple[Array, ...]) -> Array:
     return value
 
 
+def held(array: Array) -> Array:
+    """The array as a constant in derivatives."""
+    return jax.lax.stop_gradient(array)
+
+
 def at_hand(array: Array) -> bool:
     """Whether the values can be read: on the CPU, and not traced."""
     return not isinstance(array, Tracer) and array.device.platform == "cpu"

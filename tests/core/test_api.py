@@ -74,6 +74,7 @@ def test_public_names():
         "falpha_mean",
         "geometry",
         "log_falpha_mean",
+        "methods",
         "top_k",
     ]
     public = {n for n in vars(am) if not n.startswith("_")} - {"backends", "integrations", "Any"}

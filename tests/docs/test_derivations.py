@@ -17,7 +17,7 @@ MODULES = {
     path.relative_to(ROOT): ast.parse(path.read_text("utf-8"))
     for path in sorted(ROOT.glob("amidmath/**/*.py"))
 }
-ANCHOR = r"[DGMSI][1-9]\d*"
+ANCHOR = r"[DGMSIN][1-9]\d*"
 # What only gathers the others, and says nothing of its own.
 WITHOUT_EQUATION = {"Divergence", "Loss", "divergence"}
 Definition = ast.ClassDef | ast.FunctionDef

@@ -118,6 +118,7 @@ def _weights(p: Any) -> Any:
 _KL = am.KL()
 _AMID = am.AMiD(am.AlphaBeta(0.2, 0.7), order="rq", alpha=3.0, lam=0.25)
 _SUM = 0.5 * am.AMiD(order="pr") + 0.5 * am.AMiD(order="qr", alpha=3.0)
+_AKL = am.methods.akl(mu=0.0)  # whose weights, held in the derivatives, are 0 and 1
 _SPREAD = am.AlphaJensenShannon(alpha=0.0, lam=0.25)
 _SLOPE = am.derivative(lambda u, xp: u * xp.log(u))
 _F = am.FDivergence(lambda u, xp: (u - 1.0) ** 2 / (u + 1.0), smooth=True)
@@ -133,6 +134,7 @@ def _own_rows() -> list[Row]:
         Row("AMiD.value_and_grad", lambda p, q: _AMID.value_and_grad(q, p)[1], no=_no_second()),
         Row("AlphaJensenShannon", lambda p, q: _SPREAD(q, p), like="AMiD"),
         Row("WeightedSum", lambda p, q: _SUM(q, p), like="AMiD"),
+        Row("methods.akl", lambda p, q: _AKL(q, p)),
         Row("alpha_mixture", lambda p, q: am.alpha_mixture(p, q, alpha=3.0, lam=0.25)),
         Row(
             "alpha_mixture with α and λ as arrays",
@@ -252,6 +254,7 @@ GENERAL = (
     "torch's `forward` goes through the operations one by one, not through the closed form.",
     "dask arrays need chunks of known size (`compute_chunk_sizes()`), and an empty one cannot be "
     "computed: its own maximum refuses. Values are not checked, as that would compute them.",
+    "`amidmath.methods` makes losses of the classes above; `akl` alone has one of its own.",
     "`Loss.linear` and `Loss.sparse`: values and `..._value_and_grad` on NumPy and "
     "array-api-strict; on torch also grad and compile, on JAX jit, grad and vmap "
     "(tests/core/test_linear*.py, test_sparse.py). Not on dask.",
