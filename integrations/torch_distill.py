@@ -38,7 +38,6 @@ from amidmath.integrations.shared.errors import InputError, while_preparing
 from amidmath.integrations.torch_loop.arguments import Arguments, parse_arguments
 from amidmath.integrations.torch_loop.console import (
     ProgressBar,
-    describe,
     judge,
     print_header,
     print_table,
@@ -73,7 +72,9 @@ def distill(arguments: Arguments, console: Console) -> Path:
             trainer = prepare(arguments)
             print_header(console, trainer, arguments)
             held_out = held_out_batches(trainer, arguments.script.max_eval_samples)
-            before = judge(console, trainer.teacher, held_out, {"student before": trainer.student})
+            before = judge(
+                console, trainer.teacher.model, held_out, {"student before": trainer.student}
+            )
     except InputError:
         if is_new and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()  # the Trainer makes it early
@@ -89,9 +90,9 @@ def distill(arguments: Arguments, console: Console) -> Path:
         baseline = cross_entropy_trainer(trainer, arguments)
         train(baseline, "cross-entropy baseline", folder, "baseline", None)
         trained["cross-entropy only"] = cast("PreTrainedModel", baseline.model)
-    results = before | judge(console, trainer.teacher, held_out, trained)
+    results = before | judge(console, trainer.teacher.model, held_out, trained)
 
-    run_folder.write_results(folder, results, describe(trainer.distillation_loss))
+    run_folder.write_results(folder, results, trainer.recipe.describe())
     run_folder.finish_folder(folder)
     count = results["teacher"].tokens
     print_table(console, results, f"on {count:,} held-out tokens; KL in nats a token")
@@ -109,7 +110,7 @@ def prepare(arguments: Arguments) -> AMiDTrainer:
             f"this run was started with {config.world_size} processes; evaluation and the run "
             "folder are written for one process so far"
         )
-    train_rows, test_rows = load_splits(arguments.script, config)
+    train_rows, test_rows = load_splits(arguments.script, config.dataset_text_field, config.seed)
     if len(train_rows) < ROWS_WITHOUT_BARS:
         datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()

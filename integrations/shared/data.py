@@ -1,20 +1,38 @@
 """Training and held-out text, from the hub, a folder or a file, in TRL's columns."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
 from amidmath._checks import shortened
 from amidmath.integrations.shared.errors import InputError, first_paragraph
-from amidmath.integrations.torch_loop.arguments import AMiDConfig, DistillScriptArguments
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text", ".csv": "csv"}
 
 
-def load_splits(script: DistillScriptArguments, config: AMiDConfig) -> tuple[Dataset, Dataset]:
+DEFAULT_TEST_SPLIT = "test"
+
+
+class DataArguments(Protocol):
+    """What names a dataset and its splits, as TRL's ScriptArguments does."""
+
+    dataset_name: str | None
+    dataset_config: str | None
+    dataset_train_split: str
+    dataset_test_split: str
+    eval_dataset_name: str | None
+    eval_fraction: float
+
+
+def load_splits(script: DataArguments, text_field: str, seed: int) -> tuple[Dataset, Dataset]:
     """The training rows and the held-out rows.
+
+    Args:
+        script: which dataset.
+        text_field: the column of rows that are text only.
+        seed: of the drawing of held-out rows, where the dataset has none.
 
     Raises:
         InputError: a dataset that cannot be read, a split or column that is missing, no rows, or a
@@ -22,26 +40,26 @@ def load_splits(script: DistillScriptArguments, config: AMiDConfig) -> tuple[Dat
     """
     splits = read("--dataset_name", str(script.dataset_name), script.dataset_config)
     train = _split(splits, script.dataset_train_split, "--dataset_train_split")
-    check_rows("--dataset_name", train, config.dataset_text_field)
+    check_rows("--dataset_name", train, text_field)
     wanted = script.dataset_test_split
-    asked_for = wanted != DistillScriptArguments.dataset_test_split
+    asked_for = wanted != DEFAULT_TEST_SPLIT
     if script.eval_dataset_name is not None:
         held_out = read("--eval_dataset_name", script.eval_dataset_name, None)
         only = len(held_out) == 1 and not asked_for
         name = str(next(iter(held_out))) if only else wanted
         test = _split(held_out, name, "--dataset_test_split")
-        check_rows("--eval_dataset_name", test, config.dataset_text_field)
+        check_rows("--eval_dataset_name", test, text_field)
         return train, test
     if wanted in splits or asked_for:
         test = _split(splits, wanted, "--dataset_test_split")
-        check_rows("--dataset_test_split", test, config.dataset_text_field)
+        check_rows("--dataset_test_split", test, text_field)
         return train, test
     if len(train) < 2:
         raise InputError(
             "--dataset_name: one row cannot be split into training and held-out rows; give "
             "more rows, or --eval_dataset_name"
         )
-    halves = train.train_test_split(test_size=script.eval_fraction, seed=config.seed)
+    halves = train.train_test_split(test_size=script.eval_fraction, seed=seed)
     return halves["train"], halves["test"]
 
 

@@ -8,6 +8,10 @@ class InputError(ValueError):
     """An argument, model or dataset that cannot be used; the message says what would be right."""
 
 
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says what happened, what is kept, and what may help."""
+
+
 def first_paragraph(error: BaseException) -> str:
     """The first lines of a library's message, on one line, without what follows a blank one."""
     text = str(error).strip().split("\n\n")[0]

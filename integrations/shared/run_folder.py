@@ -112,7 +112,7 @@ def open_folder(arguments: Arguments, checkpoint: Path | None) -> None:
         with staged_file(folder / METRICS) as partial:
             partial.write_text("".join(json.dumps(m) + "\n" for m in kept), encoding="utf-8")
     content = {
-        "loss": repr(arguments.config.loss()),
+        "loss": arguments.config.recipe().describe(),
         "script": asdict(arguments.script),
         "training": arguments.config.to_dict(),  # leaves hub tokens out
         "model": asdict(arguments.model),

@@ -8,20 +8,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-import torch
 import yaml
 from transformers import HfArgumentParser
-from trl import ModelConfig, ScriptArguments, SFTConfig
+from trl import ModelConfig, ScriptArguments
 
-import amidmath as am
-from amidmath._amid import ORDERS
 from amidmath.integrations.shared.errors import InputError, first_paragraph
-
-DIVERGENCES = tuple(sorted(am.divergences.REGISTRY))
+from amidmath.integrations.torch_loop.config import CODE_IS_NEVER_RUN, AMiDConfig
 
 # What from_pretrained must not be told here: it would run code, load pickles, or end up in files.
 _REFUSED_INIT = {
-    "trust_remote_code": "code that comes with a model is never run here",
+    "trust_remote_code": CODE_IS_NEVER_RUN,
     "use_safetensors": "only safetensors weights are read",
     "token": "it would be written to the run folder; log in with `hf auth login`, or set HF_TOKEN",
 }
@@ -69,152 +65,6 @@ class DistillScriptArguments(ScriptArguments):
             )
         if self.max_eval_samples is not None and self.max_eval_samples < 1:
             raise InputError(f"--max_eval_samples must be at least 1, got {self.max_eval_samples}")
-
-
-@dataclass
-class AMiDConfig(SFTConfig):
-    """SFTConfig with the teacher and the AMiD loss.
-
-    bf16 defaults to on where a GPU supports it and off on the CPU, where it is many times slower.
-    """
-
-    teacher_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The teacher: hub name or local folder."}
-    )
-    teacher_model_revision: str = field(
-        default="main", metadata={"help": "Branch, tag or commit of the teacher."}
-    )
-    teacher_dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "Data type of the teacher's weights.",
-            "choices": ["auto", "float32", "bfloat16", "float16"],
-        },
-    )
-    divergence: str = field(
-        default="kl",
-        metadata={"help": "The divergence D of the loss.", "choices": list(DIVERGENCES)},
-    )
-    divergence_kwargs: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Parameters of the divergence, as JSON: "
-            '\'{"alpha": 0.2, "beta": 0.7}\' for alpha_beta.'
-        },
-    )
-    order: str = field(
-        default="pr",
-        metadata={
-            "help": "D(p||r), D(r||p), D(q||r) or D(r||q): teacher p, student q, assistant r.",
-            "choices": list(ORDERS),
-        },
-    )
-    alpha: float = field(
-        default=-1.0,
-        metadata={
-            "help": "alpha of the assistant: -1 arithmetic mixture, 1 geometric, -inf the larger, "
-            "inf the smaller probability."
-        },
-    )
-    lam: float = field(
-        default=0.1, metadata={"help": "Weight of the teacher in the assistant, in [0, 1]."}
-    )
-    temperature: float = field(
-        default=1.0, metadata={"help": "Divides the logits of teacher and student."}
-    )
-    freeze_embeddings: bool = field(
-        default=False,
-        metadata={"help": "Do not train the student's input embeddings (nor a head tied to them)."},
-    )
-    drop_unlearnable_rows: bool = field(
-        default=False,
-        metadata={
-            "help": "Leave out rows with nothing to learn (an empty answer, or a prompt that fills "
-            "max_length) and say how many, instead of stopping."
-        },
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace an earlier run in output_dir."}
-    )
-
-    def __post_init__(self) -> None:
-        """Check the loss and choose the precision; raises InputError."""
-        if self.bf16 is None:
-            gpu = torch.cuda.is_available() and not self.use_cpu
-            self.bf16 = gpu and not self.fp16 and torch.cuda.is_bf16_supported()
-        super().__post_init__()
-        self.loss()
-        if self.device.type == "cpu":
-            self.dataloader_pin_memory = False
-        self._refuse_what_would_be_ignored()
-        if self.max_length is None or self.max_length < 2:
-            raise InputError(f"--max_length must be at least 2, got {self.max_length}")
-        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
-            raise InputError(
-                f"--max_steps {self.max_steps} and --num_train_epochs {self.num_train_epochs} "
-                "leave no step to train; make one of them positive"
-            )
-        # The load-balancing loss of a mixture of experts is no part of a distillation loss, nor,
-        # to compare like with like, of the baseline's.
-        self.router_aux_loss_coef = 0.0
-
-    def _refuse_what_would_be_ignored(self) -> None:
-        refused = {
-            "trust_remote_code": (self.trust_remote_code, _REFUSED_INIT["trust_remote_code"]),
-            "loss_type": (self.loss_type != "nll", "it changes a cross-entropy, not this loss"),
-            "label_smoothing_factor": (
-                self.label_smoothing_factor != 0.0,
-                "it changes a cross-entropy, not this loss",
-            ),
-            "use_liger_kernel": (self.use_liger_kernel, "it replaces the forward pass"),
-            "router_aux_loss_coef": (
-                self.router_aux_loss_coef not in (None, 0.0),
-                "the loss has no load-balancing term",
-            ),
-            "truncation_mode": (
-                self.truncation_mode != "keep_start",
-                "rows are cut at their end, so that an answer follows its prompt",
-            ),
-        }
-        for name, (given, reason) in refused.items():
-            if given:
-                raise InputError(f"--{name} {getattr(self, name)}: {reason}; leave it out")
-
-    def divergence_object(self) -> am.Divergence:
-        """The divergence that the arguments name; raises InputError where they do not fit."""
-        if self.divergence not in DIVERGENCES:
-            raise InputError(
-                f"--divergence must be one of {', '.join(DIVERGENCES)}, got {self.divergence!r}"
-            )
-        kwargs = self.divergence_kwargs or {}
-        if isinstance(kwargs, str):
-            try:
-                kwargs = json.loads(kwargs)
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f"--divergence_kwargs must be JSON such as '{{\"alpha\": 0.2}}', "
-                    f"got {kwargs!r}: {error}"
-                ) from error
-        if not isinstance(kwargs, dict):
-            raise InputError(f"--divergence_kwargs must be a JSON object, got {kwargs!r}")
-        try:
-            return am.divergence(self.divergence, **kwargs)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"--divergence_kwargs {error}") from error
-
-    def loss(self) -> am.AMiD:
-        """The loss that the arguments name; raises InputError where they do not fit."""
-        divergence = self.divergence_object()
-        try:
-            return am.AMiD(
-                divergence=divergence,
-                order=self.order,
-                alpha=self.alpha,
-                lam=self.lam,
-                temperature=self.temperature,
-            )
-        except (TypeError, ValueError) as error:
-            raise InputError(f"--{error}") from error
 
 
 @dataclass(frozen=True)

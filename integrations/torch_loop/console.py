@@ -18,27 +18,19 @@ from transformers import (
     TrainingArguments,
 )
 
-import amidmath as am
 from amidmath.integrations.torch_loop.arguments import Arguments
 from amidmath.integrations.torch_loop.evaluation import Quality, evaluate
 from amidmath.integrations.torch_loop.models import parameter_counts
+from amidmath.integrations.torch_loop.teachers import ModelTeacher
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
-
-
-def describe(loss: am.AMiD) -> str:
-    """The loss in one line: which divergence between which distributions."""
-    name = type(loss.divergence).__name__
-    if loss.divergence.params:
-        params = loss.divergence.params
-        name += f"({', '.join(p if isinstance(p, str) else f'{p:g}' for p in params)})"
-    order = f"D({loss.order[0]}‖{loss.order[1]})"
-    return f"{name} {order}, α = {loss.alpha:g}, λ = {loss.lam:g}, T = {loss.temperature:g}"
 
 
 def print_header(console: Console, trainer: AMiDTrainer, arguments: Arguments) -> None:
     """What is about to happen, a line a fact, before anything slow begins."""
     script, config = arguments.script, arguments.config
-    teacher_size, _ = parameter_counts(trainer.teacher)
+    teacher = trainer.teacher.describe()
+    if isinstance(trainer.teacher, ModelTeacher):
+        teacher += f", {parameter_counts(trainer.teacher.model)[0] / 1e6:.1f}M parameters"
     student_size, trainable = parameter_counts(trainer.student)
     rows, held_out = len(trainer.train_rows), len(trainer.eval_rows)
     batch = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
@@ -50,9 +42,10 @@ def print_header(console: Console, trainer: AMiDTrainer, arguments: Arguments) -
         steps = math.ceil(updates * config.num_train_epochs)
     precision = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
     facts = {
-        "loss": f"{describe(trainer.distillation_loss)}   (p teacher, q student, r assistant; "
-        "λ weighs the teacher)",
-        "teacher": f"{arguments.teacher}, {teacher_size / 1e6:.1f}M parameters",
+        "method": f"{trainer.recipe.describe()}   (p teacher, q student, r assistant)",
+        "meaning": trainer.recipe.conventions(),
+        "sequences": trainer.policy.describe(),
+        "teacher": teacher,
         "student": f"{arguments.student}, {student_size / 1e6:.1f}M parameters, "
         f"{trainable / 1e6:.1f}M of them trained",
         "data": f"{script.dataset_name}: {rows:,} sequences of up to {config.max_length} tokens, "

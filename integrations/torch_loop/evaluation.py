@@ -6,14 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from array_api_compat import torch as xp
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
 import amidmath as am
-from amidmath.integrations.torch_loop.trainer import next_token_mask
+from amidmath._buckets import fold
+from amidmath.integrations.torch_loop.generation import evaluation_mode
 
 # At λ = 0 the assistant is the student itself, so this is KL(p‖q).
 _KL_TO_TEACHER = am.AMiD(am.KL(), order="pr", lam=0.0)
+
+# Tokens at a time: their logits are copied in float32, 150 MB each for 150,000 words.
+_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,13 @@ def evaluate(
 ) -> dict[str, Quality]:
     """Quality of the teacher (under "teacher") and of each model, in one pass over the batches.
 
+    The logits of a batch are held for the teacher and one model at a time, in the type that the
+    model gives them; what is computed of them is float32.
+
     Args:
-        models: the models to judge by name, with the teacher's vocabulary.
+        models: the models to judge by name. Where one has logits over more or fewer tokens than
+            the teacher, KL and agreement are over the first tokens that both have, and all others
+            as one more token; perplexity is over a model's own.
         teacher: the reference.
         batches: collated batches with ``input_ids`` and ``labels``.
         device: where the models are.
@@ -52,32 +62,29 @@ def evaluate(
         One entry a model, in the order given, the teacher first.
     """
     everyone = {"teacher": teacher, **models}
-    was_training = {name: model.training for name, model in everyone.items()}
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in everyone}
     count = 0
-    for model in everyone.values():
-        model.eval()
-    for batch in batches:
-        inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
-        labels = inputs.pop("labels")
-        keep = next_token_mask(labels)
-        targets = labels[..., 1:][keep[..., :-1]]
-        count += targets.numel()
-        reference = teacher(**inputs, use_cache=False).logits[keep]
-        for name, model in everyone.items():
-            same = model is teacher
-            logits = reference if same else model(**inputs, use_cache=False).logits[keep]
-            sums[name] += torch.stack(
-                [
-                    logits.new_zeros(())
-                    if same
-                    else _KL_TO_TEACHER(logits, reference, reduction="sum"),
-                    (logits.argmax(-1) == reference.argmax(-1)).sum(),
-                    F.cross_entropy(logits.float(), targets, reduction="sum"),
-                ]
-            ).to("cpu", torch.float64)
-    for name, model in everyone.items():
-        model.train(was_training[name])
+    with evaluation_mode(*everyone.values()):
+        for batch in batches:
+            inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
+            labels = inputs.pop("labels")
+            # What each position predicts; the last one predicts nothing.
+            predicted = F.pad(labels[..., 1:], (0, 1), value=-100).flatten()
+            positions = (predicted != -100).nonzero().squeeze(-1)
+            targets = predicted[positions]
+            count += targets.numel()
+            reference = teacher(**inputs, use_cache=False).logits.flatten(0, 1)
+            for name, model in everyone.items():
+                same = model is teacher
+                logits = (
+                    reference if same else model(**inputs, use_cache=False).logits.flatten(0, 1)
+                )
+                for chunk, words in zip(
+                    positions.split(_CHUNK), targets.split(_CHUNK), strict=True
+                ):
+                    sums[name] += _figures(
+                        logits[chunk].float(), None if same else reference[chunk].float(), words
+                    ).to("cpu", torch.float64)
     if count == 0:
         raise ValueError("the held-out batches have no token that counts")
     return {
@@ -89,6 +96,26 @@ def evaluate(
         )
         for name, (kl, agree, nll) in sums.items()
     }
+
+
+def _figures(
+    logits: torch.Tensor, reference: torch.Tensor | None, targets: torch.Tensor
+) -> torch.Tensor:
+    """KL, agreements and negative log-likelihood, summed; without a reference, to the model itself.
+
+    Args:
+        logits: (tokens, vocabulary).
+        reference: the teacher's, (tokens, its vocabulary).
+        targets: (tokens,).
+    """
+    nll = F.cross_entropy(logits, targets, reduction="sum")
+    if reference is None:
+        return torch.stack([torch.zeros_like(nll), torch.full_like(nll, len(targets)), nll])
+    common = min(logits.shape[-1], reference.shape[-1])
+    if logits.shape[-1] != reference.shape[-1]:
+        logits, reference = fold(logits, common, xp), fold(reference, common, xp)
+    agreements = (logits.argmax(-1) == reference.argmax(-1)).sum()
+    return torch.stack([_KL_TO_TEACHER(logits, reference, reduction="sum"), agreements, nll])
 
 
 def _exp(nats: float) -> float:

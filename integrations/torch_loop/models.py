@@ -74,13 +74,13 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
     )
 
 
-def check_vocabularies(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    """Raise InputError unless both models give logits over the same number of tokens."""
+def check_vocabularies(student: PreTrainedModel, teacher: PreTrainedModel, vocab: str) -> None:
+    """Raise InputError unless both models give logits over as many tokens as ``vocab`` wants."""
     ours, theirs = (m.config.get_text_config().vocab_size for m in (student, teacher))
-    if ours != theirs:
+    if ours != theirs and vocab == "strict":
         raise InputError(
             f"student and teacher have the same tokenizer but {ours} and {theirs} logits: one is "
-            "padded. Resize one of them (model.resize_token_embeddings) so that they agree"
+            "padded. --vocab common compares the tokens that both have, and the others as one"
         )
 
 
@@ -101,13 +101,6 @@ def freeze_embeddings(model: PreTrainedModel) -> None:
     if embeddings is None:
         raise InputError(f"--freeze_embeddings: {type(model).__name__} has no input embeddings")
     embeddings.requires_grad_(False)
-
-
-def freeze(model: PreTrainedModel) -> PreTrainedModel:
-    """The model in evaluation mode with no parameter that trains."""
-    model.eval()
-    model.requires_grad_(False)
-    return model
 
 
 def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with the AMiD loss in place of cross-entropy."""
+"""TRL's SFTTrainer with a distillation loss in place of cross-entropy."""
 
 import copy
 import math
@@ -7,30 +7,51 @@ from typing import Any, cast
 import torch
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import SFTConfig, SFTTrainer
+from trl.models import prepare_deepspeed
 
-from amidmath.integrations.shared.errors import InputError
-from amidmath.integrations.torch_loop.arguments import AMiDConfig
-from amidmath.integrations.torch_loop.models import check_context, check_vocabularies, freeze
+from amidmath.integrations.shared.errors import InputError, TrainingError
+from amidmath.integrations.torch_loop.config import AMiDConfig
+from amidmath.integrations.torch_loop.models import check_context, check_vocabularies
+from amidmath.integrations.torch_loop.objective import (
+    Batch,
+    overlaps,
+    sampled_statistics,
+    total_loss,
+)
+from amidmath.integrations.torch_loop.rollouts import Rollouts
+from amidmath.integrations.torch_loop.states import States, expose_states
+from amidmath.integrations.torch_loop.teachers import (
+    AdapterBaseTeacher,
+    ModelTeacher,
+    Reference,
+    Teacher,
+    freeze,
+)
+
+# What of a batch is for the loss or the teacher, and no model takes.
+_NOT_FOR_MODELS = ("row", "source")
 
 
 class AMiDTrainer(SFTTrainer):
-    """Trains the student on D between teacher, student and assistant at every labelled position.
+    """Trains the student on a distillation loss at every labelled position.
 
-    All else is SFTTrainer's: dataset formats and completion masks, packing, PEFT, accumulation,
-    checkpoints, logging.
+    The loss is computed from hidden states, the logits never whole. All else is SFTTrainer's:
+    dataset formats and completion masks, packing, PEFT, accumulation, logging.
 
     Args:
         model: the student, as for SFTTrainer.
-        teacher: a causal language model with the student's vocabulary; it is put in evaluation
-            mode and its parameters stop training.
-        args: the configuration, loss included.
+        teacher: a causal language model in memory, which is put in evaluation mode and stops
+            training; "base" for the student's own base model, with ``peft_config``; or any other
+            :class:`Teacher`.
+        args: the configuration, loss and data policy included.
         **kwargs: for SFTTrainer.
 
     Raises:
-        InputError: vocabularies of different size, a context that is too short, rows whose prompt
-            leaves no room for an answer.
+        InputError: what does not fit together: vocabularies, contexts, rows whose prompt leaves no
+            room for an answer, a data policy that needs prompts where there are none.
     """
 
     _tag_names = ["amid", "distillation"]  # noqa: RUF012
@@ -39,18 +60,39 @@ class AMiDTrainer(SFTTrainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        teacher: PreTrainedModel,
+        teacher: PreTrainedModel | Teacher | str,
         args: AMiDConfig,
         **kwargs: Any,
     ) -> None:
         """Check that teacher and student fit, and prepare the data."""
-        check_vocabularies(model, teacher)
-        check_context(int(args.max_length or 0), student=model, teacher=teacher)
+        self.recipe = args.recipe()
+        self.policy, self.buffer = args.data_policy(), args.replay_buffer()
+        self.vocab, self.label_weight = args.vocab, args.label_weight
+        contexts = {"student": model}
+        if isinstance(teacher, PreTrainedModel):
+            check_vocabularies(model, teacher, args.vocab)
+            contexts["teacher"] = teacher
+        check_context(int(args.max_length or 0), **contexts)
         self.drop_unlearnable_rows = args.drop_unlearnable_rows
         super().__init__(model=model, args=args, **kwargs)
-        self.distillation_loss = args.loss()
+        inner = self.student
+        expose_states(cast("Any", inner).get_base_model() if _has_adapter(inner) else inner)
+        self.teacher = self._prepared_teacher(teacher)
+        self.rollouts = Rollouts(self)
+        self._step_sums: torch.Tensor | float = 0.0
+        self._statistics: torch.Tensor | None = None
+        self.add_callback(_AfterStep(self))
+
+    def _prepared_teacher(self, teacher: PreTrainedModel | Teacher | str) -> Teacher:
+        if teacher == "base":
+            return AdapterBaseTeacher(lambda: cast("Any", self.model_wrapped), self.student)
+        if not isinstance(teacher, PreTrainedModel):
+            return cast("Teacher", teacher)
+        name = teacher.config.name_or_path
+        if self.is_deepspeed_enabled:
+            return ModelTeacher(prepare_deepspeed(freeze(teacher), self.accelerator), name)
         prepared = self.accelerator.prepare_model(freeze(teacher), evaluation_mode=True)
-        self.teacher = cast("PreTrainedModel", prepared)
+        return ModelTeacher(prepared, name)
 
     @property
     def student(self) -> PreTrainedModel:
@@ -81,26 +123,115 @@ class AMiDTrainer(SFTTrainer):
     ) -> Any:
         """The distillation loss of a batch, over the positions whose next token has a label."""
         labels = inputs.pop("labels")
-        inputs["use_cache"] = False
-        with torch.no_grad():
-            teacher_logits = self.teacher(**inputs).logits
-        outputs = model(**inputs)
         denominator = None
         if num_items_in_batch is not None:  # 0 where no token of any batch counts
             denominator = torch.as_tensor(num_items_in_batch).clamp(min=1)
-        loss = self.distillation_loss(
-            outputs.logits, teacher_logits, mask=next_token_mask(labels), denominator=denominator
-        )
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            # The denominator counts every process's tokens; DDP then averages the gradients.
-            loss = loss * self.accelerator.num_processes
+        batch = Batch(labels, denominator, self.vocab, self.label_weight, inputs.get("source"))
+        inputs["use_cache"] = False
+        to_model = {k: v for k, v in inputs.items() if k not in _NOT_FOR_MODELS}
 
+        def with_reference(reference: Reference) -> torch.Tensor:
+            loss: torch.Tensor = model(
+                **to_model, with_states=lambda states: self._loss(states, reference, batch)
+            )
+            return loss
+
+        loss = self.teacher.give(inputs, with_reference)
         mode = "train" if self.student.training else "eval"
         if mode == "train":
+            self._step_sums = self._step_sums + loss.detach()
             tokens: Any = self.accelerator.gather_for_metrics(count_tokens(inputs, labels))
             self._total_train_tokens += int(tokens.sum())
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
-        return (loss, outputs) if return_outputs else loss
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # The denominator counts every process's tokens; DDP then averages the gradients.
+            loss = loss * self.accelerator.num_processes
+        return (loss, None) if return_outputs else loss
+
+    def _loss(self, student: States, reference: Reference, batch: Batch) -> torch.Tensor:
+        """Called inside of the student's forward pass."""
+        step, total = self.state.global_step, max(1, self.state.max_steps)
+        overlap = None
+        if self.recipe.schedules.per_token:
+            overlap = overlaps(student, reference, batch)
+        if self.student.training and self._looks():
+            found = sampled_statistics(student, reference, batch)
+            self._statistics = found if self._statistics is None else self._statistics + found
+        return total_loss(self.recipe.losses(step, total, overlap), student, reference, batch)
+
+    def _looks(self) -> bool:
+        """Whether KL and overlap are wanted of this step: for a schedule, or for the log."""
+        if self.recipe.schedules.needs_overlap:
+            return True
+        step = self.state.global_step + 1
+        every = int(self.state.logging_steps or 0)
+        first = step == 1 and self.args.logging_first_step
+        return first or (every > 0 and step % every == 0)
+
+    def finish_step(self) -> None:
+        """Tell the schedules of an optimiser step, and the log of their values."""
+        step, total = self.state.global_step - 1, self.state.max_steps
+        schedules = self.recipe.schedules
+        for name, value in schedules.values(step, total).items():
+            self._metrics["train"][name] = [value]
+        statistics: dict[str, float] = {}
+        if self._statistics is not None:
+            kl, overlap, count = self._summed(self._statistics).tolist()
+            statistics["overlap"] = overlap / count if count else math.nan
+            if count:
+                self._metrics["train"]["kl"] = [kl / count]
+                self._metrics["train"]["overlap"] = [statistics["overlap"]]
+        if schedules.observes:
+            statistics["loss"] = float(self._summed(torch.as_tensor(self._step_sums)))
+            if not self.args.average_tokens_across_devices:
+                statistics["loss"] /= self.accelerator.num_processes
+            schedules.observe(statistics)
+        self._step_sums, self._statistics = 0.0, None
+
+    def _summed(self, values: torch.Tensor) -> torch.Tensor:
+        """Added up over the processes."""
+        if self.accelerator.num_processes == 1:
+            return values
+        return cast("torch.Tensor", self.accelerator.reduce(values.to(self.args.device), "sum"))
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """The micro-batches of an optimiser step, from where the data policy says."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, items
+        step, total = self.state.global_step, self.state.max_steps
+        source = self.policy.choose(step, total, self.buffer)
+        batches = self.rollouts.batches(source, batches)
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """The gradient's norm; TrainingError, before the weights change, if it is not finite.
+
+        Under float16 the gradient scaler sees to such steps.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
+            step = self.state.global_step + 1
+            raise TrainingError(
+                f"step {step}: the gradient's norm is {float(norm)}, so the step was not made and "
+                f"nothing was saved of it; the student is that of step {step - 1}. A lower "
+                "--learning_rate, or an --alpha below 1 (whose assistant covers all tokens that "
+                "teacher or student do), helps against it; earlier checkpoints are kept"
+            )
+        return norm
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """SFTTrainer's, and the data policy hears of the loss."""
+        metrics = cast("dict[str, float]", super().evaluate(*args, **kwargs))
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        if f"{prefix}_loss" in metrics:
+            self.policy.observe_evaluation(metrics[f"{prefix}_loss"])
+        return metrics
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns = cast("list[str]", self._signature_columns)
+        self._signature_columns = [*columns, *(c for c in _NOT_FOR_MODELS if c not in columns)]
 
     def _prepare_dataset(
         self,
@@ -148,17 +279,27 @@ class AMiDTrainer(SFTTrainer):
         return rows.select(learnable)
 
 
-def next_token_mask(labels: torch.Tensor) -> torch.Tensor:
-    """Which positions predict a labelled token: True at t where the label of t + 1 counts."""
-    keep = torch.zeros_like(labels, dtype=torch.bool)
-    keep[..., :-1] = labels[..., 1:] != -100
-    return keep
+class _AfterStep(TrainerCallback):
+    """Calls the trainer's ``finish_step`` before an optimiser step is logged and saved."""
+
+    def __init__(self, trainer: AMiDTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """See the class."""
+        self.trainer.finish_step()
 
 
 def count_tokens(inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
     """How many tokens a batch has, padding left out."""
     mask = inputs.get("attention_mask")
     return torch.tensor(labels.numel(), device=labels.device) if mask is None else mask.sum()
+
+
+def _has_adapter(model: Any) -> bool:
+    return hasattr(model, "get_base_model")
 
 
 def _first_target(labels: list[int]) -> float:

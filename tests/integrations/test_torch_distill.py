@@ -44,7 +44,7 @@ def test_a_whole_run(
     command = [*arguments, "--dataset_name", str(text_file), "--baseline", "--alpha", "0"]
     assert main([*command, "--max_steps", "30", "--learning_rate", "1e-2"]) == 0
     printed = capsys.readouterr().out
-    assert "KL D(p‖r), α = 0, λ = 0.1" in printed
+    assert "divergence = KL(), order = pr, alpha = 0, lam = 0.1" in printed
     assert "30 steps of 4 sequences" in printed
     assert "cross-entropy only" in printed
 

@@ -11,8 +11,9 @@ from tiny import tiny_model
 from transformers import AutoTokenizer
 
 import amidmath as am
-from amidmath.integrations.torch_loop.arguments import AMiDConfig
-from amidmath.integrations.torch_loop.trainer import AMiDTrainer, next_token_mask
+from amidmath.integrations.torch_loop.config import AMiDConfig
+from amidmath.integrations.torch_loop.objective import next_token_mask
+from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
 ROWS = Dataset.from_list(
     [
@@ -62,7 +63,7 @@ def test_loss_is_the_mean_over_completion_tokens(make_trainer: Callable[..., AMi
         ids = torch.tensor([row["input_ids"]])
         labelled = [t for t, label in enumerate(row["labels"]) if label != -100]
         student = trainer.model(input_ids=ids).logits[0].double()
-        teacher = trainer.teacher(input_ids=ids).logits[0].double()
+        teacher = trainer.teacher.model(input_ids=ids).logits[0].double()
         at = [t - 1 for t in labelled]
         loss = am.AMiD(alpha=0.5, lam=0.3)(student[at], teacher[at], reduction="sum")
         total, count = total + float(loss.detach()), count + len(at)
@@ -106,10 +107,10 @@ def test_accumulation_and_padding_do_not_change_the_step(
 
 def test_the_teacher_does_not_train(make_trainer: Callable[..., AMiDTrainer]) -> None:
     trainer = make_trainer()
-    before = {name: value.clone() for name, value in trainer.teacher.state_dict().items()}
+    before = {name: value.clone() for name, value in trainer.teacher.model.state_dict().items()}
     trainer.train()
-    assert not any(p.requires_grad for p in trainer.teacher.parameters())
-    assert all(torch.equal(before[n], v) for n, v in trainer.teacher.state_dict().items())
+    assert not any(p.requires_grad for p in trainer.teacher.model.parameters())
+    assert all(torch.equal(before[n], v) for n, v in trainer.teacher.model.state_dict().items())
 
 
 def test_a_batch_without_labels_gives_zero(make_trainer: Callable[..., AMiDTrainer]) -> None:

@@ -1,0 +1,221 @@
+"""What every distillation loop can be told, whatever its framework."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import amidmath as am
+from amidmath._amid import ORDERS
+from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.policies import POLICIES, REPLAY_RATIOS, Policy, policy
+from amidmath.integrations.shared.recipe import Recipe
+from amidmath.integrations.shared.replay_buffer import ReplayBuffer
+from amidmath.integrations.shared.schedules import Schedules
+
+DIVERGENCES = tuple(sorted(am.divergences.REGISTRY))
+METHODS = tuple(sorted(am.methods.METHODS))
+
+
+@dataclass
+class LossSettings:
+    """Which loss: a named method, or the parts of an AMiD loss."""
+
+    method: str = field(
+        default="amid",
+        metadata={
+            "help": "The method by name; `amid` takes --divergence, --order, --alpha and --lam, "
+            "the others --method_kwargs.",
+            "choices": list(METHODS),
+        },
+    )
+    method_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Parameters of a named method, as JSON: '{\"beta\": 0.5}' for gkd."},
+    )
+    divergence: str | None = field(
+        default=None,
+        metadata={
+            "help": "The divergence D of method amid (default kl).",
+            "choices": list(DIVERGENCES),
+        },
+    )
+    divergence_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Parameters of the divergence, as JSON: "
+            '\'{"alpha": 0.2, "beta": 0.7}\' for alpha_beta.'
+        },
+    )
+    order: str | None = field(
+        default=None,
+        metadata={
+            "help": "D(p||r), D(r||p), D(q||r) or D(r||q): teacher p, student q, assistant r; of "
+            "method amid (default pr).",
+            "choices": list(ORDERS),
+        },
+    )
+    alpha: float | None = field(
+        default=None,
+        metadata={
+            "help": "alpha of the assistant: -1 arithmetic mixture (the default), 1 geometric, "
+            "-inf the larger, inf the smaller probability; of method amid."
+        },
+    )
+    lam: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the teacher in the assistant, in [0, 1]; of method amid (default "
+            "0.1)."
+        },
+    )
+    temperature: float = field(
+        default=1.0, metadata={"help": "Divides the logits of teacher and student."}
+    )
+    schedule: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Parameters that change over training: alpha=linear:-5:1, lam=cosine:0.1:0.9, "
+            "t=taid:0.4:1 (of method taid), alpha=overlap:-5:1 (by batch), "
+            "alpha=overlap_token:-5:1, temperature=linear:2:1; several are given one after another."
+        },
+    )
+
+    def recipe(self) -> Recipe:
+        """The loss that the settings name; raises InputError where they do not fit."""
+        if self.method not in METHODS:
+            raise InputError(f"--method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        given = {
+            name: getattr(self, name)
+            for name in ("divergence", "divergence_kwargs", "order", "alpha", "lam")
+            if getattr(self, name) is not None
+        }
+        params = from_json("--method_kwargs", self.method_kwargs)
+        if self.method != "amid":
+            for name, value in given.items():
+                raise InputError(
+                    f"--{name} {value}: it is a parameter of method amid; {self.method} takes "
+                    f"--method_kwargs with {_listed(self.method)}"
+                )
+        elif params:
+            raise InputError(
+                f"--method_kwargs {self.method_kwargs}: method amid takes --divergence, --order, "
+                "--alpha and --lam"
+            )
+        else:
+            params = {name: given[name] for name in ("order", "alpha", "lam") if name in given}
+            params["divergence"] = self._divergence()
+        params.setdefault("temperature", self.temperature)
+        method = am.methods.METHODS[self.method]
+        numbers = [name for name, value in method.parameters.items() if isinstance(value, float)]
+        return Recipe(method, params, Schedules.parse(self.schedule, numbers))
+
+    def _divergence(self) -> am.Divergence:
+        name = self.divergence or "kl"
+        if name not in DIVERGENCES:
+            raise InputError(f"--divergence must be one of {', '.join(DIVERGENCES)}, got {name!r}")
+        try:
+            return am.divergence(name, **from_json("--divergence_kwargs", self.divergence_kwargs))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"--divergence_kwargs {error}") from error
+
+
+def from_json(flag: str, given: dict[str, Any] | str | None) -> dict[str, Any]:
+    """A flag's JSON object; raises InputError where it is none."""
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{flag} must be JSON such as '{{\"alpha\": 0.2}}', got {given!r}: {error}"
+            ) from error
+    if not isinstance(given, dict | None):
+        raise InputError(f"{flag} must be a JSON object, got {given!r}")
+    return dict(given or {})
+
+
+def _listed(method: str) -> str:
+    names = [name for name in am.methods.METHODS[method].parameters if name != "temperature"]
+    return ", ".join(names) or "nothing"
+
+
+@dataclass
+class PolicySettings:
+    """Which sequences: the dataset's, or generated ones."""
+
+    policy: str = field(
+        default="off_policy",
+        metadata={
+            "help": "Where sequences come from: the dataset's completions (off_policy), the "
+            "student's (on_policy), either (mixed), DistiLLM's adaptive off-policy with a replay "
+            "buffer (adaptive), the teacher's (sequence_level).",
+            "choices": list(POLICIES),
+        },
+    )
+    student_fraction: float | None = field(
+        default=None,
+        metadata={"help": "Share of steps on the student's sequences; mixed (default 0.5)."},
+    )
+    loss_eps: float | None = field(
+        default=None,
+        metadata={
+            "help": "How much the held-out loss must rise to raise the threshold; adaptive "
+            "(default 0.1)."
+        },
+    )
+    replay_ratio: str | None = field(
+        default=None,
+        metadata={
+            "help": "How the share of newly generated sequences changes; adaptive (default "
+            "decreasing).",
+            "choices": list(REPLAY_RATIOS),
+        },
+    )
+    init_threshold: float | None = field(
+        default=None, metadata={"help": "The threshold at the start; adaptive (default 0)."}
+    )
+    buffer_capacity: int = field(
+        default=1000, metadata={"help": "Sequences that the replay buffer holds, by process."}
+    )
+    max_new_tokens: int = field(
+        default=128, metadata={"help": "Tokens to generate at most for a prompt."}
+    )
+    generation_temperature: float = field(
+        default=1.0, metadata={"help": "Temperature of generation; 0 takes the likeliest token."}
+    )
+    generation_top_p: float = field(
+        default=1.0, metadata={"help": "Generate from the likeliest tokens of this mass."}
+    )
+    generation_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Prompts at a time; by default per_device_train_batch_size."},
+    )
+
+    def data_policy(self) -> Policy:
+        """The data policy; raises InputError where settings do not fit it."""
+        names = ("student_fraction", "loss_eps", "replay_ratio", "init_threshold")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return policy(self.policy, seed=int(getattr(self, "seed", 0)), **given)
+
+    def replay_buffer(self) -> ReplayBuffer:
+        """An empty replay buffer."""
+        try:
+            return ReplayBuffer(self.buffer_capacity)
+        except InputError as error:
+            raise InputError(f"--buffer_capacity: {error}") from error
+
+    def check_generation(self) -> None:
+        """Raise InputError on settings of generation that make no sense."""
+        if self.max_new_tokens < 1:
+            raise InputError(f"--max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if not 0.0 <= self.generation_temperature < math.inf:
+            raise InputError(
+                f"--generation_temperature must be a finite number from 0 on, "
+                f"got {self.generation_temperature}"
+            )
+        if not 0.0 < self.generation_top_p <= 1.0:
+            raise InputError(f"--generation_top_p must lie in (0, 1], got {self.generation_top_p}")
+        if self.generation_batch_size is not None and self.generation_batch_size < 1:
+            raise InputError(
+                f"--generation_batch_size must be at least 1, got {self.generation_batch_size}"
+            )

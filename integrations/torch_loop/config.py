@@ -1,0 +1,125 @@
+"""The training arguments of torch's distillation loop: SFTConfig, the loss and the data policy."""
+
+from dataclasses import dataclass, field
+
+import torch
+from trl import SFTConfig
+
+from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.settings import LossSettings, PolicySettings
+
+CODE_IS_NEVER_RUN = "code that comes with a model is never run here"
+
+
+@dataclass
+class AMiDConfig(PolicySettings, LossSettings, SFTConfig):
+    """SFTConfig with the teacher, the loss and the data policy.
+
+    bf16 defaults to on where a GPU supports it and off on the CPU, where it is many times slower.
+    """
+
+    teacher_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The teacher: hub name or local folder."}
+    )
+    teacher_model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of the teacher."}
+    )
+    teacher_is_base: bool = field(
+        default=False,
+        metadata={
+            "help": "The student's own base model teaches it (with --use_peft): no second model."
+        },
+    )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder that cache_teacher.py wrote, in place of a teacher in memory."},
+    )
+    teacher_load_in_8bit: bool = field(
+        default=False, metadata={"help": "Load the teacher in 8 bits (bitsandbytes)."}
+    )
+    teacher_load_in_4bit: bool = field(
+        default=False, metadata={"help": "Load the teacher in 4 bits (bitsandbytes)."}
+    )
+    vocab: str = field(
+        default="strict",
+        metadata={
+            "help": "strict: student and teacher have logits over the same tokens; common: over "
+            "the first tokens that both have, all others being one more token.",
+            "choices": ["strict", "common"],
+        },
+    )
+    label_weight: float = field(
+        default=0.0,
+        metadata={"help": "Adds so many times the cross-entropy with the labels to the loss."},
+    )
+    teacher_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Data type of the teacher's weights.",
+            "choices": ["auto", "float32", "bfloat16", "float16"],
+        },
+    )
+    freeze_embeddings: bool = field(
+        default=False,
+        metadata={"help": "Do not train the student's input embeddings (nor a head tied to them)."},
+    )
+    drop_unlearnable_rows: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave out rows with nothing to learn (an empty answer, or a prompt that fills "
+            "max_length) and say how many, instead of stopping."
+        },
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace an earlier run in output_dir."}
+    )
+
+    def __post_init__(self) -> None:
+        """Check the loss and choose the precision; raises InputError."""
+        if self.bf16 is None:
+            gpu = torch.cuda.is_available() and not self.use_cpu
+            self.bf16 = gpu and not self.fp16 and torch.cuda.is_bf16_supported()
+        super().__post_init__()
+        self.recipe()
+        self.data_policy()
+        self.replay_buffer()
+        self.check_generation()
+        if not 0.0 <= self.label_weight < float("inf"):
+            raise InputError(
+                f"--label_weight must be a finite number from 0 on, got {self.label_weight}"
+            )
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False
+        self._refuse_what_would_be_ignored()
+        if self.max_length is None or self.max_length < 2:
+            raise InputError(f"--max_length must be at least 2, got {self.max_length}")
+        if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
+            raise InputError(
+                f"--max_steps {self.max_steps} and --num_train_epochs {self.num_train_epochs} "
+                "leave no step to train; make one of them positive"
+            )
+        # The load-balancing loss of a mixture of experts is no part of a distillation loss, nor,
+        # to compare like with like, of the baseline's.
+        self.router_aux_loss_coef = 0.0
+
+    def _refuse_what_would_be_ignored(self) -> None:
+        refused = {
+            "trust_remote_code": (self.trust_remote_code, CODE_IS_NEVER_RUN),
+            "loss_type": (self.loss_type != "nll", "it changes a cross-entropy, not this loss"),
+            "label_smoothing_factor": (
+                self.label_smoothing_factor != 0.0,
+                "it changes a cross-entropy, not this loss",
+            ),
+            "use_liger_kernel": (self.use_liger_kernel, "it replaces the forward pass"),
+            "router_aux_loss_coef": (
+                self.router_aux_loss_coef not in (None, 0.0),
+                "the loss has no load-balancing term",
+            ),
+            "truncation_mode": (
+                self.truncation_mode != "keep_start",
+                "rows are cut at their end, so that an answer follows its prompt",
+            ),
+        }
+        for name, (given, reason) in refused.items():
+            if given:
+                raise InputError(f"--{name} {getattr(self, name)}: {reason}; leave it out")

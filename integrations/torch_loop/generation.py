@@ -1,0 +1,198 @@
+"""Answers of a model to prompts in batches, for evaluation and for training on them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from amidmath.integrations.shared.errors import InputError
+
+
+@contextmanager
+def evaluation_mode(*models: torch.nn.Module) -> Iterator[None]:
+    """Models in evaluation mode; afterwards every module is in the mode that it had."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[torch.Tensor],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    batch_size: int = 8,
+    on_batch: Callable[[int], None] | None = None,
+) -> list[torch.Tensor]:
+    """What the model answers to each prompt.
+
+    It samples from the model's own distribution, tempered and cut to the nucleus as asked and by
+    nothing else: what the model's generation_config says (top-k, penalties, …) does not count.
+    In evaluation mode and with a key-value cache, however the model was set before; mode and
+    configuration are restored. Prompts are batched by length, so that little is padded; with
+    sampling, an answer depends on the batch that its prompt falls into.
+
+    Under FSDP or ZeRO-3 all processes must call this together, with as many batches each.
+
+    Args:
+        model: a causal language model; one that an engine wraps must be unwrapped.
+        prompts: the token ids of each prompt, one-dimensional, at least one token.
+        tokenizer: says, with the model's generation_config, which tokens end an answer.
+        max_new_tokens: the longest answer.
+        temperature: divides the logits; 0 takes the most probable token each time.
+        top_p: sample from the fewest tokens that have this probability together.
+        seed: of the sampling, and torch's generators are left as they were; without it they are
+            drawn from, so that a run that restores their state repeats it.
+        batch_size: prompts at a time.
+        on_batch: called after each batch with its number of prompts.
+
+    Returns:
+        The token ids of each answer on the CPU, in the order of the prompts; one that came to its
+        end includes the eos token.
+
+    Raises:
+        InputError: a prompt without tokens, or one that leaves no room for the answer; it names
+            the row.
+        ValueError: a parameter out of its range.
+    """
+    _check(max_new_tokens, temperature, top_p, batch_size)
+    check_lengths(model, [len(prompt) for prompt in prompts], max_new_tokens)
+    ends = end_tokens(model, tokenizer)
+    # Padding is masked, so any token will do.
+    pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else ends[0]
+    sampling: dict[str, Any] = (
+        {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        if temperature > 0.0
+        else {"do_sample": False}
+    )
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad,
+        eos_token_id=ends,
+        use_cache=True,
+        **sampling,
+    )
+    device = next(model.parameters()).device
+    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+    answers: dict[int, torch.Tensor] = {}
+    with evaluation_mode(model), _generation_config(model, config), _seeded(seed, device):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            ids, mask = _left_padded([prompts[row] for row in rows], pad)
+            found = cast("Any", model).generate(
+                input_ids=ids.to(device), attention_mask=mask.to(device)
+            )
+            for row, tokens in zip(rows, found[:, ids.shape[1] :].cpu(), strict=True):
+                answers[row] = _through_end(tokens, ends)
+            if on_batch is not None:
+                on_batch(len(rows))
+    return [answers[row] for row in range(len(prompts))]
+
+
+def check_lengths(
+    model: PreTrainedModel,
+    lengths: Sequence[int],
+    max_new_tokens: int,
+    numbers: Sequence[int] | None = None,
+) -> None:
+    """Raise InputError, with the row, unless each prompt and its answer fit the model's context.
+
+    Args:
+        model: a causal language model.
+        lengths: tokens of each prompt.
+        max_new_tokens: the longest answer.
+        numbers: what to call the rows; their order if not given.
+    """
+    context = context_of(model)
+    for row, length in zip(numbers or range(len(lengths)), lengths, strict=True):
+        if length == 0:
+            raise InputError(
+                f"row {row}: its prompt has no tokens; a prompt must have at least one"
+            )
+        if context is not None and length + max_new_tokens > context:
+            raise InputError(
+                f"row {row}: its prompt has {length} tokens, which with {max_new_tokens} new ones "
+                f"(--max_new_tokens) exceed the model's context of {context}: a prompt may have "
+                f"{max(context - max_new_tokens, 0)}. Lower --max_new_tokens, or cut prompts with "
+                "--max_prompt_length"
+            )
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: the tokenizer's, and those that the model names besides."""
+    config = getattr(model, "generation_config", None)
+    named = getattr(config, "eos_token_id", None)
+    several = named if isinstance(named, list) else [named]
+    ends = [token for token in (tokenizer.eos_token_id, *several) if isinstance(token, int)]
+    if not ends:
+        raise InputError("neither the tokenizer nor the model names a token that ends an answer")
+    return list(dict.fromkeys(ends))
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """How many tokens the model can read; None where it sets no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def _check(max_new_tokens: int, temperature: float, top_p: float, batch_size: int) -> None:
+    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0.0 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be 0 or positive and finite, got {temperature}")
+    if not 0.0 < top_p <= 1.0:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
+
+
+def _left_padded(prompts: Sequence[torch.Tensor], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), pad, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    return ids, mask
+
+
+def _through_end(tokens: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
+    """The tokens up to the first that ends the answer, which is kept; after it there is padding."""
+    at = torch.isin(tokens, torch.tensor(ends)).nonzero()
+    return tokens[: int(at[0]) + 1].clone() if len(at) else tokens.clone()
+
+
+@contextmanager
+def _generation_config(model: torch.nn.Module, config: GenerationConfig) -> Iterator[None]:
+    """This configuration in place of the model's own, a PEFT model's base included.
+
+    Passed to ``generate`` it would not do: what it leaves open, the model's own would fill in.
+    """
+    holders = [module for module in model.modules() if "generation_config" in vars(module)]
+    before = [cast("Any", module).generation_config for module in holders]
+    try:
+        for module in holders:
+            cast("Any", module).generation_config = config
+        yield
+    finally:
+        for module, own in zip(holders, before, strict=True):
+            cast("Any", module).generation_config = own
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Torch's generators at ``seed``, and afterwards as they were."""
+    devices = range(torch.cuda.device_count()) if device.type == "cuda" else ()
+    with torch.random.fork_rng(devices) if seed is not None else nullcontext():
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield

@@ -1,0 +1,135 @@
+"""The loss of a batch from what teacher and student say of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import amidmath as am
+from amidmath.integrations.torch_loop.sparse_states import sparse_from_states
+from amidmath.integrations.torch_loop.states import States
+from amidmath.integrations.torch_loop.teachers import BaseStates, Reference
+
+# At λ = 0 the assistant is the student itself.
+KL_TO_TEACHER = am.AMiD(am.KL(), order="pr", lam=0.0)
+TOTAL_VARIATION = am.AMiD(am.TotalVariation(), order="pr", lam=0.0)
+
+STUDENT_ROWS = 1
+"""How a batch's "source" marks rows that a student wrote; 0 is a teacher, or anyone."""
+
+SAMPLE = 256
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What of a batch the loss needs beside states.
+
+    Args:
+        labels: shape (B, L), -100 where nothing is learned.
+        denominator: what sums are divided by; None for the number of positions that count.
+        vocab: "strict" or "common", as ``am.Loss.linear`` takes it.
+        label_weight: what cross-entropy with the labels adds; 0 for none.
+        source: shape (B,), who wrote a row (``STUDENT_ROWS``); None for anyone.
+    """
+
+    labels: torch.Tensor
+    denominator: Any
+    vocab: str = "strict"
+    label_weight: float = 0.0
+    source: torch.Tensor | None = None
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """Which positions count: True at t where the label of t + 1 does."""
+        return next_token_mask(self.labels)
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """The label that each position predicts, -100 for none."""
+        shifted = torch.full_like(self.labels, -100)
+        shifted[..., :-1] = self.labels[..., 1:]
+        return shifted
+
+
+def total_loss(
+    losses: Mapping[str, am.Loss], student: States, reference: Reference, batch: Batch
+) -> torch.Tensor:
+    """The batch's loss, a scalar, under autograd.
+
+    Args:
+        losses: ``{"any": loss}``, or one for the rows of each source, of which this is the sum.
+        student: the student's states.
+        reference: the teacher's.
+        batch: the rest.
+    """
+    if "any" in losses:
+        return compare(losses["any"], student, reference, batch.mask, batch)
+    if batch.source is None:
+        raise ValueError(f"the losses {sorted(losses)} need a batch with a source for every row")
+    by_student = (batch.source == STUDENT_ROWS)[:, None]
+    parts = {"teacher": batch.mask & ~by_student, "student": batch.mask & by_student}
+    count = batch.mask.sum().clamp(min=1) if batch.denominator is None else batch.denominator
+    total = student.hidden.new_zeros((), dtype=torch.float32)
+    for name, mask in parts.items():
+        whole = Batch(batch.labels, count, batch.vocab, batch.label_weight)
+        total = total + compare(losses[name], student, reference, mask, whole)
+    return total
+
+
+def compare(
+    loss: am.Loss,
+    student: States,
+    reference: Reference,
+    mask: torch.Tensor,
+    batch: Batch,
+    reduction: str = "mean",
+) -> torch.Tensor:
+    """One loss over the positions of a mask."""
+    denominator = batch.denominator if reduction == "mean" else None
+    if isinstance(reference, am.TopK):
+        return sparse_from_states(loss, student, reference, mask, reduction, denominator)
+    labels = {"labels": batch.targets, "label_weight": batch.label_weight}
+    value: torch.Tensor = loss.linear(
+        student.hidden,
+        student.head,
+        reference.hidden,
+        student.base_head if isinstance(reference, BaseStates) else reference.head,
+        mask,
+        reduction,
+        denominator,
+        vocab=batch.vocab,
+        **(labels if batch.label_weight else {}),
+    )
+    return value
+
+
+@torch.no_grad()
+def overlaps(student: States, reference: Reference, batch: Batch) -> torch.Tensor:
+    """Σ min(p, q) of every position, (B, L); 1 where it does not count."""
+    plain = Batch(batch.labels, None, batch.vocab)
+    return 1.0 - compare(TOTAL_VARIATION, student, reference, batch.mask, plain, "none")
+
+
+@torch.no_grad()
+def sampled_statistics(student: States, reference: Reference, batch: Batch) -> torch.Tensor:
+    """Sums of KL(p‖q) and of the overlap, and the count, over positions spread over the batch.
+
+    Over up to ``SAMPLE`` positions that count, so that looking costs little: a tensor (3,).
+    """
+    mask = batch.mask.flatten()
+    rank = mask.cumsum(0) - 1
+    stride = (mask.sum() // SAMPLE).clamp(min=1)
+    chosen = (mask & (rank % stride == 0) & (rank < stride * SAMPLE)).view(batch.labels.shape)
+    plain = Batch(batch.labels, None, batch.vocab)
+    kl = compare(KL_TO_TEACHER, student, reference, chosen, plain, "sum")
+    distance = compare(TOTAL_VARIATION, student, reference, chosen, plain, "sum")
+    count = chosen.sum()
+    return torch.stack([kl.float(), count - distance.float(), count.float()])
+
+
+def next_token_mask(labels: torch.Tensor) -> torch.Tensor:
+    """Which positions predict a labelled token: True at t where the label of t + 1 counts."""
+    keep = torch.zeros_like(labels, dtype=torch.bool)
+    keep[..., :-1] = labels[..., 1:] != -100
+    return keep

@@ -1,0 +1,202 @@
+"""What a causal language model's logits are made of: its last hidden states and its head."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+import amidmath as am
+from amidmath.integrations.shared.errors import InputError
+
+T = TypeVar("T")
+
+# By what name a config says that logits are multiplied, and how it says by what.
+_SCALES: dict[str, Callable[[Any, float], float]] = {
+    "logit_scale": lambda config, value: value,  # Cohere
+    "output_multiplier": lambda config, value: value,
+    "lm_head_multiplier": lambda config, value: value,  # Falcon-H1
+    "logits_scaling": lambda config, value: (  # Granite and MiniCPM divide
+        value if config.model_type == "hyperclovax" else 1.0 / value
+    ),
+}
+_PROBE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class States:
+    """Hidden states and the head that makes logits of them.
+
+    Args:
+        hidden: shape (B, L, H), after the last norm.
+        head: the output layer.
+        base_head: the output layer without the adapter that it may have, as a constant.
+    """
+
+    hidden: torch.Tensor
+    head: am.Head
+    base_head: am.Head
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """All logits, (B, L, V); for few positions."""
+        head = self.head
+        outputs = torch.nn.functional.linear(self.hidden, head.weight, head.bias)
+        if head.low_rank is not None:
+            a, b, factor = head.low_rank
+            outputs = outputs + factor * (self.hidden @ a.mT) @ b.mT
+        if head.softcap is None:
+            return head.scale * outputs
+        return head.softcap * torch.tanh(outputs * (head.scale / head.softcap))
+
+
+def expose_states(model: PreTrainedModel) -> None:
+    """Let ``model(**inputs, with_states=f)`` run the backbone and return ``f(states)``.
+
+    ``f`` is called inside of the forward pass, so that what wraps the model sees all of it: DDP
+    its gradients, FSDP and ZeRO-3 the use of the head, accelerate's autocast the loss. Without
+    ``with_states`` the model does what it did.
+
+    Args:
+        model: a causal language model, not wrapped by PEFT; exposing it twice is the same as once.
+
+    Raises:
+        InputError: a head that is no linear layer, or logits that are not the head's of the last
+            hidden states in a way that is known here (found by a small forward pass).
+    """
+    if hasattr(model, "_amidmath_exposed"):
+        return
+    forward = model.forward
+
+    @functools.wraps(type(model).forward)  # generate looks at its signature
+    def exposed(
+        self: PreTrainedModel,
+        *args: Any,
+        with_states: Callable[[States], Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if with_states is None:
+            return forward(*args, **kwargs)
+        kwargs["use_cache"] = False
+        hidden = self.base_model(*args, **kwargs).last_hidden_state
+        layer = self.get_output_embeddings()
+        with _gathered(layer.parameters()):
+            head = head_of(self)
+            base = head if not hasattr(layer, "active_adapters") else head_of(self, adapter=False)
+            return with_states(States(hidden, head, _constant(base)))
+
+    head_of(model)
+    model.forward = MethodType(exposed, model)  # type: ignore[method-assign]
+    model._amidmath_exposed = True  # type: ignore[assignment]
+    _check(model)
+
+
+def head_of(model: PreTrainedModel, adapter: bool = True) -> am.Head:
+    """A model's output layer as it is now, an adapter on it included unless told otherwise.
+
+    Raises:
+        InputError: no output layer, or none that is linear.
+    """
+    layer: Any = model.get_output_embeddings()
+    name = type(model).__name__
+    if layer is None:
+        raise InputError(f"{name} has no output layer; a causal language model is needed")
+    config = model.config.get_text_config()
+    settings: dict[str, Any] = {"softcap": getattr(config, "final_logit_softcapping", None)}
+    for key, scale in _SCALES.items():
+        value = getattr(config, key, None)
+        if value is not None:
+            settings["scale"] = scale(config, float(value))
+            break
+    if hasattr(layer, "modules_to_save"):  # PEFT's whole trained copy
+        active = layer.active_adapters
+        use = adapter and not layer.disable_adapters and active
+        layer = layer.modules_to_save[active[0]] if use else layer.original_module
+    if hasattr(layer, "lora_A"):
+        settings["low_rank"] = _low_rank(layer) if adapter else None
+        layer = layer.base_layer
+    if not isinstance(layer, torch.nn.Linear) or not layer.weight.is_floating_point():
+        raise InputError(
+            f"the output layer of {name} is a {type(layer).__name__}, the loss needs a linear "
+            "layer with floating-point weights: leave the head out of quantization and adapters"
+        )
+    return am.Head(layer.weight, bias=layer.bias, **settings)
+
+
+def _constant(head: am.Head) -> am.Head:
+    """A head whose arrays take no gradient."""
+    arrays: dict[str, Any] = {"weight": head.weight.detach()}
+    if head.bias is not None:
+        arrays["bias"] = head.bias.detach()
+    if head.low_rank is not None:
+        a, b, factor = head.low_rank
+        arrays["low_rank"] = (a.detach(), b.detach(), factor)
+    return dataclasses.replace(head, **arrays)
+
+
+def _low_rank(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float] | None:
+    if layer.disable_adapters or layer.merged or not layer.active_adapters:
+        return None
+    if len(layer.active_adapters) > 1:
+        raise InputError(
+            f"the output layer has {len(layer.active_adapters)} active LoRA adapters; one at most"
+        )
+    name = layer.active_adapters[0]
+    if layer.use_dora.get(name):
+        raise InputError("DoRA on the output layer is no low-rank sum; use plain LoRA there")
+    dropout = layer.lora_dropout[name]
+    if getattr(dropout, "p", 0.0) > 0.0:
+        raise InputError(
+            f"--lora_dropout {dropout.p} on the output layer cannot be had here: set it to 0, or "
+            "leave lm_head out of --lora_target_modules"
+        )
+    return layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name])
+
+
+def _gathered(parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager[Any]:
+    """Whole parameters where ZeRO-3 keeps parts; other engines have them whole in the forward."""
+    parts = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not parts:
+        return nullcontext()
+    import deepspeed
+
+    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parts)
+    return gathered
+
+
+@torch.no_grad()
+def _check(model: PreTrainedModel) -> None:
+    """Raise InputError unless the head's logits are the model's own."""
+    parameter = next(model.parameters())
+    if parameter.is_meta or any(hasattr(p, "ds_id") for p in model.parameters()):
+        return  # not here, or in parts: nothing to run
+    size = model.config.get_text_config().vocab_size
+    ids = (torch.arange(_PROBE_TOKENS, device=parameter.device) * 7919 % size)[None]
+    was_training = model.training
+    model.eval()
+    theirs = model(input_ids=ids, use_cache=False).logits.float()
+    ours = model(input_ids=ids, with_states=lambda states: states.logits).float()
+    model.train(was_training)
+    if ours.shape != theirs.shape or not torch.allclose(
+        ours, theirs, rtol=_tolerance(parameter.dtype), atol=_tolerance(parameter.dtype)
+    ):
+        raise InputError(
+            f"{type(model).__name__} makes its logits in a way that is not known here: they are "
+            f"not its output layer's of its last hidden states (largest difference "
+            f"{_difference(ours, theirs)})"
+        )
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return 0.1 if dtype in (torch.bfloat16, torch.float16) else 1e-3
+
+
+def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> str:
+    if ours.shape != theirs.shape:
+        return f"in shape, {tuple(ours.shape)} against {tuple(theirs.shape)}"
+    return f"{float((ours - theirs).abs().max()):.3g}"
