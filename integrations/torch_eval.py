@@ -318,7 +318,7 @@ def _print_table(
         ]
     table = Table(
         caption=f"the first on {figures[STUDENT].tokens:,} tokens of references"
-        + ("; ± is over seeds" if answers else ""),
+        + ("; ± is over seeds" if answers and answers[STUDENT].answers[1:] else ""),
         caption_justify="left",
     )
     table.add_column("")

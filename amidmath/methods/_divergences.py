@@ -71,7 +71,7 @@ def minillm(temperature: float = 1.0) -> Loss:
     and student with its importance weights, and the language-modelling loss on a corpus. Without
     them this is :func:`reverse_kl`, on whatever responses it is given.
 
-    Source: MiniLLM (arXiv 2306.08543), section 2.2; docs: methods, N2.
+    Source: MiniLLM (arXiv 2306.08543) and its code; docs: methods, N2.
 
     Args:
         temperature: divides both logits, positive.

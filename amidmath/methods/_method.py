@@ -24,7 +24,8 @@ class Method:
     """A named distillation method: its losses, its parameters, and what they mean as λ and α.
 
     For whoever chooses a method by name, and changes its parameters over training: losses are
-    cheap to make, and those that differ in numbers only share their compiled kernels.
+    cheap to make, and those that differ in numbers only share their row kernels. Under ``jax.jit``
+    numbers are part of what is compiled; there, parameters that may be arrays can change.
 
     Source: docs: methods, N1 to N6.
 

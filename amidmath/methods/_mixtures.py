@@ -34,7 +34,7 @@ def gkd(beta: float = 0.5, temperature: float = 1.0) -> Loss:
     The equal of ``beta * am.AMiD(order="pr", lam=beta) + (1 - beta) * am.AMiD(order="qr",
     lam=beta)``, in one pass over the rows.
 
-    Source: GKD (arXiv 2306.13649), equation 1; docs: methods, N3.
+    Source: GKD (arXiv 2306.13649); docs: methods, N3.
 
     Args:
         beta: β in [0, 1].

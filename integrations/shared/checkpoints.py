@@ -178,16 +178,16 @@ def write_state(checkpoint: Path, name: str, states: Mapping[str, Mapping[str, A
 
 def read_state(checkpoint: Path, name: str) -> dict[str, dict[str, Any]]:
     """The states that ``write_state`` wrote; raises InputError where they cannot be read."""
-    path = checkpoint / f"{name}.json"
+    path, binary = checkpoint / f"{name}.json", checkpoint / f"{name}.safetensors"
+    if not path.is_file():
+        raise InputError(
+            f"--resume_from_checkpoint: {checkpoint} has no {path.name}: it is of another program, "
+            "or of a run with another number of processes"
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         states: dict[str, dict[str, Any]] = content["states"]
-        arrays = load_file(checkpoint / f"{name}.safetensors") if content["arrays"] else {}
-    except FileNotFoundError as error:
-        raise InputError(
-            f"--resume_from_checkpoint: {checkpoint} has no {Path(str(error.filename)).name}: it "
-            "is of another program, or of a run with another number of processes"
-        ) from error
+        arrays = load_file(binary) if content["arrays"] else {}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(
             f"--resume_from_checkpoint: {path} cannot be read: {type(error).__name__}: {error}"

@@ -108,8 +108,7 @@ class Schedules:
     @property
     def observes(self) -> bool:
         """Whether ``observe`` makes a difference to any of them."""
-        kinds = map(type, self.by_name.values())
-        return any(kind.observe is not Schedule.observe for kind in kinds)
+        return any(type(s).observe is not Schedule.observe for s in self.by_name.values())
 
     @property
     def per_token(self) -> dict[str, OverlapToken]:

@@ -9,10 +9,11 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from amidmath._checks import shortened
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.metrics import marked_number
 
 Record = Mapping[str, Any]
 Message = dict[str, str]
@@ -241,11 +242,13 @@ def _instruction(record: Record, languages: Languages) -> Row:
 
 def _gsm8k(record: Record, languages: Languages) -> Row:
     if "instruction" in record:
-        return _instruction_response(record)
-    answer = _text(record, "answer")
-    if "####" not in answer:
-        raise _Unfit(f"has an answer without '#### NUMBER': {shortened(answer)}")
-    return Row(_user(f"Q: {_text(record, 'question')} \n\nA:"), (answer,))
+        row = _instruction_response(record)
+    else:
+        prompt = f"Q: {_text(record, 'question')} \n\nA:"
+        row = Row(_user(prompt), (_text(record, "answer"),))
+    if marked_number(row.references[0]) is None:
+        raise _Unfit(f"has an answer without '#### NUMBER': {shortened(row.references[0])}")
+    return row
 
 
 def _translation(record: Record, languages: Languages) -> Row:
@@ -414,9 +417,9 @@ def _from_datasets(flag: str, name: str, split: str, config_name: str | None) ->
 
     splits = read(flag, name, config_name)
     if split in splits:
-        return list(splits[split])
+        return cast("list[Record]", list(splits[split]))
     if len(splits) == 1:
-        return list(next(iter(splits.values())))
+        return cast("list[Record]", list(next(iter(splits.values()))))
     raise InputError(f"--dataset_split: no split {split!r}; {name} has {sorted(splits)}")
 
 
@@ -441,7 +444,7 @@ def _json(path: Path) -> list[Record]:
         return _json_lines(path)
     if isinstance(content, dict) and "instances" in content:
         content = content["instances"]
-    records = content if isinstance(content, list) else [content]
+    records: list[Any] = content if isinstance(content, list) else [content]
     for number, record in enumerate(records):
         if not isinstance(record, dict):
             raise _Unfit(f"row {number} is no JSON object but {shortened(record)}")

@@ -22,6 +22,7 @@ import json
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ from safetensors.numpy import save
 
 from amidmath._checks import shortened
 from amidmath.integrations.shared.errors import InputError, first_paragraph
+from amidmath.integrations.shared.full_disk import DiskFullError
 from amidmath.integrations.shared.whole_files import staged_file, write_json
 
 INDEX = "index.json"
@@ -224,7 +226,7 @@ class TopKWriter:
             lists: of all its positions, row by row.
 
         Raises:
-            InputError: the disk is full; what was there before is kept.
+            DiskFullError: what was there before is kept.
             ValueError: lists of another shape than was planned.
         """
         shard, header = self.shards[number], self.header
@@ -252,8 +254,21 @@ class TopKWriter:
         with self._room("the index"):
             self._write_index()
 
-    def _room(self, what: str) -> "_Room":
-        return _Room(self, what)
+    @contextmanager
+    def _room(self, what: str) -> Iterator[None]:
+        """Say what a full disk means for a cache."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            done = sum(shard.size is not None for shard in self.shards)
+            left = payload_bytes(self.header, [s for s in self.shards if s.size is None])
+            raise DiskFullError(
+                f"the disk of {self.folder} is full: {what} could not be written. {done} of "
+                f"{len(self.shards)} shards are finished and kept; make room for "
+                f"{megabytes(left)} and {AGAIN}: it goes on from there"
+            ) from error
 
     def _write_index(self) -> None:
         header = asdict(self.header)
@@ -267,28 +282,6 @@ class TopKWriter:
             "shards": [asdict(shard) for shard in self.shards],
         }
         write_json(self.folder / INDEX, content)
-
-
-class _Room:
-    """Says what a full disk means for a cache."""
-
-    def __init__(self, writer: TopKWriter, what: str) -> None:
-        self.writer, self.what = writer, what
-
-    def __enter__(self) -> None:
-        """Nothing to do."""
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return
-        shards = self.writer.shards
-        done = sum(shard.size is not None for shard in shards)
-        left = payload_bytes(self.writer.header, [s for s in shards if s.size is None])
-        raise InputError(
-            f"the disk of {self.writer.folder} is full: {self.what} could not be written. "
-            f"{done} of {len(shards)} shards are finished and kept; free {megabytes(left)} and "
-            f"{AGAIN}: it goes on from there"
-        ) from error
 
 
 class TopKStore:

@@ -151,14 +151,27 @@ def _model_init(given: dict[str, Any] | str | None) -> dict[str, Any]:
 
 
 def _expand_config(words: list[str]) -> list[str]:
-    """Put the contents of the --config file before the other words, which override them."""
+    """Put what the --config files say before the other words, which override them.
+
+    Of several files, a later one overrides an earlier.
+    """
     words = [part for word in words for part in _split_config(word)]
-    if "--config" not in words:
-        return words
-    at = words.index("--config")
-    if at + 1 == len(words):
-        raise InputError("--config must be followed by a YAML file")
-    path = words[at + 1]
+    from_files: dict[str, list[str]] = {}
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word != "--config":
+            others.append(word)
+            continue
+        path = next(rest, None)
+        if path is None:
+            raise InputError("--config must be followed by a YAML file")
+        from_files |= _read_config(path)
+    return [word for given in from_files.values() for word in given] + others
+
+
+def _read_config(path: str) -> dict[str, list[str]]:
+    """The words of the command line that stand for each line of a file."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -167,12 +180,12 @@ def _expand_config(words: list[str]) -> list[str]:
         raise InputError(f"--config: {path} is no YAML file: {first_paragraph(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"--config: {path} must hold lines of the form `argument: value`")
-    from_file: list[str] = []
+    found: dict[str, list[str]] = {}
     for name, value in content.items():
         if value is not None:
             values = value if isinstance(value, list) else [value]
-            from_file += [f"--{name}", *map(_as_word, values)]
-    return from_file + words[:at] + words[at + 2 :]
+            found[str(name)] = [f"--{name}", *map(_as_word, values)]
+    return found
 
 
 def _split_config(word: str) -> list[str]:

@@ -9,7 +9,15 @@ from typing import Any, TypeVar, cast
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
@@ -25,6 +33,7 @@ from amidmath.integrations.shared.checkpoints import (
 )
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.full_disk import saving
+from amidmath.integrations.shared.whole_files import staged_dir
 from amidmath.integrations.torch_loop.unpickling import refuse_code
 
 T = TypeVar("T")
@@ -202,6 +211,7 @@ class _Figures:
             "loss_until_logged": float(trainer._total_loss_scalar),
             "last_logged": trainer._globalstep_last_logged,
             "first_step": trainer._initial_global_step,
+            "is_training": trainer.model.training,  # TRL logs by it
             "total_tokens": getattr(trainer, "_total_train_tokens", 0),
             "metrics": {
                 mode: {name: list(map(float, values)) for name, values in lists.items()}
@@ -216,6 +226,7 @@ class _Figures:
         trainer._total_loss_scalar = state["loss_until_logged"]
         trainer._globalstep_last_logged = state["last_logged"]
         trainer._initial_global_step = state["first_step"]
+        trainer.model.train(state["is_training"])
         if hasattr(trainer, "_total_train_tokens"):
             trainer._total_train_tokens = state["total_tokens"]
         for mode, lists in state["metrics"].items():
@@ -273,3 +284,14 @@ def on_main_process(work: Callable[[], T]) -> T:
     if answer[1] is not None:
         raise InputError(answer[1])
     return cast("T", answer[0])
+
+
+def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a model and its tokenizer in Hugging Face format; the folder has all of it or none.
+
+    Raises:
+        DiskFullError: there is no room for it.
+    """
+    with staged_dir(folder) as stage, saving(folder.name, stage):
+        model.save_pretrained(stage)
+        tokenizer.save_pretrained(stage)

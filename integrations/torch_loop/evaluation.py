@@ -10,12 +10,9 @@ from array_api_compat import torch as xp
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
-import amidmath as am
 from amidmath._buckets import fold
 from amidmath.integrations.torch_loop.generation import evaluation_mode
-
-# At λ = 0 the assistant is the student itself, so this is KL(p‖q).
-_KL_TO_TEACHER = am.AMiD(am.KL(), order="pr", lam=0.0)
+from amidmath.integrations.torch_loop.objective import KL_TO_TEACHER
 
 # Tokens at a time: their logits are copied in float32, 150 MB each for 150,000 words.
 _CHUNK = 256
@@ -111,11 +108,12 @@ def _figures(
     nll = F.cross_entropy(logits, targets, reduction="sum")
     if reference is None:
         return torch.stack([torch.zeros_like(nll), torch.full_like(nll, len(targets)), nll])
-    common = min(logits.shape[-1], reference.shape[-1])
+    ours, theirs = logits, reference
     if logits.shape[-1] != reference.shape[-1]:
-        logits, reference = fold(logits, common, xp), fold(reference, common, xp)
-    agreements = (logits.argmax(-1) == reference.argmax(-1)).sum()
-    return torch.stack([_KL_TO_TEACHER(logits, reference, reduction="sum"), agreements, nll])
+        common = min(logits.shape[-1], reference.shape[-1])
+        ours, theirs = fold(logits, common, xp), fold(reference, common, xp)
+    agreements = (ours.argmax(-1) == theirs.argmax(-1)).sum()
+    return torch.stack([KL_TO_TEACHER(ours, theirs, reduction="sum"), agreements, nll])
 
 
 def _exp(nats: float) -> float:

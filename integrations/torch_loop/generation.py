@@ -33,7 +33,7 @@ def generate(
     top_p: float = 1.0,
     seed: int | None = None,
     batch_size: int = 8,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], object] | None = None,
 ) -> list[torch.Tensor]:
     """What the model answers to each prompt.
 

@@ -111,16 +111,21 @@ def overlaps(student: States, reference: Reference, batch: Batch) -> torch.Tenso
     return 1.0 - compare(TOTAL_VARIATION, student, reference, batch.mask, plain, "none")
 
 
+def sampled_positions(batch: Batch) -> torch.Tensor:
+    """Up to ``SAMPLE`` of the positions that count, spread over the batch: a mask (B, L)."""
+    mask = batch.mask.flatten()
+    rank = mask.cumsum(0) - 1
+    stride = (mask.sum() // SAMPLE).clamp(min=1)
+    return (mask & (rank % stride == 0) & (rank < stride * SAMPLE)).view(batch.labels.shape)
+
+
 @torch.no_grad()
 def sampled_statistics(student: States, reference: Reference, batch: Batch) -> torch.Tensor:
     """Sums of KL(p‖q) and of the overlap, and the count, over positions spread over the batch.
 
     Over up to ``SAMPLE`` positions that count, so that looking costs little: a tensor (3,).
     """
-    mask = batch.mask.flatten()
-    rank = mask.cumsum(0) - 1
-    stride = (mask.sum() // SAMPLE).clamp(min=1)
-    chosen = (mask & (rank % stride == 0) & (rank < stride * SAMPLE)).view(batch.labels.shape)
+    chosen = sampled_positions(batch)
     plain = Batch(batch.labels, None, batch.vocab)
     kl = compare(KL_TO_TEACHER, student, reference, chosen, plain, "sum")
     distance = compare(TOTAL_VARIATION, student, reference, chosen, plain, "sum")

@@ -1,6 +1,6 @@
 """Batches of sequences that the student or the teacher generates for the dataset's prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from trl.models import unwrap_model_for_generation
 
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.policy_base import Source
-from amidmath.integrations.shared.replay_buffer import Example
+from amidmath.integrations.shared.replay_buffer import Example, ReplayBuffer
 from amidmath.integrations.torch_loop.generation import generate
 from amidmath.integrations.torch_loop.objective import STUDENT_ROWS
 from amidmath.integrations.torch_loop.teachers import ModelTeacher
@@ -24,7 +24,7 @@ class Rollouts:
     """Puts generated or remembered completions in place of the dataset's.
 
     Args:
-        trainer: whose student, teacher, replay buffer and collator are used.
+        trainer: whose student, teacher and collator are used.
 
     Raises:
         InputError: the data policy generates, and there are no prompts, rows are packed, the
@@ -36,6 +36,7 @@ class Rollouts:
         self.trainer = trainer
         self.tagged = "any" not in trainer.recipe.method.sources
         args = trainer.args
+        self.buffer = args.replay_buffer()
         self.rng = np.random.default_rng([args.seed, args.process_index])
         self.generated_tokens = 0
         sources = trainer.policy.sources
@@ -56,9 +57,9 @@ class Rollouts:
         if Source.TEACHER in sources and not isinstance(trainer.teacher, ModelTeacher):
             raise InputError(f"{flag}: {trainer.teacher.describe()} does not generate")
         step_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        if Source.BUFFER in sources and trainer.buffer.capacity < step_rows:
+        if Source.BUFFER in sources and self.buffer.capacity < step_rows:
             raise InputError(
-                f"--buffer_capacity {trainer.buffer.capacity} is less than the {step_rows} rows of "
+                f"--buffer_capacity {self.buffer.capacity} is less than the {step_rows} rows of "
                 "an optimiser step on each process"
             )
 
@@ -81,10 +82,26 @@ class Rollouts:
                 batch.setdefault("source", rows.to(batch["input_ids"].device))
         return made
 
+    def state(self) -> dict[str, Any]:
+        """The replay buffer and the random numbers, for checkpoints."""
+        return {"generator": self.rng.bit_generator.state, **self.buffer.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a ``state()``; raises InputError if it is of another buffer, or damaged."""
+        rest = dict(state)
+        self.rng.bit_generator.state = rest.pop("generator")
+        buffer = ReplayBuffer.from_state(rest)
+        if buffer.capacity != self.buffer.capacity:
+            raise InputError(
+                f"--buffer_capacity {self.buffer.capacity}: the checkpoint's replay buffer has a "
+                f"capacity of {buffer.capacity}; give that"
+            )
+        self.buffer = buffer
+
     def _examples(self, source: Source, prompts: list[torch.Tensor]) -> list[Example]:
         trainer = self.trainer
         if source is Source.BUFFER:
-            return trainer.buffer.sample(len(prompts), self.rng)
+            return self.buffer.sample(len(prompts), self.rng)
         args = trainer.args
         of_teacher = source is Source.TEACHER
         model = trainer.teacher.model if of_teacher else trainer.model_wrapped
@@ -95,8 +112,7 @@ class Rollouts:
             completions = generate(
                 generator,
                 prompts,
-                pad_token_id=int(trainer.tokenizer.pad_token_id),
-                eos_token_id=_ends(generator, trainer.tokenizer),
+                tokenizer=trainer.tokenizer,
                 max_new_tokens=min(args.max_new_tokens, limit - longest),
                 temperature=args.generation_temperature,
                 top_p=args.generation_top_p,
@@ -109,15 +125,8 @@ class Rollouts:
         ]
         if Source.BUFFER in trainer.policy.sources:
             for example in examples:
-                trainer.buffer.push(*example)
+                self.buffer.push(*example)
         return examples
-
-
-def _ends(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end an answer: the tokenizer's, and the model's own."""
-    own = model.generation_config.eos_token_id
-    ends = [tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
-    return sorted({end for end in ends if end is not None})
 
 
 def _prompts(batch: dict[str, Any]) -> list[torch.Tensor]:

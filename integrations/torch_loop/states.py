@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, TypeVar
@@ -58,9 +57,9 @@ class States:
 def expose_states(model: PreTrainedModel) -> None:
     """Let ``model(**inputs, with_states=f)`` run the backbone and return ``f(states)``.
 
-    ``f`` is called inside of the forward pass, so that what wraps the model sees all of it: DDP
-    its gradients, FSDP and ZeRO-3 the use of the head, accelerate's autocast the loss. Without
-    ``with_states`` the model does what it did.
+    ``f`` is called inside of the forward pass, in the place of the output layer, so that what wraps
+    the model sees all of it: DDP its gradients, FSDP and ZeRO-3 the use of the head, accelerate's
+    autocast the loss. Without ``with_states`` the model does what it did.
 
     Args:
         model: a causal language model, not wrapped by PEFT; exposing it twice is the same as once.
@@ -85,10 +84,13 @@ def expose_states(model: PreTrainedModel) -> None:
         kwargs["use_cache"] = False
         hidden = self.base_model(*args, **kwargs).last_hidden_state
         layer = self.get_output_embeddings()
-        with _gathered(layer.parameters()):
+
+        def states(hidden: torch.Tensor) -> Any:
             head = head_of(self)
             base = head if not hasattr(layer, "active_adapters") else head_of(self, adapter=False)
             return with_states(States(hidden, head, _constant(base)))
+
+        return _in_place_of(layer, states, hidden)
 
     head_of(model)
     model.forward = MethodType(exposed, model)  # type: ignore[method-assign]
@@ -158,15 +160,25 @@ def _low_rank(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float] | None:
     return layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name])
 
 
-def _gathered(parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager[Any]:
-    """Whole parameters where ZeRO-3 keeps parts; other engines have them whole in the forward."""
-    parts = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    if not parts:
-        return nullcontext()
-    import deepspeed
+@torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
+    reason="a forward pass is replaced, and the loss is not compiled anyway"
+)
+def _in_place_of(
+    layer: torch.nn.Module, work: Callable[[torch.Tensor], Any], hidden: torch.Tensor
+) -> Any:
+    """``work(hidden)`` as the layer's forward pass.
 
-    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parts)
-    return gathered
+    Engines that keep weights in parts have a layer's whole during its own forward and backward
+    pass only.
+    """
+    own = vars(layer).get("forward")  # accelerate's hooks put one there
+    try:
+        layer.forward = work
+        return layer(hidden)
+    finally:
+        del layer.forward
+        if own is not None:
+            layer.forward = own
 
 
 @torch.no_grad()

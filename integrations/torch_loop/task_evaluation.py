@@ -91,7 +91,7 @@ def evaluate_task(
     decoding: Decoding | None = None,
     prompts: Prompts | None = None,
     teacher_answers: Sequence[Sequence[str]] | None = None,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[int], object] | None = None,
 ) -> TaskResult:
     """Let a model answer the prompts of some rows, and score the answers.
 
@@ -126,7 +126,9 @@ def evaluate_task(
             on_batch=on_batch,
         )
         unfinished += sum(int(ids[-1]) not in ends for ids in found)
-        texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in found]
+        # A padded vocabulary has ids without a token, which stand for no text.
+        known = [ids[ids < len(tokenizer)] for ids in found]
+        texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in known]
         answers.append([cut_at_stop(text, task.stop).strip() for text in texts])
     references = [row.references for row in rows]
     scores = {

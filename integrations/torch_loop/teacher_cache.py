@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from datasets import Dataset
+from numpy.typing import NDArray
 
 import amidmath as am
 from amidmath.integrations.shared.errors import InputError
@@ -141,7 +142,7 @@ class CachedTeacher:
         return am.TopK(*(array.to(device, non_blocking=True) for array in top))
 
 
-def normalised(lists: Lists) -> np.ndarray[Any, Any]:
+def normalised(lists: Lists) -> NDArray[np.float32]:
     """The log-probabilities in float32, with their tails' summing to 1 as before rounding."""
     logs, tails = lists.log_probs.astype(np.float32), lists.tails.astype(np.float32)[:, None]
     sums = np.exp(logs).sum(axis=-1, keepdims=True, dtype=np.float64) + np.exp(tails)
@@ -203,7 +204,9 @@ def number_rows(rows: Dataset) -> Dataset:
     return rows if ROW in rows.column_names else rows.add_column(ROW, list(range(len(rows))))
 
 
-def counting_positions(labels: Sequence[int], documents: Sequence[int] | None) -> list[int]:
+def counting_positions(
+    labels: Sequence[int], documents: Sequence[int] | None
+) -> NDArray[np.integer[Any]]:
     """Which positions of a prepared row predict a labelled token.
 
     Args:
@@ -211,5 +214,6 @@ def counting_positions(labels: Sequence[int], documents: Sequence[int] | None) -
         documents: the lengths of the documents packed into it, whose first tokens padding-free
             collators do not let the document before predict; None where it is one sequence.
     """
-    firsts = set(np.cumsum([0, *(documents or ())]).tolist())
-    return [t - 1 for t, label in enumerate(labels) if t and label != -100 and t not in firsts]
+    counts = np.asarray(labels) != -100
+    counts[[0, *np.cumsum(documents or [])[:-1]]] = False
+    return np.flatnonzero(counts) - 1

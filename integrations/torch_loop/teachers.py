@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 import amidmath as am
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.torch_loop.processes import reshard
 from amidmath.integrations.torch_loop.states import States, expose_states
 
 T = TypeVar("T")
@@ -69,14 +70,17 @@ class ModelTeacher:
     def give(self, batch: dict[str, Any], then: Callable[[Reference], T]) -> T:
         """See :class:`Teacher`."""
         with_gradient = torch.is_grad_enabled()
+        results: list[T] = []
 
-        def go_on(states: States) -> T:
+        def go_on(states: States) -> None:
             with torch.set_grad_enabled(with_gradient):
-                return then(states)
+                results.append(then(states))
 
+        # Not as the model's output, whose gradients an engine may cut off, it being without any.
         with torch.no_grad():
-            result: T = self.model(**batch, with_states=go_on)
-        return result
+            self.model(**batch, with_states=go_on)
+        reshard(self.model)
+        return results[0]
 
     def describe(self) -> str:
         """Its name."""

@@ -10,9 +10,10 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import SFTConfig, SFTTrainer
-from trl.models import prepare_deepspeed
 
+from amidmath.integrations.shared.checkpoints import ExtraState
 from amidmath.integrations.shared.errors import InputError, TrainingError
+from amidmath.integrations.torch_loop.checkpoints import WholeCheckpoints
 from amidmath.integrations.torch_loop.config import AMiDConfig
 from amidmath.integrations.torch_loop.models import check_context, check_vocabularies
 from amidmath.integrations.torch_loop.objective import (
@@ -20,6 +21,13 @@ from amidmath.integrations.torch_loop.objective import (
     overlaps,
     sampled_statistics,
     total_loss,
+)
+from amidmath.integrations.torch_loop.processes import (
+    generates_together,
+    ignore_repeated_rows,
+    keep_loss_wide,
+    prepare_frozen,
+    reshard,
 )
 from amidmath.integrations.torch_loop.rollouts import Rollouts
 from amidmath.integrations.torch_loop.states import States, expose_states
@@ -35,7 +43,7 @@ from amidmath.integrations.torch_loop.teachers import (
 _NOT_FOR_MODELS = ("row", "source")
 
 
-class AMiDTrainer(SFTTrainer):
+class AMiDTrainer(WholeCheckpoints, SFTTrainer):
     """Trains the student on a distillation loss at every labelled position.
 
     The loss is computed from hidden states, the logits never whole. All else is SFTTrainer's:
@@ -66,7 +74,7 @@ class AMiDTrainer(SFTTrainer):
     ) -> None:
         """Check that teacher and student fit, and prepare the data."""
         self.recipe = args.recipe()
-        self.policy, self.buffer = args.data_policy(), args.replay_buffer()
+        self.policy = args.data_policy()
         self.vocab, self.label_weight = args.vocab, args.label_weight
         contexts = {"student": model}
         if isinstance(teacher, PreTrainedModel):
@@ -76,11 +84,15 @@ class AMiDTrainer(SFTTrainer):
         self.drop_unlearnable_rows = args.drop_unlearnable_rows
         super().__init__(model=model, args=args, **kwargs)
         inner = self.student
-        expose_states(cast("Any", inner).get_base_model() if _has_adapter(inner) else inner)
+        inner = cast("Any", inner).get_base_model() if _has_adapter(inner) else inner
+        expose_states(inner)
+        keep_loss_wide(self.accelerator)
+        generates_together(inner, self.accelerator)
         self.teacher = self._prepared_teacher(teacher)
         self.rollouts = Rollouts(self)
         self._step_sums: torch.Tensor | float = 0.0
         self._statistics: torch.Tensor | None = None
+        self._held_out: torch.Tensor | float = 0.0  # sum of the losses, and of how many tokens
         self.add_callback(_AfterStep(self))
 
     def _prepared_teacher(self, teacher: PreTrainedModel | Teacher | str) -> Teacher:
@@ -89,10 +101,7 @@ class AMiDTrainer(SFTTrainer):
         if not isinstance(teacher, PreTrainedModel):
             return cast("Teacher", teacher)
         name = teacher.config.name_or_path
-        if self.is_deepspeed_enabled:
-            return ModelTeacher(prepare_deepspeed(freeze(teacher), self.accelerator), name)
-        prepared = self.accelerator.prepare_model(freeze(teacher), evaluation_mode=True)
-        return ModelTeacher(prepared, name)
+        return ModelTeacher(prepare_frozen(freeze(teacher), self.accelerator), name)
 
     @property
     def student(self) -> PreTrainedModel:
@@ -138,6 +147,10 @@ class AMiDTrainer(SFTTrainer):
 
         loss = self.teacher.give(inputs, with_reference)
         mode = "train" if self.student.training else "eval"
+        if mode == "eval":
+            count = batch.mask.sum()
+            over = count if denominator is None else denominator
+            self._held_out = self._held_out + torch.stack([loss.detach() * over, count]).double()
         if mode == "train":
             self._step_sums = self._step_sums + loss.detach()
             tokens: Any = self.accelerator.gather_for_metrics(count_tokens(inputs, labels))
@@ -200,7 +213,7 @@ class AMiDTrainer(SFTTrainer):
         if not batches:
             return batches, items
         step, total = self.state.global_step, self.state.max_steps
-        source = self.policy.choose(step, total, self.buffer)
+        source = self.policy.choose(step, total, self.rollouts.buffer)
         batches = self.rollouts.batches(source, batches)
         return batches, self._get_num_items_in_batch(batches, device)
 
@@ -219,6 +232,33 @@ class AMiDTrainer(SFTTrainer):
                 "teacher or student do), helps against it; earlier checkpoints are kept"
             )
         return norm
+
+    def extra_states(self) -> dict[str, ExtraState]:
+        """Schedules, data policy, replay buffer and random numbers, beside the logged figures."""
+        return super().extra_states() | {
+            "schedules": self.recipe.schedules,
+            "policy": self.policy,
+            "rollouts": self.rollouts,
+        }
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any, Any]:
+        """A held-out batch, its rows counted once."""
+        ignore_repeated_rows(inputs["labels"], self.accelerator)
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, with the mean loss over all tokens, whatever the batches and processes."""
+        self._held_out = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        output = super().evaluation_loop(*args, **kwargs)
+        reshard(self.student)
+        total, count = self._summed(self._held_out).tolist()
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        cast("dict[str, float]", output.metrics)[f"{prefix}_loss"] = (
+            total / count if count else math.nan
+        )
+        return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """SFTTrainer's, and the data policy hears of the loss."""

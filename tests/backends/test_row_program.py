@@ -26,6 +26,7 @@ from amidmath._rowprogram.graph import (
 from amidmath._rowprogram.program import row_program
 from amidmath._rowprogram.schedule import scheduled
 from amidmath._rowprogram.simplify import cost, simplified
+from amidmath._rowprogram.stages import staged
 from amidmath._rowprogram.trace import FLOAT64, trace
 from amidmath._rows import RowForm
 from amidmath.divergences import REGISTRY
@@ -300,3 +301,83 @@ def test_a_reduction_of_reductions_takes_as_many_sweeps():
         node = b.apply("sub", x, b.reduce("max", b.apply("exp", node)))
     value = b.reduce("sum", node)
     assert len(scheduled(value, [None, None], False).sweeps) == 4
+
+
+# ---------------------------------------------------------------------------------------------
+# Stages
+
+
+def stages_of(program):
+    for at, sweep in enumerate(program.sweeps):
+        yield at, sweep, staged(sweep, program.buffers, at)
+
+
+@pytest.mark.parametrize("loss", LOSSES[::3])
+def test_stages_do_what_the_sweep_does_in_an_order_in_which_it_can_be_done(loss):
+    program = row_program(RowForm(loss.block), (True, True), False).scheduled(True)
+    for at, sweep, stages in stages_of(program):
+        assert sorted(n.order for s in stages for n in s.reductions) == sorted(
+            n.order for n in sweep.reductions
+        )
+        assert sorted(n.order for s in stages for n in s.kept) == sorted(
+            n.order for n in sweep.kept
+        )
+        # A gradient may be written over the logits, which no stage reads afterwards.
+        assert [s.outputs for s in stages] == [[] for _ in stages[1:]] + [sweep.outputs]
+        passed, kept = {}, set()
+        for stage in stages:
+            assert stage.given == passed
+            assert stage.there == kept
+            assert not set(stage.passed.values()) & set(passed.values())
+            assert not passed.keys() & stage.passed.keys()
+            assert all(n.type == "real" for n in stage.passed)
+            assert set(stage.inputs(program.buffers, at)) <= {
+                n for n in reachable(sweep.roots) if n.op == "input"
+            }
+            passed, kept = passed | stage.passed, kept | set(stage.kept)
+
+
+def test_a_long_chain_is_cut_and_a_short_one_is_not():
+    b = Builder()
+    node = b.leaf("input", 0, TOKEN)
+    lengths = []
+    for _ in range(12):
+        node = b.apply("exp", b.apply("neg", node))
+        program = scheduled(b.reduce("sum", node), [None, None], True)
+        ((_, _, stages),) = stages_of(program)
+        lengths.append(len(stages))
+        for stage in stages[:-1]:
+            assert len(stage.passed) == 1, "a chain passes on its last number only"
+    assert lengths == sorted(lengths)
+    assert lengths[0] == 1
+    assert lengths[-1] > 3
+
+
+def test_what_is_cheap_is_not_passed_on_but_computed_again():
+    b = Builder()
+    x = b.leaf("input", 0, TOKEN)
+    centred = b.apply("sub", x, b.leaf("scale", None, ROW))
+    inside = b.apply("lt", centred, b.const(0.0))
+    node = centred
+    for _ in range(6):
+        node = b.apply("exp", b.apply("neg", node))
+    root = b.apply("select", inside, node, centred)
+    program = scheduled(b.reduce("sum", root), [None, None], True)
+    ((_, _, stages),) = stages_of(program)
+    assert len(stages) > 1
+    assert not {x, centred, inside} & {n for s in stages for n in s.passed}
+
+
+def test_truth_values_and_numbers_are_kept_where_computing_them_again_costs_more():
+    b = Builder()
+    x = b.leaf("input", 0, TOKEN)
+    total = b.reduce("sum", b.apply("select", (odd := _condition(b, x)), x, b.const(0.0)))
+    later = b.apply("select", odd, b.apply("mul", x, total), b.const(1.0))
+    program = scheduled(b.reduce("sum", later), [None, None], True)
+    assert set(program.buffers) == {odd}
+
+
+def _condition(b, x):
+    size = b.apply("abs", x)
+    inside = b.apply("lt", size, b.const(2.0))
+    return b.apply("and", inside, b.apply("ne", b.apply("mul", size, size), b.const(1.0)))

@@ -10,6 +10,8 @@ import pytest
 from definitions import log_softmax
 
 import amidmath as am
+from amidmath._rowprogram.program import row_program
+from amidmath._rows import RowForm
 
 METHODS = am.methods.METHODS
 mpf = mpmath.mpf
@@ -436,6 +438,23 @@ def test_parameters_reach_the_loss():
     assert METHODS["gkd"].loss(beta=0.25, temperature=2.0) == am.methods.gkd(0.25, 2.0)
     assert METHODS["taid"].losses(t=0.5)["any"] == am.methods.taid(0.5)
     assert METHODS["distillm2"].losses(beta=1.25) == am.methods.distillm2(beta=1.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        *(("abkd", "alpha"), ("abkd", "beta"), ("amid", "lam"), ("distillm", "skew")),
+        *(("distillm2", "skew_teacher"), ("distillm2", "beta"), ("gkd", "beta"), ("taid", "t")),
+        *(("wsd", "reverse_weight"), ("kl", "temperature")),
+    ],
+)
+def test_losses_that_differ_in_numbers_share_their_kernels(name, number):
+    def structures(value):
+        losses = METHODS[name].losses(**{number: value}).values()
+        forms = (RowForm(loss.block) for loss in losses)
+        return [row_program(form, (True, False), double=False).structure for form in forms]
+
+    assert structures(0.33) == structures(0.41)
 
 
 def test_a_method_of_ones_own_is_registered_in_one_place(monkeypatch):

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,8 @@ def three(make: Make, tmp_path: Path) -> Path:
 
 
 def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:1000])
+    content = path.read_bytes()
+    path.write_bytes(content[: min(1000, len(content) // 2)])
 
 
 def flip(path: Path) -> None:
@@ -352,10 +354,10 @@ def test_damaged_states_are_refused(tmp_path: Path, ending: str, keep: int) -> N
     write_state(tmp_path, "s", {"a": {"x": np.arange(9)}})
     path = tmp_path / f"s.{ending}"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match="s.json cannot be read"):
+    with pytest.raises(InputError, match=r"s\.json cannot be read"):
         read_state(tmp_path, "s")
     path.unlink()
-    with pytest.raises(InputError, match=f"has no s.{ending}"):
+    with pytest.raises(InputError, match=rf"has no s\.json|No such file.*s\.{ending}"):
         read_state(tmp_path, "s")
 
 
@@ -405,12 +407,10 @@ def test_transformers_does_not_run_code_of_a_checkpoint(
     folder = three / "checkpoint-2"
     torch.save(Evil(tmp_path / "was_run"), folder / name)
     manifest = json.loads((folder / "complete.json").read_text())
-    import zlib
-
     content = (folder / name).read_bytes()
     manifest["files"][name] = {"size": len(content), "crc32": f"{zlib.crc32(content):08x}"}
     (folder / "complete.json").write_text(json.dumps(manifest))
     assert problem_with(folder) is None
-    with pytest.raises(pickle.UnpicklingError, match="weights_only|Weights only"):
+    with pytest.raises(pickle.UnpicklingError, match=r"weights_only|Weights only"):
         make().train(resume_from_checkpoint=str(folder))
     assert not (tmp_path / "was_run").exists()

@@ -220,6 +220,11 @@ def test_a_resumed_run_has_the_values_of_an_uninterrupted_one(
     assert set(values[0]) == set("abcdef")
 
 
+@pytest.mark.parametrize("text", ALL)
+def test_the_schedules_that_learn_from_the_steps_say_so(text: str) -> None:
+    assert Schedules.parse([text], "abcdefg").observes == (text[0] in "def")
+
+
 def test_only_the_overlap_per_batch_needs_an_observed_overlap() -> None:
     assert all_schedules().needs_overlap
     schedules = Schedules.parse(["b=linear:0:1", "d=taid"], "bd")

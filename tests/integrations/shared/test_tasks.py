@@ -80,12 +80,12 @@ def test_gsm8k(tmp_path: Path) -> None:
 def test_files_of_speculative_kd(tmp_path: Path, task: str) -> None:
     path = tmp_path / "mt_test.json"
     instances = [
-        {"instruction": "Do it.", "response": "Done."},
-        {"instruction": "b", "response": "c"},
+        {"instruction": "Do it.", "response": "Done. #### 1"},
+        {"instruction": "b", "response": "#### 2"},
     ]
     path.write_text(json.dumps({"instances": instances}))
     found = read_rows(str(path), TASKS[task])
-    assert found.rows == [Row(user("Do it."), ("Done.",)), Row(user("b"), ("c",), 1)]
+    assert found.rows == [Row(user("Do it."), ("Done. #### 1",)), Row(user("b"), ("#### 2",), 1)]
     assert found.total == 2
 
 
@@ -215,6 +215,8 @@ GOOD: dict[str, dict[str, Any]] = {
         ("dolly", {"input": 3}, ["'input' = 3"]),
         ("dolly", {"prompt": 3}, ["'prompt' = 3"]),
         ("gsm8k", {"answer": "it is 1"}, ["without '#### NUMBER'", "it is 1"]),
+        ("gsm8k", {"answer": "#### none"}, ["without '#### NUMBER'"]),
+        ("gsm8k", {"instruction": "a", "response": "b"}, ["without '#### NUMBER'"]),
         ("gsm8k", {"question": ...}, ["has no 'question'"]),
         ("translation", {"English": ...}, ["no text under 'English'", "--target_column"]),
         ("translation", {"translation": "a"}, ["'translation' = 'a'", "maps no languages"]),
