@@ -14,6 +14,12 @@ READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "te
 
 DEFAULT_TEST_SPLIT = "test"
 
+PAIR = ("prompt", "chosen", "rejected")
+"""The columns of contrastive pairs: a prompt, the teacher's answer, the student's answer."""
+
+SOURCE = "source"
+"""The column that says who wrote a row's completion: 0 the teacher, 1 the student."""
+
 
 class DataArguments(Protocol):
     """What names a dataset and its splits, as TRL's ScriptArguments does."""
@@ -63,6 +69,26 @@ def load_splits(script: DataArguments, text_field: str, seed: int) -> tuple[Data
     return halves["train"], halves["test"]
 
 
+def is_paired(rows: Dataset) -> bool:
+    """Whether rows are contrastive pairs."""
+    columns = set(rows.column_names)
+    return columns.issuperset(PAIR) and "completion" not in columns
+
+
+def unpaired(rows: Dataset) -> Dataset:
+    """Two rows of each pair, one after the other: the teacher's completion, then the student's."""
+
+    def both(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        pairs = list(zip(*(batch[name] for name in PAIR), strict=True))
+        return {
+            "prompt": [prompt for prompt, _, _ in pairs for _ in range(2)],
+            "completion": [answer for _, *answers in pairs for answer in answers],
+            SOURCE: [source for _ in pairs for source in range(2)],
+        }
+
+    return rows.map(both, batched=True, remove_columns=rows.column_names)
+
+
 def read(flag: str, name: str, config_name: str | None) -> DatasetDict:
     """All splits of a dataset: hub name, saved dataset, folder of files, or one file."""
     path = Path(name)
@@ -91,7 +117,13 @@ def read(flag: str, name: str, config_name: str | None) -> DatasetDict:
 def check_rows(flag: str, rows: Dataset, text_field: str) -> None:
     """Raise InputError unless there are rows, in a format that SFTTrainer trains on."""
     columns = set(rows.column_names)
-    formats = (("messages",), ("prompt", "completion"), (text_field,), ("conversations",))
+    formats = (
+        ("messages",),
+        ("prompt", "completion"),
+        PAIR,
+        (text_field,),
+        ("conversations",),
+    )
     needed = next((names for names in formats if columns.issuperset(names)), None)
     if needed is None and "input_ids" not in columns:
         hint = (

@@ -38,7 +38,7 @@ class Quality:
 @torch.no_grad()
 def evaluate(
     models: Mapping[str, PreTrainedModel],
-    teacher: PreTrainedModel,
+    teacher: torch.nn.Module | None,
     batches: Iterable[dict[str, Any]],
     device: torch.device,
 ) -> dict[str, Quality]:
@@ -51,14 +51,15 @@ def evaluate(
         models: the models to judge by name. Where one has logits over more or fewer tokens than
             the teacher, KL and agreement are over the first tokens that both have, and all others
             as one more token; perplexity is over a model's own.
-        teacher: the reference.
+        teacher: the reference; None if there is none, and KL and agreement are NaN.
         batches: collated batches with ``input_ids`` and ``labels``.
         device: where the models are.
 
     Returns:
-        One entry a model, in the order given, the teacher first.
+        One entry a model, in the order given, the teacher first if there is one.
     """
-    everyone = {"teacher": teacher, **models}
+    everyone: dict[str, torch.nn.Module] = {} if teacher is None else {"teacher": teacher}
+    everyone |= models
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in everyone}
     count = 0
     with evaluation_mode(*everyone.values()):
@@ -70,7 +71,9 @@ def evaluate(
             positions = (predicted != -100).nonzero().squeeze(-1)
             targets = predicted[positions]
             count += targets.numel()
-            reference = teacher(**inputs, use_cache=False).logits.flatten(0, 1)
+            reference = None
+            if teacher is not None:
+                reference = teacher(**inputs, use_cache=False).logits.flatten(0, 1)
             for name, model in everyone.items():
                 same = model is teacher
                 logits = (
@@ -80,14 +83,16 @@ def evaluate(
                     positions.split(_CHUNK), targets.split(_CHUNK), strict=True
                 ):
                     sums[name] += _figures(
-                        logits[chunk].float(), None if same else reference[chunk].float(), words
+                        logits[chunk].float(),
+                        None if same or reference is None else reference[chunk].float(),
+                        words,
                     ).to("cpu", torch.float64)
     if count == 0:
         raise ValueError("the held-out batches have no token that counts")
     return {
         name: Quality(
-            kl=float(kl) / count,
-            agreement=float(agree) / count,
+            kl=math.nan if teacher is None else float(kl) / count,
+            agreement=math.nan if teacher is None else float(agree) / count,
             perplexity=_exp(float(nll) / count),
             tokens=count,
         )

@@ -31,9 +31,11 @@ class Teacher(Protocol):
 
     Attributes:
         knows_new_rows: it can judge sequences that are not of the dataset.
+        model: a causal language model that gives its logits; None if it is not in memory.
     """
 
     knows_new_rows: bool
+    model: torch.nn.Module | None
 
     def give(self, batch: dict[str, Any], then: Callable[[Reference], T]) -> T:
         """``then`` of the reference for a batch.
@@ -65,7 +67,8 @@ class ModelTeacher:
 
     def __init__(self, model: torch.nn.Module, name: str) -> None:
         """See the class."""
-        self.model, self.name = model, name
+        self.model: torch.nn.Module = model
+        self.name = name
 
     def give(self, batch: dict[str, Any], then: Callable[[Reference], T]) -> T:
         """See :class:`Teacher`."""
@@ -110,6 +113,7 @@ class AdapterBaseTeacher:
                 "--use_peft, or name a teacher with --teacher_model_name_or_path"
             )
         self.student, self.adapter_model = student, adapter_model
+        self.model: torch.nn.Module = _AdapterOff(adapter_model)
 
     def give(self, batch: dict[str, Any], then: Callable[[Reference], T]) -> T:
         """See :class:`Teacher`; ``then`` runs with the adapter on again."""
@@ -124,6 +128,19 @@ class AdapterBaseTeacher:
     def describe(self) -> str:
         """What it is."""
         return "the student's base model (its adapter off)"
+
+
+class _AdapterOff(torch.nn.Module):
+    """A PEFT model as its base model."""
+
+    def __init__(self, adapter_model: Any) -> None:
+        super().__init__()
+        self.adapter_model = adapter_model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The base model's."""
+        with self.adapter_model.disable_adapter():
+            return self.adapter_model(*args, **kwargs)
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:

@@ -12,8 +12,10 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import SFTConfig, SFTTrainer
 
 from amidmath.integrations.shared.checkpoints import ExtraState
+from amidmath.integrations.shared.data import is_paired, unpaired
 from amidmath.integrations.shared.errors import InputError, TrainingError
 from amidmath.integrations.torch_loop.checkpoints import WholeCheckpoints
+from amidmath.integrations.torch_loop.collators import Carrying
 from amidmath.integrations.torch_loop.config import AMiDConfig
 from amidmath.integrations.torch_loop.models import check_context, check_vocabularies
 from amidmath.integrations.torch_loop.objective import (
@@ -83,6 +85,7 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         check_context(int(args.max_length or 0), **contexts)
         self.drop_unlearnable_rows = args.drop_unlearnable_rows
         super().__init__(model=model, args=args, **kwargs)
+        self.data_collator = Carrying(self.data_collator, _NOT_FOR_MODELS)
         inner = self.student
         inner = cast("Any", inner).get_base_model() if _has_adapter(inner) else inner
         expose_states(inner)
@@ -283,6 +286,14 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         dataset_name: str,
     ) -> Dataset | IterableDataset:
         """SFTTrainer's preparation, in two steps so that what it would drop is seen first."""
+        if isinstance(dataset, Dataset) and is_paired(dataset):
+            if "any" in self.recipe.method.sources or packing or args.padding_free:
+                raise InputError(
+                    "the data has pairs of answers (chosen, rejected), which --method distillm2 "
+                    "trains on, without --packing or --padding_free; other methods take a column "
+                    "'completion'"
+                )
+            dataset = unpaired(dataset)
         whole = copy.copy(args)
         whole.max_length, whole.shuffle_dataset = None, False
         rows = super()._prepare_dataset(

@@ -203,6 +203,35 @@ def test_contrastive_losses_see_their_own_rows(make: Make) -> None:
         assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_pairs_of_answers_train_with_the_loss_of_their_writer(make: Make) -> None:
+    pairs = [
+        {"prompt": f"{name}: ", "chosen": "by the teacher", "rejected": "by the student, long"}
+        for name in "abcd"
+    ]
+    trainer = make(
+        rows=Dataset.from_list(pairs), method="distillm2", train_sampling_strategy="sequential"
+    )
+    batch = dict(next(iter(trainer.get_train_dataloader())))
+    assert batch["source"].tolist() == [0, 1]
+    labels = batch["labels"]
+    count = int((labels[:, 1:] != -100).sum())
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "source")}
+    expected = 0.0
+    losses = am.methods.METHODS["distillm2"].losses()
+    for row, source in enumerate(("teacher", "student")):
+        at = torch.zeros_like(labels, dtype=torch.bool)
+        at[row, :-1] = labels[row, 1:] != -100
+        student, teacher = (
+            model(**inputs).logits[at].detach().double()
+            for model in (trainer.student, trainer.teacher.model)
+        )
+        expected += float(losses[source](student, teacher, reduction="sum"))
+    found = trainer.compute_loss(trainer.model, batch).detach()
+    assert float(found) == pytest.approx(expected / count, rel=1e-5)
+    with pytest.raises(InputError, match="which --method distillm2"):
+        make(rows=Dataset.from_list(pairs), method="kl")
+
+
 def test_cross_entropy_is_added_with_its_weight(make: Make) -> None:
     losses = {}
     for weight in (0.0, 0.25, 1.0):

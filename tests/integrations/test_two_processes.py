@@ -36,9 +36,10 @@ JOBS: dict[str, dict[str, Any]] = {
     "label weight": {"settings": {"label_weight": 0.5}},
     "taid": {"settings": {"method": "taid", "schedule": ["t=taid:0.4:1"]}},
     "overlap": {"settings": {"schedule": ["alpha=overlap:-5:1"]}},
-    # Answers end at every third token, after unequal numbers of steps on the processes.
+    # With these ends, the answers on the first process come to theirs after 4 tokens, on the second
+    # after 12.
     "on policy": {
-        "ends": list(range(0, 384, 3)),
+        "ends": [132, 342],
         "settings": {"policy": "on_policy", **GENERATE},
     },
     "on policy, lora": {"lora": LORA, "settings": {"policy": "on_policy", **GENERATE}},
