@@ -1,7 +1,7 @@
 """Cache a teacher's most probable tokens for a dataset, to distil from without the teacher.
 
     python integrations/cache_teacher.py --teacher_model_name_or_path TEACHER \
-        --model_name_or_path STUDENT --dataset_name data.jsonl --output_dir CACHE --k 128
+        --model_name_or_path STUDENT --dataset_name data.jsonl --output_dir CACHE --k 256
 
 Takes the data arguments of torch_distill.py, and prepares the same rows with them. Says beforehand
 how large the cache will be, how long it takes, and how much of the teacher's mass other k would
@@ -55,9 +55,9 @@ from amidmath.integrations.shared.top_k_store import (
 )
 from amidmath.integrations.torch_loop.arguments import (
     DistillScriptArguments,
-    _expand_config,
-    _join_numbers,
-    _Parser,
+    Parser,
+    expand_config,
+    join_numbers,
 )
 from amidmath.integrations.torch_loop.config import AMiDConfig
 from amidmath.integrations.torch_loop.models import load_model, load_tokenizer
@@ -81,7 +81,7 @@ _ROWS_WITHOUT_BARS = 20_000
 class CacheArguments(DistillScriptArguments):
     """Data, and what to cache of it."""
 
-    k: int = field(default=128, metadata={"help": "How many tokens a position."})
+    k: int = field(default=256, metadata={"help": "How many tokens a position."})
     log_probs_dtype: str = field(
         default="float16",
         metadata={
@@ -146,14 +146,14 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         InputError: a value that does not fit, an unknown argument, or one that is missing.
         SystemExit: after --help.
     """
-    parser = _Parser(
+    parser = Parser(
         cast("Any", (CacheArguments, AMiDConfig, ModelConfig)),
         prog="cache_teacher.py",
         description="Cache a teacher's most probable tokens for a dataset.",
         epilog="--config FILE reads arguments from a YAML file; the command line wins.",
         allow_abbrev=False,
     )
-    words = _join_numbers(_expand_config(sys.argv[1:] if argv is None else argv))
+    words = join_numbers(expand_config(sys.argv[1:] if argv is None else argv))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
         script, config, model, unknown = parser.parse_args_into_dataclasses(
@@ -271,10 +271,10 @@ class Source:
         ask: Callable[..., tuple[torch.Tensor, ...]] = self.teacher.give
         arrays = [tensor.cpu().numpy() for tensor in ask(inputs, of)]
         ends = np.cumsum([len(prepared.positions[row]) for row in rows])[:-1]
-        parts = zip(*(np.split(array, ends) for array in arrays), strict=True)
+        logs, indices, tails = (np.split(array, ends) for array in arrays)
         return {
-            row: Lists(*part, positions=prepared.positions[row])
-            for row, part in zip(rows, parts, strict=True)
+            row: Lists(logs[i], indices[i], tails[i], prepared.positions[row])
+            for i, row in enumerate(rows)
         }
 
     def _expected(self, rows: Sequence[int], keep: torch.Tensor) -> torch.Tensor:

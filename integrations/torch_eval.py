@@ -37,8 +37,6 @@ from amidmath.integrations.torch_loop.eval_arguments import (
 from amidmath.integrations.torch_loop.evaluation import Quality, evaluate
 from amidmath.integrations.torch_loop.generation import check_lengths, context_of
 from amidmath.integrations.torch_loop.models import (
-    check_tokenizers,
-    check_vocabularies,
     load_model,
     load_tokenizer,
 )
@@ -51,6 +49,7 @@ from amidmath.integrations.torch_loop.task_evaluation import (
     evaluate_task,
     held_out,
 )
+from amidmath.integrations.torch_loop.vocabularies import compare_vocabularies
 
 RESULTS = "results.json"
 PREDICTIONS = "predictions.jsonl"
@@ -105,8 +104,6 @@ def prepare(arguments: Arguments) -> Prepared:
         teacher = (TEACHER_FLAG, given.teacher_model_name_or_path, given.teacher_model_revision)
         names[TEACHER] = teacher
     tokenizers = [load_tokenizer(flag, str(name), revision=r) for flag, name, r in names.values()]
-    if len(tokenizers) == 2:
-        check_tokenizers(*tokenizers)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = given.dtype or ("float32" if device.type == "cpu" else "auto")
     models = {
@@ -114,7 +111,9 @@ def prepare(arguments: Arguments) -> Prepared:
         for role, (flag, name, revision) in names.items()
     }
     if TEACHER in models:
-        check_vocabularies(models[STUDENT], models[TEACHER], given.vocab)
+        sizes = [m.config.get_text_config().vocab_size for m in (models[STUDENT], models[TEACHER])]
+        ours, theirs = (tokenizer.get_vocab() for tokenizer in tokenizers)
+        compare_vocabularies(ours, theirs, *sizes, given.vocab)
     prompts = encode_prompts(
         tokenizers[0], rows.rows, style=data.prompt_style, max_length=data.max_prompt_length
     )

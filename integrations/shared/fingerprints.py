@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset
 
 from amidmath.integrations.shared.errors import InputError
@@ -67,9 +66,10 @@ def of_rows(rows: Dataset) -> str:
     """
     columns = [c for c in ("input_ids", "labels", "seq_lengths") if c in rows.column_names]
     digests = {(c, part): hashlib.sha256() for c in columns for part in ("values", "lengths")}
-    for table in rows.select_columns(columns).with_format("arrow").iter(batch_size=_ROWS):
+    tables: Any = rows.select_columns(columns).with_format("arrow").iter(batch_size=_ROWS)
+    for table in tables:
         for name in columns:
-            lists: Any = pa.concat_arrays(table.column(name).chunks)
+            lists = table.column(name).combine_chunks()
             for part, array in (("values", lists.flatten()), ("lengths", lists.value_lengths())):
                 numbers = array.to_numpy(zero_copy_only=False).astype("<i8", copy=False)
                 digests[name, part].update(np.ascontiguousarray(numbers).data)

@@ -175,30 +175,30 @@ class TopKWriter:
         self.folder, self.header, self.counts, self.lengths = folder, header, counts, lengths
         self.shards = plan_shards(header, counts, shard_bytes)
         _check_folder(folder)
+        self._replaces = False
         if (folder / INDEX).exists():
-            self._go_on(overwrite)
+            differing = self._differing()
+            if differing and not overwrite:
+                raise InputError(
+                    f"--output_dir: {folder} holds a cache of other things "
+                    f"({'; '.join(differing)}): choose another folder, or replace it with "
+                    "--overwrite_output_dir"
+                )
+            self._replaces = bool(differing)
 
-    def _go_on(self, overwrite: bool) -> None:
+    def _differing(self) -> list[str]:
+        """In what the cache that is there differs from this one; if in nothing, go on with it."""
         try:
             begun, shards = _read_index(self.folder)
-            differing = _differences(begun, self.header)
-            planned = [replace(shard, size=None, sha256=None) for shard in shards]
-            if not differing and planned != list(self.shards):
-                differing = ["another size of shards"]
         except InputError as error:
-            differing = [str(error)]
+            return [str(error)]
+        differing = _differences(begun, self.header)
+        planned = tuple(replace(shard, size=None, sha256=None) for shard in shards)
+        if not differing and planned != self.shards:
+            differing = ["its shards are of another size"]
         if not differing:
-            self.shards = tuple(shards)
-        elif not overwrite:
-            raise InputError(
-                f"--output_dir: {self.folder} holds a cache of other things "
-                f"({'; '.join(differing)}): choose another folder, or replace it with "
-                "--overwrite_output_dir"
-            )
-        else:
-            (self.folder / INDEX).unlink()
-            for path in self.folder.glob("shard-*.safetensors"):
-                path.unlink()
+            self.shards = shards
+        return differing
 
     def missing(self, *, verify: bool = False) -> list[int]:
         """The numbers of the shards that are to be written.
@@ -213,8 +213,13 @@ class TopKWriter:
         ]
 
     def begin(self) -> None:
-        """Make the folder and its index, before the first shard."""
+        """Make the folder and its index, before the first shard; what is replaced goes."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self._replaces:
+            (self.folder / INDEX).unlink()
+            for path in self.folder.glob("shard-*.safetensors"):
+                path.unlink()
+            self._replaces = False
         with self._room("the index"):
             self._write_index()
 

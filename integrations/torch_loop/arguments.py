@@ -50,6 +50,14 @@ class DistillScriptArguments(ScriptArguments):
         },
     )
 
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Say what would be trained and how much memory it would take, and stop before "
+            "the first step; nothing is written."
+        },
+    )
+
     def __post_init__(self) -> None:
         """Check the values."""
         if not 0.0 < self.eval_fraction < 1.0:
@@ -69,11 +77,12 @@ class DistillScriptArguments(ScriptArguments):
 
 @dataclass(frozen=True)
 class Arguments:
-    """All that one run was told; the three names are always given.
+    """All that one run was told.
 
     Args:
         student: hub name or folder of the student.
-        teacher: hub name or folder of the teacher.
+        teacher: hub name or folder of the teacher; None where it is the student's base, or where
+            its cache does not need it.
         output_dir: the run folder.
         script: data and reporting.
         config: training and loss.
@@ -82,7 +91,7 @@ class Arguments:
     """
 
     student: str
-    teacher: str
+    teacher: str | None
     output_dir: Path
     script: DistillScriptArguments
     config: AMiDConfig
@@ -90,10 +99,11 @@ class Arguments:
     model_init: dict[str, Any]
 
 
-class _Parser(HfArgumentParser):
+class Parser(HfArgumentParser):
     """argparse whose errors are one line, not all of the usage."""
 
     def error(self, message: str) -> NoReturn:
+        """See the class."""
         raise InputError(f"{message} (--help lists all arguments)")
 
 
@@ -104,19 +114,19 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         InputError: a value that does not fit, an unknown argument, or one that is missing.
         SystemExit: after --help.
     """
-    parser = _Parser(
+    parser = Parser(
         cast("Any", (DistillScriptArguments, AMiDConfig, ModelConfig)),
         prog="torch_distill.py",
         description="Distil a causal language model with the AMiD loss (torch, TRL's SFTTrainer).",
         epilog="--config FILE reads arguments from a YAML file; the command line wins.",
         allow_abbrev=False,
     )
-    words = _expand_config(sys.argv[1:] if argv is None else argv)
+    words = expand_config(sys.argv[1:] if argv is None else argv)
     with warnings.catch_warnings():
         # TRL's own default sets the old name of activation_checkpointing.
         warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
         script, config, model, unknown = parser.parse_args_into_dataclasses(
-            _join_numbers(words), return_remaining_strings=True, look_for_args_file=False
+            join_numbers(words), return_remaining_strings=True, look_for_args_file=False
         )
     if unknown:
         near = get_close_matches(unknown[0], parser._option_string_actions, n=1)
@@ -125,7 +135,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     student, teacher = model.model_name_or_path, config.teacher_model_name_or_path
     required = {
         "--model_name_or_path": student,
-        "--teacher_model_name_or_path": teacher,
+        "--teacher_model_name_or_path": teacher or config.teacher_cache or config.teacher_is_base,
         "--dataset_name": script.dataset_name,
         "--output_dir": config.output_dir,
     }
@@ -138,7 +148,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     model_init = _model_init(config.model_init_kwargs)
     config.model_init_kwargs = None  # the student is loaded before the trainer sees it
     folder = Path(str(config.output_dir))
-    return Arguments(str(student), str(teacher), folder, script, config, model, model_init)
+    return Arguments(str(student), teacher, folder, script, config, model, model_init)
 
 
 def _model_init(given: dict[str, Any] | str | None) -> dict[str, Any]:
@@ -150,7 +160,7 @@ def _model_init(given: dict[str, Any] | str | None) -> dict[str, Any]:
     return dict(given or {})
 
 
-def _expand_config(words: list[str]) -> list[str]:
+def expand_config(words: list[str]) -> list[str]:
     """Put what the --config files say before the other words, which override them.
 
     Of several files, a later one overrides an earlier.
@@ -196,7 +206,7 @@ def _as_word(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (dict, bool)) else str(value)
 
 
-def _join_numbers(words: list[str]) -> list[str]:
+def join_numbers(words: list[str]) -> list[str]:
     """Turn ``--alpha -inf`` into ``--alpha=-inf``: argparse takes such a value for a flag."""
     joined: list[str] = []
     for word in words:

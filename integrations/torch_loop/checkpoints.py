@@ -286,12 +286,23 @@ def on_main_process(work: Callable[[], T]) -> T:
     return cast("T", answer[0])
 
 
-def save_model(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_model(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> None:
     """Write a model and its tokenizer in Hugging Face format; the folder has all of it or none.
+
+    Args:
+        folder: where to; an earlier one is replaced.
+        model: what to write.
+        tokenizer: beside it.
+        weights: the model's, where an engine has shared them out; None for its own.
 
     Raises:
         DiskFullError: there is no room for it.
     """
     with staged_dir(folder) as stage, saving(folder.name, stage):
-        model.save_pretrained(stage)
+        model.save_pretrained(stage, state_dict=weights)
         tokenizer.save_pretrained(stage)

@@ -88,6 +88,7 @@ class AMiDConfig(PolicySettings, LossSettings, SFTConfig):
             raise InputError(
                 f"--label_weight must be a finite number from 0 on, got {self.label_weight}"
             )
+        self._check_teacher()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
         self._refuse_what_would_be_ignored()
@@ -102,6 +103,20 @@ class AMiDConfig(PolicySettings, LossSettings, SFTConfig):
         # to compare like with like, of the baseline's.
         self.router_aux_loss_coef = 0.0
 
+    def _check_teacher(self) -> None:
+        if self.teacher_is_base and (self.teacher_model_name_or_path or self.teacher_cache):
+            raise InputError(
+                "--teacher_is_base: the student's base model is the teacher; leave out "
+                "--teacher_model_name_or_path and --teacher_cache"
+            )
+        quantized = self.teacher_load_in_8bit or self.teacher_load_in_4bit
+        if self.teacher_load_in_8bit and self.teacher_load_in_4bit:
+            raise InputError("--teacher_load_in_8bit and --teacher_load_in_4bit: give one of them")
+        if quantized and (self.teacher_is_base or self.teacher_cache):
+            raise InputError(
+                "--teacher_load_in_8bit and --teacher_load_in_4bit are for a teacher in memory"
+            )
+
     def _refuse_what_would_be_ignored(self) -> None:
         refused = {
             "trust_remote_code": (self.trust_remote_code, CODE_IS_NEVER_RUN),
@@ -110,6 +125,7 @@ class AMiDConfig(PolicySettings, LossSettings, SFTConfig):
                 self.label_smoothing_factor != 0.0,
                 "it changes a cross-entropy, not this loss",
             ),
+            "save_only_model": (self.save_only_model, "a run could not go on from its checkpoints"),
             "use_liger_kernel": (self.use_liger_kernel, "it replaces the forward pass"),
             "router_aux_loss_coef": (
                 self.router_aux_loss_coef not in (None, 0.0),

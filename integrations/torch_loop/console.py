@@ -2,25 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import (
     PreTrainedModel,
     SchedulerType,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 
 from amidmath.integrations.torch_loop.arguments import Arguments
 from amidmath.integrations.torch_loop.evaluation import Quality, evaluate
 from amidmath.integrations.torch_loop.models import parameter_counts
+from amidmath.integrations.torch_loop.processes import own_batches
 from amidmath.integrations.torch_loop.teachers import ModelTeacher
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
@@ -34,12 +29,7 @@ def print_header(console: Console, trainer: AMiDTrainer, arguments: Arguments) -
     student_size, trainable = parameter_counts(trainer.student)
     rows, held_out = len(trainer.train_rows), len(trainer.eval_rows)
     batch = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
-    steps = config.max_steps
-    if steps <= 0:
-        updates = math.ceil(
-            len(trainer.get_train_dataloader()) / config.gradient_accumulation_steps
-        )
-        steps = math.ceil(updates * config.num_train_epochs)
+    steps = trainer.steps_to_train
     precision = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
     facts = {
         "method": f"{trainer.recipe.describe()}   (p teacher, q student, r assistant)",
@@ -63,15 +53,22 @@ def print_header(console: Console, trainer: AMiDTrainer, arguments: Arguments) -
 
 
 def judge(
-    console: Console,
-    teacher: PreTrainedModel,
-    batches: "DataLoader[Any]",
-    models: Mapping[str, PreTrainedModel],
+    trainer: AMiDTrainer, models: Mapping[str, PreTrainedModel], limit: int | None
 ) -> dict[str, Quality]:
-    """Held-out figures of the teacher and some models, with a bar meanwhile."""
-    title = f"evaluating {' and '.join(models)}"
-    bar = tqdm(batches, desc=title, unit="batch", leave=False, dynamic_ncols=True)
-    return evaluate(models, teacher, bar, next(teacher.parameters()).device)
+    """Figures of the teacher, if it is in memory, and some models, on the first held-out rows."""
+    args, rows = trainer.args, trainer.eval_rows
+    if limit is not None:
+        rows = rows.select(range(min(limit, len(rows))))
+    batches = list(own_batches(rows, trainer.plain_collator, args.per_device_eval_batch_size))
+    bar = tqdm(
+        batches,
+        desc=f"evaluating {' and '.join(models)}",
+        unit="batch",
+        leave=False,
+        dynamic_ncols=True,
+        disable=args.disable_tqdm or not trainer.is_world_process_zero(),
+    )
+    return evaluate(models, trainer.teacher.model, bar, args.device)
 
 
 def print_table(console: Console, rows: Mapping[str, Quality], caption: str) -> None:
@@ -82,14 +79,15 @@ def print_table(console: Console, rows: Mapping[str, Quality], caption: str) -> 
         table.add_column(title, justify="right", no_wrap=True)
     for name, quality in rows.items():
         table.add_row(
-            name, f"{quality.kl:.4f}", f"{quality.agreement:.4f}", f"{quality.perplexity:,.2f}"
+            name, _shown(quality.kl), _shown(quality.agreement), f"{quality.perplexity:,.2f}"
         )
     console.print(table)
 
 
-def warnings_about(teacher: Quality, student: Quality) -> Sequence[str]:
+def warnings_about(figures: Mapping[str, Quality]) -> Sequence[str]:
     """What the figures before training say against distilling at all."""
-    if teacher.perplexity < student.perplexity:
+    teacher, student = figures.get("teacher"), figures["student before"]
+    if teacher is None or teacher.perplexity < student.perplexity:
         return ()
     return (
         f"the teacher's held-out perplexity ({teacher.perplexity:.2f}) is no better than the "
@@ -98,66 +96,5 @@ def warnings_about(teacher: Quality, student: Quality) -> Sequence[str]:
     )
 
 
-class ProgressBar(TrainerCallback):
-    """Steps done, time left, tokens a second, and the last logged loss.
-
-    Args:
-        title: stands before the bar.
-    """
-
-    def __init__(self, title: str) -> None:
-        """Start without a bar."""
-        self.title = title
-        self.bar: Any = None
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        """Open the bar on the main process."""
-        if state.is_world_process_zero:
-            self.bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                desc=self.title,
-                unit="step",
-                dynamic_ncols=True,
-            )
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        """Advance the bar."""
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Show the loss and the speed."""
-        if self.bar is not None and logs and "loss" in logs:
-            speed = f", {logs['tokens_per_second']:,.0f} tokens/s" if "num_tokens" in logs else ""
-            self.bar.set_postfix_str(f"loss {float(logs['loss']):.4f}{speed}")
-
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
+def _shown(figure: float) -> str:
+    return "-" if math.isnan(figure) else f"{figure:.4f}"

@@ -3,7 +3,7 @@
 The estimate is a sum of parts that are known (weights, gradients, optimiser states, the chunk of
 logits) and one that is counted for a Llama-like layer (activations). The runtime itself (Python,
 libraries, a GPU's context) is left out, and so are what an allocator keeps back and the buffers of
-collectives.
+collectives. Against the measured peaks of five small runs on a CPU it was 22 to 24 % low.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,18 @@ import torch
 
 from amidmath._linear_arguments import ACCELERATOR_BYTES, CPU_BYTES
 from amidmath.integrations.torch_loop.models import parameter_counts
+from amidmath.integrations.torch_loop.teachers import ModelTeacher
+from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
 # Bytes of optimiser states for every trained parameter; of a name, the longest start that fits.
 _STATE_BYTES = {
-    "adamw": 8, "adamw_8bit": 2, "adamw_bnb_8bit": 2, "paged_adamw": 8,
-    "paged_adamw_8bit": 2, "adamw_torch_8bit": 2, "adamw_torch_4bit": 1,
-    "lion": 4, "lion_8bit": 1, "paged_lion": 4, "paged_lion_8bit": 1,
-    "ademamix": 12, "ademamix_8bit": 3, "rmsprop": 4, "adagrad": 4,
-    "sgd": 0, "adafactor": 0, "galore": 8, "apollo": 8, "lomo": 0, "adalomo": 0,
+    **dict.fromkeys(("adamw", "paged_adamw", "galore", "apollo"), 8),
+    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "adamw_torch_8bit", "paged_adamw_8bit"), 2),
+    **dict.fromkeys(("adamw_torch_4bit", "lion_8bit", "paged_lion_8bit"), 1),
+    **dict.fromkeys(("lion", "paged_lion", "rmsprop", "adagrad"), 4),
+    **dict.fromkeys(("ademamix", "paged_ademamix"), 12),
+    **dict.fromkeys(("ademamix_8bit", "paged_ademamix_8bit"), 3),
+    **dict.fromkeys(("sgd", "adafactor", "lomo", "adalomo"), 0),
 }
 
 
@@ -155,12 +159,32 @@ class Estimate:
             "steps": f"{plan.steps:,} of {sequences:,} sequences, up to "
             f"{sequences * plan.length:,} tokens each",
             "memory": f"{_mib(self.total)} on each of {plan.processes} ({plan.engine}), "
-            "beside the runtime itself:",
+            "beside the runtime itself; a measured peak may be a third higher:",
             **{f"  {name}": _mib(size) for name, size in self.parts.items() if size},
         }
         width = max(map(len, facts))
         lines = [f"{name:<{width}}  {value}" for name, value in facts.items()]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def estimate_of(trainer: AMiDTrainer) -> Estimate:
+    """What a prepared trainer would train, and the memory of each process."""
+    args = trainer.args
+    engine = "fsdp" if trainer.is_sharded else "ddp" if args.world_size > 1 else "single"
+    teacher = Shape.of(trainer.teacher.model) if isinstance(trainer.teacher, ModelTeacher) else None
+    plan = Plan(
+        rows=args.per_device_train_batch_size,
+        length=int(args.max_length or 0),
+        accumulation=args.gradient_accumulation_steps,
+        steps=trainer.steps_to_train,
+        processes=args.world_size,
+        engine=engine,
+        optimizer=str(getattr(args.optim, "value", args.optim)),
+        half=bool(args.bf16 or args.fp16),
+        checkpointing=bool(args.gradient_checkpointing),
+        on_cpu=args.device.type == "cpu",
+    )
+    return estimate(Shape.of(trainer.student), teacher, plan)
 
 
 def estimate(student: Shape, teacher: Shape | None, plan: Plan) -> Estimate:
@@ -185,7 +209,7 @@ def estimate(student: Shape, teacher: Shape | None, plan: Plan) -> Estimate:
     layer = tokens * student.layer_elements() * element
     saved = tokens * student.hidden * element  # what a layer reads
     whole = student.layers * (saved if plan.checkpointing else layer)
-    passing = tokens * (2 * student.intermediate + 4 * student.hidden) * element
+    passing = tokens * (4 * student.intermediate + 6 * student.hidden) * element
     vocabularies = student.vocabulary + (teacher.vocabulary if teacher else 0)
     chunk = min(tokens * vocabularies * 4, CPU_BYTES if plan.on_cpu else ACCELERATOR_BYTES)
     parts = {

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast
 
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.tasks import TASKS, Languages, Task
-from amidmath.integrations.torch_loop.arguments import _expand_config, _join_numbers, _Parser
+from amidmath.integrations.torch_loop.arguments import Parser, expand_config, join_numbers
 from amidmath.integrations.torch_loop.task_evaluation import PROMPT_STYLES, Decoding
 
 STUDENT_FLAG, TEACHER_FLAG = "--model_name_or_path", "--teacher_model_name_or_path"
@@ -158,7 +158,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         InputError: a value that does not fit, an unknown argument, or one that is missing.
         SystemExit: after --help.
     """
-    parser = _Parser(
+    parser = Parser(
         cast("Any", (ModelArguments, DataArguments, GenerationArguments, OutputArguments)),
         prog="torch_eval.py",
         description="Evaluate a student, beside its teacher, on held-out text and on a task.",
@@ -167,7 +167,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         formatter_class=_Lines,
         allow_abbrev=False,
     )
-    words = _join_numbers(_expand_config(sys.argv[1:] if argv is None else argv))
+    words = join_numbers(expand_config(sys.argv[1:] if argv is None else argv))
     *groups, unknown = parser.parse_args_into_dataclasses(
         words, return_remaining_strings=True, look_for_args_file=False
     )

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from amidmath._buckets import fold
 from amidmath.integrations.torch_loop.generation import evaluation_mode
 from amidmath.integrations.torch_loop.objective import KL_TO_TEACHER
+from amidmath.integrations.torch_loop.processes import reshard, summed
 
 # Tokens at a time: their logits are copied in float32, 150 MB each for 150,000 words.
 _CHUNK = 256
@@ -43,6 +44,8 @@ def evaluate(
     device: torch.device,
 ) -> dict[str, Quality]:
     """Quality of the teacher (under "teacher") and of each model, in one pass over the batches.
+
+    With several processes, of all their batches together.
 
     The logits of a batch are held for the teacher and one model at a time, in the type that the
     model gives them; what is computed of them is float32.
@@ -87,6 +90,10 @@ def evaluate(
                         None if same or reference is None else reference[chunk].float(),
                         words,
                     ).to("cpu", torch.float64)
+    for model in everyone.values():
+        reshard(model)
+    added = summed(torch.cat([*sums.values(), torch.tensor([float(count)])]))
+    sums, count = dict(zip(sums, added[:-1].split(3), strict=True)), int(added[-1])
     if count == 0:
         raise ValueError("the held-out batches have no token that counts")
     return {

@@ -55,35 +55,6 @@ def load_tokenizer(flag: str, name: str, **kwargs: Any) -> PreTrainedTokenizerBa
         raise InputError(_not_loaded(flag, "tokenizer", name, error)) from error
 
 
-def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """Raise InputError unless both tokenizers give the same tokens the same numbers.
-
-    The divergence compares two distributions token by token, so token 17 must be one thing.
-    """
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    if ours == theirs:
-        return
-    differing = [token for token in ours if ours[token] != theirs.get(token)]
-    differing += [token for token in theirs if token not in ours]
-    token = differing[0]
-    raise InputError(
-        f"student and teacher have different tokenizers ({len(ours)} and {len(theirs)} tokens; "
-        f"{len(differing)} differ, {token!r} for one is number {ours.get(token, 'none')} for the "
-        f"student and {theirs.get(token, 'none')} for the teacher). AMiD compares probabilities "
-        "token by token: choose a teacher and a student of one model family"
-    )
-
-
-def check_vocabularies(student: PreTrainedModel, teacher: PreTrainedModel, vocab: str) -> None:
-    """Raise InputError unless both models give logits over as many tokens as ``vocab`` wants."""
-    ours, theirs = (m.config.get_text_config().vocab_size for m in (student, teacher))
-    if ours != theirs and vocab == "strict":
-        raise InputError(
-            f"student and teacher have the same tokenizer but {ours} and {theirs} logits: one is "
-            "padded. --vocab common compares the tokens that both have, and the others as one"
-        )
-
-
 def check_context(max_length: int, **models: PreTrainedModel) -> None:
     """Raise InputError if a sequence of max_length tokens does not fit a model's context."""
     for role, model in models.items():

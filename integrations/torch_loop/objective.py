@@ -18,7 +18,7 @@ TOTAL_VARIATION = am.AMiD(am.TotalVariation(), order="pr", lam=0.0)
 STUDENT_ROWS = 1
 """How a batch's "source" marks rows that a student wrote; 0 is a teacher, or anyone."""
 
-SAMPLE = 256
+SAMPLE = 64
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,17 @@ def compare(
 ) -> torch.Tensor:
     """One loss over the positions of a mask."""
     denominator = batch.denominator if reduction == "mean" else None
+    labels: dict[str, Any] = {"labels": batch.targets, "label_weight": batch.label_weight}
     if isinstance(reference, am.TopK):
-        return sparse_from_states(loss, student, reference, mask, reduction, denominator)
-    labels = {"labels": batch.targets, "label_weight": batch.label_weight}
+        return sparse_from_states(
+            loss,
+            student,
+            reference,
+            mask,
+            reduction,
+            denominator,
+            **(labels if batch.label_weight else {}),
+        )
     value: torch.Tensor = loss.linear(
         student.hidden,
         student.head,
@@ -115,8 +123,8 @@ def sampled_positions(batch: Batch) -> torch.Tensor:
     """Up to ``SAMPLE`` of the positions that count, spread over the batch: a mask (B, L)."""
     mask = batch.mask.flatten()
     rank = mask.cumsum(0) - 1
-    stride = (mask.sum() // SAMPLE).clamp(min=1)
-    return (mask & (rank % stride == 0) & (rank < stride * SAMPLE)).view(batch.labels.shape)
+    stride = ((mask.sum() + SAMPLE - 1) // SAMPLE).clamp(min=1)
+    return (mask & (rank % stride == 0)).view(batch.labels.shape)
 
 
 @torch.no_grad()

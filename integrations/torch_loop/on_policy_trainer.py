@@ -18,7 +18,6 @@ from amidmath.integrations.torch_loop.objective import (
     total_loss,
 )
 from amidmath.integrations.torch_loop.processes import (
-    generates_together,
     keep_loss_wide,
     prepare_frozen,
 )
@@ -130,11 +129,10 @@ class AMiDOnPolicyTrainer(DistillationTrainer):
         inner = student.get_base_model() if hasattr(student, "get_base_model") else student
         expose_states(inner)
         keep_loss_wide(self.accelerator)
-        generates_together(inner, self.accelerator)
         if self.accelerator.is_fsdp2:  # TRL has left it whole on each process
             self.teacher_model = prepare_frozen(teacher_model, self.accelerator)
         self.teacher = ModelTeacher(
-            cast("torch.nn.Module", self.teacher_model), teacher_model.config.name_or_path
+            cast("torch.nn.Module", self.teacher_model), str(teacher_model.config.name_or_path)
         )
 
     def compute_loss(

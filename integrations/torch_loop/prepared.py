@@ -13,10 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from amidmath.integrations.shared import fingerprints
+from amidmath.integrations.torch_loop.collators import Carrying
 from amidmath.integrations.torch_loop.teacher_cache import (
+    ROW,
     counting_positions,
     number_rows,
-    with_row_numbers,
 )
 
 _ROWS = 1000
@@ -42,9 +43,9 @@ class PreparedRows:
         return number_rows(self.rows)
 
     @property
-    def numbering_collator(self) -> with_row_numbers:
+    def numbering_collator(self) -> Carrying:
         """The collator, whose batches then have the numbers."""
-        return with_row_numbers(self.collator)
+        return Carrying(self.collator, (ROW,))
 
     @cached_property
     def positions(self) -> list[NDArray[np.integer[Any]]]:
@@ -54,7 +55,8 @@ class PreparedRows:
             ["labels", "seq_lengths"] if "seq_lengths" in self.rows.column_names else ["labels"]
         )
         found = []
-        for part in self.rows.select_columns(columns).iter(batch_size=_ROWS):
+        parts: Any = self.rows.select_columns(columns).iter(batch_size=_ROWS)
+        for part in parts:
             documents: Sequence[Any] = part.get("seq_lengths", ()) if packed else ()
             found += [
                 counting_positions(labels, documents[i] if documents else None)
@@ -65,7 +67,7 @@ class PreparedRows:
     @cached_property
     def lengths(self) -> list[int]:
         """How many tokens every row has."""
-        parts = self.rows.select_columns(["input_ids"]).iter(batch_size=_ROWS)
+        parts: Any = self.rows.select_columns(["input_ids"]).iter(batch_size=_ROWS)
         return [len(ids) for part in parts for ids in part["input_ids"]]
 
     @cached_property

@@ -1,4 +1,4 @@
-"""What a run on several processes needs beside the Trainer: engines, sums, rows, output, weights."""
+"""What a run on several processes needs beside the Trainer: parts, shares of rows, sums."""
 
 import copy
 import dataclasses
@@ -11,7 +11,7 @@ from accelerate.utils import fsdp2_prepare_model, gather_object
 from rich.console import Console
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState
-from trl.models import prepare_deepspeed
+from trl.models.utils import prepare_deepspeed
 
 T = TypeVar("T")
 Batch = dict[str, Any]
@@ -33,18 +33,16 @@ def prepare_frozen(model: PreTrainedModel, accelerator: Accelerator) -> torch.nn
     if not accelerator.is_fsdp2:
         return _forgotten(accelerator, accelerator.prepare_model(model, evaluation_mode=True))
     if getattr(model, "is_quantized", False):
-        return model.to(accelerator.device)
+        return cast("torch.nn.Module", cast("Any", model).to(accelerator.device))
     # accelerate's own preparation wants an optimizer, and remembers the layers of the first model.
     state: Any = accelerator.state
     plugin = state.fsdp_plugin
     state.fsdp_plugin = copy.copy(plugin)
     state.fsdp_plugin.transformer_cls_names_to_wrap = None
     try:
-        sharded = cast("torch.nn.Module", fsdp2_prepare_model(accelerator, model))
+        return cast("torch.nn.Module", fsdp2_prepare_model(accelerator, model))
     finally:
         state.fsdp_plugin = plugin
-    generates_together(model, accelerator)
-    return sharded
 
 
 def _forgotten(accelerator: Accelerator, model: torch.nn.Module) -> torch.nn.Module:
@@ -52,16 +50,6 @@ def _forgotten(accelerator: Accelerator, model: torch.nn.Module) -> torch.nn.Mod
     models = cast("Any", accelerator)._models
     models[:] = [other for other in models if other is not model]
     return model
-
-
-def generates_together(model: PreTrainedModel, accelerator: Accelerator) -> None:
-    """Let ``generate`` go on, under FSDP2, until every process has its answers.
-
-    Each token needs the parts of all processes, and transformers does not see on its own that
-    accelerate has cut a model into parts.
-    """
-    if accelerator.is_fsdp2:
-        cast("Any", model)._is_fsdp_managed_module = True
 
 
 def keep_loss_wide(accelerator: Accelerator) -> None:

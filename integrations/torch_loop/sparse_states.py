@@ -25,7 +25,7 @@ from amidmath.integrations.torch_loop.states import States
 _BLOCK_BYTES = CPU_BYTES // 8
 
 
-@torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
+@torch.compiler.disable(  # type: ignore[untyped-decorator]
     reason="the loss from hidden states runs as it is, not in a compiled graph"
 )
 def sparse_from_states(
@@ -124,7 +124,7 @@ def sparse_from_states(
         dtype = computing_dtype(xp, rows, top.log_probs)
         scale = torch.as_tensor(scale, dtype=dtype, device=hidden.device).detach()
     if call.wanted:
-        result = _Linear.apply(call, scale, *arrays.values())[0]  # type: ignore[no-untyped-call]
+        result = _Linear.apply(call, scale, *arrays.values())[0]
     else:
         values, _ = call.run(tuple(arrays.values()), (), None)
         result = _dispatch.scaled_sum(values, scale, xp) if reduced else values

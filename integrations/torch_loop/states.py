@@ -160,7 +160,7 @@ def _low_rank(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float] | None:
     return layer.lora_A[name].weight, layer.lora_B[name].weight, float(layer.scaling[name])
 
 
-@torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
+@torch.compiler.disable(  # type: ignore[untyped-decorator]
     reason="a forward pass is replaced, and the loss is not compiled anyway"
 )
 def _in_place_of(

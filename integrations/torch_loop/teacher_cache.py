@@ -34,6 +34,7 @@ class CachedTeacher:
     """
 
     knows_new_rows = False
+    model = None
 
     def __init__(self, store: TopKStore, common: int | None = None) -> None:
         """See the class; :meth:`open` makes one of a folder."""
@@ -146,7 +147,8 @@ def normalised(lists: Lists) -> NDArray[np.float32]:
     """The log-probabilities in float32, with their tails' summing to 1 as before rounding."""
     logs, tails = lists.log_probs.astype(np.float32), lists.tails.astype(np.float32)[:, None]
     sums = np.exp(logs).sum(axis=-1, keepdims=True, dtype=np.float64) + np.exp(tails)
-    return logs - np.log(sums).astype(np.float32)
+    found: NDArray[np.float32] = logs - np.log(sums).astype(np.float32)
+    return found
 
 
 @torch.no_grad()
@@ -177,26 +179,6 @@ def lists_of(
         found.append((top, indices, tails))
     log_probs, tokens, tails = (torch.cat(parts) for parts in zip(*found, strict=True))
     return log_probs, tokens, tails
-
-
-class with_row_numbers:  # noqa: N801  # read as a function: with_row_numbers(collator)
-    """A collator whose batches have the numbers of their rows, in ``row`` (B,).
-
-    Args:
-        collator: of examples that may have a column ``row``, which it need not know.
-    """
-
-    def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
-        """See the class."""
-        self.collator = collator
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """The collator's batch and the numbers."""
-        plain = [{k: v for k, v in example.items() if k != ROW} for example in examples]
-        batch = dict(self.collator(plain))
-        if all(ROW in example for example in examples):
-            batch[ROW] = torch.tensor([int(example[ROW]) for example in examples])
-        return batch
 
 
 def number_rows(rows: Dataset) -> Dataset:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -17,7 +18,7 @@ from amidmath.integrations.shared.errors import InputError, TrainingError
 from amidmath.integrations.torch_loop.checkpoints import WholeCheckpoints
 from amidmath.integrations.torch_loop.collators import Carrying
 from amidmath.integrations.torch_loop.config import AMiDConfig
-from amidmath.integrations.torch_loop.models import check_context, check_vocabularies
+from amidmath.integrations.torch_loop.models import check_context
 from amidmath.integrations.torch_loop.objective import (
     Batch,
     overlaps,
@@ -25,7 +26,6 @@ from amidmath.integrations.torch_loop.objective import (
     total_loss,
 )
 from amidmath.integrations.torch_loop.processes import (
-    generates_together,
     ignore_repeated_rows,
     keep_loss_wide,
     prepare_frozen,
@@ -54,8 +54,8 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
     Args:
         model: the student, as for SFTTrainer.
         teacher: a causal language model in memory, which is put in evaluation mode and stops
-            training; "base" for the student's own base model, with ``peft_config``; or any other
-            :class:`Teacher`.
+            training; "base" for the student's own base model, with ``peft_config``; any other
+            :class:`Teacher`; or what makes one of the trainer, once its rows are prepared.
         args: the configuration, loss and data policy included.
         **kwargs: for SFTTrainer.
 
@@ -70,7 +70,7 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        teacher: PreTrainedModel | Teacher | str,
+        teacher: "PreTrainedModel | Teacher | str | Callable[[AMiDTrainer], Teacher]",
         args: AMiDConfig,
         **kwargs: Any,
     ) -> None:
@@ -80,17 +80,16 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         self.vocab, self.label_weight = args.vocab, args.label_weight
         contexts = {"student": model}
         if isinstance(teacher, PreTrainedModel):
-            check_vocabularies(model, teacher, args.vocab)
             contexts["teacher"] = teacher
         check_context(int(args.max_length or 0), **contexts)
         self.drop_unlearnable_rows = args.drop_unlearnable_rows
         super().__init__(model=model, args=args, **kwargs)
-        self.data_collator = Carrying(self.data_collator, _NOT_FOR_MODELS)
+        self.plain_collator = self.data_collator
+        self.data_collator = Carrying(self.plain_collator, _NOT_FOR_MODELS)
         inner = self.student
         inner = cast("Any", inner).get_base_model() if _has_adapter(inner) else inner
         expose_states(inner)
         keep_loss_wide(self.accelerator)
-        generates_together(inner, self.accelerator)
         self.teacher = self._prepared_teacher(teacher)
         self.rollouts = Rollouts(self)
         self._step_sums: torch.Tensor | float = 0.0
@@ -98,11 +97,11 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         self._held_out: torch.Tensor | float = 0.0  # sum of the losses, and of how many tokens
         self.add_callback(_AfterStep(self))
 
-    def _prepared_teacher(self, teacher: PreTrainedModel | Teacher | str) -> Teacher:
+    def _prepared_teacher(self, teacher: Any) -> Teacher:
         if teacher == "base":
             return AdapterBaseTeacher(lambda: cast("Any", self.model_wrapped), self.student)
         if not isinstance(teacher, PreTrainedModel):
-            return cast("Teacher", teacher)
+            return teacher(self) if callable(teacher) else cast("Teacher", teacher)
         name = teacher.config.name_or_path
         return ModelTeacher(prepare_frozen(freeze(teacher), self.accelerator), name)
 
@@ -110,6 +109,20 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
     def student(self) -> PreTrainedModel:
         """The model that trains."""
         return cast("PreTrainedModel", self.model)
+
+    @property
+    def steps_to_train(self) -> int:
+        """How many optimiser steps the run has."""
+        args = self.args
+        if args.max_steps > 0:
+            return args.max_steps
+        updates = math.ceil(len(self.get_train_dataloader()) / args.gradient_accumulation_steps)
+        return math.ceil(updates * args.num_train_epochs)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether an engine shares weights out, so that the student runs only within train()."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -170,7 +183,7 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         overlap = None
         if self.recipe.schedules.per_token:
             overlap = overlaps(student, reference, batch)
-        if self.student.training and self._looks():
+        if not self.student.training or self._looks():
             found = sampled_statistics(student, reference, batch)
             self._statistics = found if self._statistics is None else self._statistics + found
         return total_loss(self.recipe.losses(step, total, overlap), student, reference, batch)
@@ -249,18 +262,23 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
     ) -> tuple[Any, Any, Any]:
         """A held-out batch, its rows counted once."""
         ignore_repeated_rows(inputs["labels"], self.accelerator)
-        return super().prediction_step(model, inputs, *args, **kwargs)
+        step: Any = super().prediction_step(model, inputs, *args, **kwargs)
+        return cast("tuple[Any, Any, Any]", step)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, with the mean loss over all tokens, whatever the batches and processes."""
         self._held_out = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        of_training, self._statistics = self._statistics, torch.zeros(3, device=self.args.device)
         output = super().evaluation_loop(*args, **kwargs)
         reshard(self.student)
-        total, count = self._summed(self._held_out).tolist()
         prefix = kwargs.get("metric_key_prefix", "eval")
-        cast("dict[str, float]", output.metrics)[f"{prefix}_loss"] = (
-            total / count if count else math.nan
-        )
+        total, count = self._summed(self._held_out).tolist()
+        kl, overlap, looked = self._summed(self._statistics).tolist()
+        metrics = cast("dict[str, float]", output.metrics)
+        metrics[f"{prefix}_loss"] = total / count if count else math.nan
+        if looked:
+            metrics |= {f"{prefix}_kl": kl / looked, f"{prefix}_overlap": overlap / looked}
+        self._statistics = of_training
         return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

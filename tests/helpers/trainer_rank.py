@@ -57,6 +57,10 @@ def train(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     trainer = _trainer(job, folder)
     start = _whole(trainer.student)
     trainer.train()
+    if "output" in job:  # once more, from the checkpoint of the first step
+        trainer.accelerator.free_memory()
+        trainer = _trainer(job, folder)
+        trainer.train(resume_from_checkpoint=str(folder / job["output"] / "checkpoint-1"))
     teacher = getattr(trainer.teacher, "model", None)
     placements = {} if teacher is None else _placements(teacher)
     result = {
@@ -79,7 +83,7 @@ def _trainer(job: dict[str, Any], folder: Path) -> AMiDTrainer:
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     accumulation = job.get("accumulation", 1)
     settings: dict[str, Any] = {
-        "output_dir": str(folder / "out"),
+        "output_dir": str(folder / job.get("output", "out")),
         "max_length": 64,
         "max_steps": STEPS,
         "per_device_train_batch_size": ROWS_A_STEP // ranks // accumulation,

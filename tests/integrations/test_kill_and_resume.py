@@ -31,7 +31,7 @@ ALL_POLICIES: dict[str, list[str]] = POLICIES | {
     ],
     "sequence-level": ["--policy", "sequence_level", "--max_new_tokens", "6"],
     "scheduled": ["--schedule", "lam=linear:0.1:0.9"],
-    "epochs": ["--eval_strategy", "epoch", "--save_strategy", "epoch", "--logging_steps", "2"],
+    "epochs": ["--eval_strategy", "epoch", "--per_device_train_batch_size", "4"],
 }
 
 

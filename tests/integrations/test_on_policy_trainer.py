@@ -122,6 +122,7 @@ ORACLES: dict[str, tuple[dict[str, Any], Callable[[Any, Any], Any]]] = {
     ),
 }
 
+
 def overlap(q: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     """Σ min(p, q) of every row."""
     return torch.minimum(q.softmax(-1), p.softmax(-1)).sum(-1)

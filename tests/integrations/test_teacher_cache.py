@@ -15,17 +15,18 @@ import amidmath as am
 from amidmath.integrations.cache_teacher import main
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.top_k_store import Lists
+from amidmath.integrations.torch_loop.collators import Carrying
 from amidmath.integrations.torch_loop.config import AMiDConfig
 from amidmath.integrations.torch_loop.objective import next_token_mask
 from amidmath.integrations.torch_loop.prepared import PreparedRows, model_fingerprint
 from amidmath.integrations.torch_loop.sparse_states import sparse_from_states
 from amidmath.integrations.torch_loop.states import States
 from amidmath.integrations.torch_loop.teacher_cache import (
+    ROW,
     CachedTeacher,
     counting_positions,
     normalised,
     number_rows,
-    with_row_numbers,
 )
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
@@ -248,7 +249,7 @@ def test_rows_keep_their_numbers_when_they_move() -> None:
     moved = rows.shuffle(seed=1).select(range(4))
     assert [row["row"] for row in moved] == [row["input_ids"][0] for row in moved]
     assert number_rows(moved) is moved
-    plain = with_row_numbers(lambda examples: {"seen": [sorted(e) for e in examples]})
+    plain = Carrying(lambda examples: {"seen": [sorted(e) for e in examples]}, (ROW,))
     assert "row" not in plain([{"input_ids": [1]}])
     assert plain([rows[2]])["row"].tolist() == [2]
     assert plain([rows[2]])["seen"] == [["input_ids"]]

@@ -153,11 +153,13 @@ def test_a_cache_of_other_things_is_not_touched(
     assert (complete / "index.json").read_bytes() == before
     replaced = writer(complete, header(**changes), overwrite=True)
     assert len(replaced.missing()) == len(replaced.shards)
-    assert not list(complete.iterdir())
+    assert (complete / "index.json").read_bytes() == before
+    replaced.begin()
+    assert [path.name for path in complete.iterdir()] == ["index.json"]
 
 
 def test_another_size_of_shards_is_another_cache(complete: Path) -> None:
-    with pytest.raises(InputError, match="another size of shards"):
+    with pytest.raises(InputError, match="shards are of another size"):
         TopKWriter(complete, header(), COUNTS, LENGTHS, 10**9)
 
 

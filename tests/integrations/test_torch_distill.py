@@ -227,7 +227,7 @@ def test_an_earlier_run_is_replaced_when_told(finished: list[str], tmp_path: Pat
 @pytest.mark.parametrize(
     "flags",
     [
-        [],
+        ["--lam", "0.7"],
         ["--overwrite_output_dir", "--learning_rate", "-1"],
         ["--overwrite_output_dir", "--per_device_train_batch_size", "0"],
         ["--overwrite_output_dir", "--optim", "no_such_optimiser"],
@@ -243,6 +243,34 @@ def test_an_earlier_run_survives_what_does_not_fit(
     before = files(tmp_path / "run")
     assert main([*finished, *flags]) == 2
     assert files(tmp_path / "run") == before
+
+
+def test_the_same_command_again_has_nothing_to_do(
+    finished: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(tmp_path / "run")
+    assert main(finished) == 0
+    assert "is complete" in capsys.readouterr().out
+    assert files(tmp_path / "run") == before
+
+
+def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(
+    arguments: list[str],
+    text_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*arguments, "--dataset_name", str(text_file), "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    for words in ("parameters", "memory", "optimiser states", "steps"):
+        assert words in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_card_names_method_and_meaning(finished: list[str], tmp_path: Path) -> None:
+    card = (tmp_path / "run" / "student" / "README.md").read_text("utf-8")
+    for words in ("library_name: transformers", "amid(", "lam = 0.1", "KL to teacher"):
+        assert words in card
 
 
 def test_an_earlier_student_survives_an_interruption(

@@ -19,6 +19,7 @@ RANKS = 2
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
 TIED = {"tie_word_embeddings": True}
 GENERATE = {"generation_temperature": 0.0, "max_new_tokens": 12}
+ADAMW = {"optim": "adamw_torch", "learning_rate": 1e-3}
 HELD_OUT = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 2}
 
 # Each is trained on one process too, with which it must agree.
@@ -44,6 +45,15 @@ JOBS: dict[str, dict[str, Any]] = {
     },
     "on policy, lora": {"lora": LORA, "settings": {"policy": "on_policy", **GENERATE}},
     "sequence level": {"settings": {"policy": "sequence_level", **GENERATE}},
+    "resumed": {
+        "output": "resumed",
+        "settings": {
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "optim": "adamw_torch",
+            "learning_rate": 1e-3,
+        },
+    },
     "bfloat16": {"settings": {"bf16": True}},
 }
 ENGINES = ("ddp", "fsdp2")
@@ -64,27 +74,24 @@ def ranks(folder: Path) -> Results:
     for name, job in JOBS.items():
         for engine in ENGINES:
             jobs[f"{name}, {engine}"] = {**job, "engine": engine}
-            if "save" in job:
-                jobs[f"{name}, {engine}"]["save"] = f"{name}-{engine}"
+            for place in job.keys() & {"save", "output"}:
+                jobs[f"{name}, {engine}"][place] = f"{name}-{engine}"
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, trainer_rank.__file__, str(rank), str(RANKS), folder],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
-        for rank in range(RANKS)
-    ]
+    processes = []
+    for rank in range(RANKS):
+        # Not a pipe, which when full would stop a process that the others wait for.
+        with (folder / f"{rank}.txt").open("w") as said:
+            command = [sys.executable, trainer_rank.__file__, str(rank), str(RANKS), str(folder)]
+            processes.append(
+                subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment)
+            )
     try:
-        said = [process.communicate(timeout=300)[0] for process in processes]
+        for rank, process in enumerate(processes):
+            assert process.wait(timeout=300) == 0, (folder / f"{rank}.txt").read_text()
     finally:
         for process in processes:
             process.kill()
-    for process, output in zip(processes, said, strict=True):
-        assert process.returncode == 0, output
     results = []
     for rank in range(RANKS):
         with (folder / f"{rank}.pkl").open("rb") as file:
