@@ -81,7 +81,7 @@ def distill(arguments: Arguments, console: Console) -> Path:
                 return folder
             saved = run_folder.read_figures(folder / run_folder.BEFORE)
             if start.checkpoint is not None and saved is not None:
-                before |= {name: Quality(**figures) for name, figures in saved.items()}
+                before |= {name: Quality.of(figures) for name, figures in saved.items()}
             elif not trainer.is_sharded:
                 before |= judge(trainer, {"student before": trainer.student}, limit)
     finally:

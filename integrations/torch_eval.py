@@ -111,9 +111,11 @@ def prepare(arguments: Arguments) -> Prepared:
         for role, (flag, name, revision) in names.items()
     }
     if TEACHER in models:
-        sizes = [m.config.get_text_config().vocab_size for m in (models[STUDENT], models[TEACHER])]
         ours, theirs = (tokenizer.get_vocab() for tokenizer in tokenizers)
-        compare_vocabularies(ours, theirs, *sizes, given.vocab)
+        student_size, teacher_size = (
+            models[role].config.get_text_config().vocab_size for role in (STUDENT, TEACHER)
+        )
+        compare_vocabularies(ours, theirs, student_size, teacher_size, given.vocab)
     prompts = encode_prompts(
         tokenizers[0], rows.rows, style=data.prompt_style, max_length=data.max_prompt_length
     )

@@ -169,7 +169,7 @@ class Estimate:
 
 def estimate_of(trainer: AMiDTrainer) -> Estimate:
     """What a prepared trainer would train, and the memory of each process."""
-    args = trainer.args
+    args = trainer.settings
     engine = "fsdp" if trainer.is_sharded else "ddp" if args.world_size > 1 else "single"
     teacher = Shape.of(trainer.teacher.model) if isinstance(trainer.teacher, ModelTeacher) else None
     plan = Plan(

@@ -35,6 +35,11 @@ class Quality:
     perplexity: float
     tokens: int
 
+    @classmethod
+    def of(cls, figures: Mapping[str, float]) -> "Quality":
+        """From figures by name, as JSON keeps them."""
+        return cls(**{**figures, "tokens": int(figures["tokens"])})  # type: ignore[arg-type]
+
 
 @torch.no_grad()
 def evaluate(
@@ -74,13 +79,15 @@ def evaluate(
             positions = (predicted != -100).nonzero().squeeze(-1)
             targets = predicted[positions]
             count += targets.numel()
-            reference = None
+            reference: torch.Tensor | None = None
             if teacher is not None:
                 reference = teacher(**inputs, use_cache=False).logits.flatten(0, 1)
             for name, model in everyone.items():
                 same = model is teacher
-                logits = (
-                    reference if same else model(**inputs, use_cache=False).logits.flatten(0, 1)
+                logits: torch.Tensor = (
+                    reference
+                    if same and reference is not None
+                    else model(**inputs, use_cache=False).logits.flatten(0, 1)
                 )
                 for chunk, words in zip(
                     positions.split(_CHUNK), targets.split(_CHUNK), strict=True

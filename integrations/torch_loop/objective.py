@@ -89,7 +89,7 @@ def compare(
     denominator = batch.denominator if reduction == "mean" else None
     labels: dict[str, Any] = {"labels": batch.targets, "label_weight": batch.label_weight}
     if isinstance(reference, am.TopK):
-        return sparse_from_states(
+        sparse: torch.Tensor = sparse_from_states(
             loss,
             student,
             reference,
@@ -98,6 +98,7 @@ def compare(
             denominator,
             **(labels if batch.label_weight else {}),
         )
+        return sparse
     value: torch.Tensor = loss.linear(
         student.hidden,
         student.head,

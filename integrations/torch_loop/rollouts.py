@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from trl.models import unwrap_model_for_generation
+from trl.models.utils import unwrap_model_for_generation
 
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.policy_base import Source
@@ -35,7 +35,7 @@ class Rollouts:
         """Check that the policy can be followed."""
         self.trainer = trainer
         self.tagged = "any" not in trainer.recipe.method.sources
-        args = trainer.args
+        args = trainer.settings
         self.buffer = args.replay_buffer()
         self.rng = np.random.default_rng([args.seed, args.process_index])
         self.generated_tokens = 0
@@ -101,12 +101,14 @@ class Rollouts:
     def _examples(self, source: Source, prompts: list[torch.Tensor]) -> list[Example]:
         trainer = self.trainer
         if source is Source.BUFFER:
-            return self.buffer.sample(len(prompts), self.rng)
-        args = trainer.args
+            remembered: list[Example] = self.buffer.sample(len(prompts), self.rng)
+            return remembered
+        args = trainer.settings
         of_teacher = source is Source.TEACHER
         model = trainer.teacher.model if of_teacher else trainer.model_wrapped
         config = trainer.student.config.get_text_config()
-        limit = min(args.max_length, getattr(config, "max_position_embeddings", args.max_length))
+        length = int(args.max_length or 0)
+        limit = min(length, getattr(config, "max_position_embeddings", length))
         longest = max(len(prompt) for prompt in prompts)
         with unwrap_model_for_generation(model, trainer.accelerator) as generator:
             completions = generate(

@@ -94,7 +94,7 @@ def expose_states(model: PreTrainedModel) -> None:
 
     head_of(model)
     model.forward = MethodType(exposed, model)  # type: ignore[method-assign]
-    model._amidmath_exposed = True  # type: ignore[assignment]
+    model._amidmath_exposed = True
     _check(model)
 
 

@@ -34,7 +34,7 @@ class CachedTeacher:
     """
 
     knows_new_rows = False
-    model = None
+    model: torch.nn.Module | None = None
 
     def __init__(self, store: TopKStore, common: int | None = None) -> None:
         """See the class; :meth:`open` makes one of a folder."""

@@ -31,11 +31,14 @@ class Teacher(Protocol):
 
     Attributes:
         knows_new_rows: it can judge sequences that are not of the dataset.
-        model: a causal language model that gives its logits; None if it is not in memory.
     """
 
     knows_new_rows: bool
-    model: torch.nn.Module | None
+
+    @property
+    def model(self) -> torch.nn.Module | None:
+        """A causal language model that gives its logits; None if it is not in memory."""
+        ...
 
     def give(self, batch: dict[str, Any], then: Callable[[Reference], T]) -> T:
         """``then`` of the reference for a batch.

@@ -102,7 +102,7 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
             return AdapterBaseTeacher(lambda: cast("Any", self.model_wrapped), self.student)
         if not isinstance(teacher, PreTrainedModel):
             return teacher(self) if callable(teacher) else cast("Teacher", teacher)
-        name = teacher.config.name_or_path
+        name = str(teacher.config.name_or_path)
         return ModelTeacher(prepare_frozen(freeze(teacher), self.accelerator), name)
 
     @property
@@ -123,6 +123,11 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
     def is_sharded(self) -> bool:
         """Whether an engine shares weights out, so that the student runs only within train()."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    @property
+    def settings(self) -> AMiDConfig:
+        """The configuration."""
+        return cast("AMiDConfig", self.args)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -283,7 +288,7 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """SFTTrainer's, and the data policy hears of the loss."""
-        metrics = cast("dict[str, float]", super().evaluate(*args, **kwargs))
+        metrics = super().evaluate(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         if f"{prefix}_loss" in metrics:
             self.policy.observe_evaluation(metrics[f"{prefix}_loss"])
@@ -292,7 +297,7 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns = cast("list[str]", self._signature_columns)
-        self._signature_columns = [*columns, *(c for c in _NOT_FOR_MODELS if c not in columns)]
+        columns += [name for name in _NOT_FOR_MODELS if name not in columns]
 
     def _prepare_dataset(
         self,
