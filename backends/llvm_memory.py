@@ -93,6 +93,38 @@ def tail(module: ir.Module, verb: str, dtype: str, width: int) -> ir.Function:
     return function
 
 
+def load(dtype: str, row: Any, first: Any, length: Any, lanes: Lanes) -> Any:
+    """A vector of a row as it is kept, from a position on; -inf beyond the end of the row."""
+    b, width = lanes.builder, lanes.width
+    vector = ir.VectorType(STORAGE[dtype], width)
+    start = b.gep(b.bitcast(row, STORAGE[dtype].as_pointer()), [first])
+    full = b.icmp_signed("<=", b.add(first, ir.Constant(I64, width)), length)
+    with b.if_else(full, likely=True) as (then, otherwise):
+        with then:
+            whole = b.load(b.bitcast(start, vector.as_pointer()), align=1)
+            whole_block = b.block
+        with otherwise:
+            part = b.call(tail(b.module, "load", dtype, width), [start, b.sub(length, first)])
+            part_block = b.block
+    raw = b.phi(vector)
+    raw.add_incoming(whole, whole_block)
+    raw.add_incoming(part, part_block)
+    return raw
+
+
+def store(dtype: str, stored: Any, row: Any, first: Any, length: Any, lanes: Lanes) -> None:
+    """Write a vector to a row from a position on, as far as the row goes."""
+    b, width = lanes.builder, lanes.width
+    start = b.gep(b.bitcast(row, STORAGE[dtype].as_pointer()), [first])
+    full = b.icmp_signed("<=", b.add(first, ir.Constant(I64, width)), length)
+    with b.if_else(full, likely=True) as (then, otherwise):
+        with then:
+            b.store(stored, b.bitcast(start, stored.type.as_pointer()), align=1)
+        with otherwise:
+            rest = b.sub(length, first)
+            b.call(tail(b.module, "store", dtype, width), [start, rest, stored])
+
+
 def from_storage(dtype: str, raw: Any, lanes: Lanes) -> Any:
     """A number, or a vector, as it is kept, in the computing dtype."""
     b = lanes.builder

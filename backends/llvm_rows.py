@@ -1,17 +1,18 @@
 """Row programs as LLVM: one function that takes rows of logits to values and gradients.
 
-Each sweep is a loop over vectors of tokens. Sums are added up in the computing dtype over a tile
-and in double precision over the tiles. The end of a row that does not fill a vector is read as
--inf, tokens that neither distribution has, which take no part in anything.
+Each sweep is a loop over tiles of tokens, and for each of its stages a loop over the vectors of a
+tile. The end of a row that does not fill a vector is read as -inf, tokens that neither
+distribution has, which take no part in anything.
 """
 
-import math
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
 
 from amidmath._rowprogram.graph import TOKEN, Node
 from amidmath._rowprogram.schedule import Program, Sweep, computed
+from amidmath._rowprogram.stages import Stage, staged
 from amidmath.backends.llvm_math import Lanes
 from amidmath.backends.llvm_memory import (
     F32,
@@ -24,10 +25,12 @@ from amidmath.backends.llvm_memory import (
     STORAGE,
     Layout,
     from_storage,
-    tail,
+    load,
+    store,
     to_storage,
 )
 from amidmath.backends.llvm_operations import operation
+from amidmath.backends.llvm_reductions import Reductions
 
 TILE = 16
 """Vectors to a tile."""
@@ -65,6 +68,7 @@ class _Rows:
         self.row_pointers: dict[str, Any] = {}
         self.numbers: dict[Node, Any] = {}
         self.points: dict[tuple[Node, Node], Any] = {}
+        self.tiles: list[Any] = []
 
     def emit(self) -> None:
         """The loop over the rows."""
@@ -134,8 +138,8 @@ class _Rows:
 
     def _left_out(self) -> None:
         self._write("value", self.one.real(0.0))
-        for j, partial in enumerate(self.program.partials):
-            if partial is None:
+        for j, derivative in enumerate(self.program.partials):
+            if derivative is None:
                 continue
             if j >= 2:
                 self._write(f"partial{j}", self.one.real(0.0))
@@ -151,13 +155,13 @@ class _Rows:
         for at, sweep in enumerate(self.program.sweeps):
             self._sweep(at, sweep)
         self._write("value", self._number(self.program.value))
-        for j, partial in enumerate(self.program.partials):
-            if partial is None:
+        for j, derivative in enumerate(self.program.partials):
+            if derivative is None:
                 continue
             if j >= 2:
-                self._write(f"partial{j}", self._number(partial))
-            elif partial.kind != TOKEN:
-                number = self.many.splat(self._number(partial))
+                self._write(f"partial{j}", self._number(derivative))
+            elif derivative.kind != TOKEN:
+                number = self.many.splat(self._number(derivative))
                 self._over_tokens(lambda i, j=j, number=number: self._store(j, i, number))
 
     def _write(self, name: str, value: Any) -> None:
@@ -187,113 +191,53 @@ class _Rows:
         for root in roots:
             if root.kind != TOKEN and root not in fixed:
                 fixed[root] = self._splat(root)
-        sums = [r for r in sweep.reductions if r.op == "sum"]
-        places = {r.args[0]: r for r in sweep.reductions if r.op == "argmax"}
-        # The largest is at hand where its position is looked for.
-        rest = [r for r in sweep.reductions if r.op != "sum" and places.get(r.args[0], r) is r]
-        rest_start = tuple(v for r in rest for v in self._start(r))
-        totals = tuple(self._wide(0.0) for _ in sums)
+        stages = staged(sweep, self.program.buffers, at)
+        reductions = [Reductions(self.many, stage.reductions) for stage in stages]
         b = self.builder
         tile = ir.Constant(I64, TILE)
-        inputs = sorted((n for n in here if n.op == "input"), key=lambda n: n.order)
 
         def tile_body(start: Any, *carried: Any) -> tuple[Any, ...]:
             end = b.add(start, tile)
             end = b.select(b.icmp_signed("<", end, self.vectors), end, self.vectors)
-            zeros = tuple(self.many.real(0.0) for _ in sums)
-            inner = self._loop(start, end, 1, vector_body, (*zeros, *carried[len(sums) :]))
-            wide = [
-                b.fadd(total, self._widened(part))
-                for total, part in zip(carried[: len(sums)], inner[: len(sums)], strict=True)
-            ]
-            return (*wide, *inner[len(sums) :])
-
-        def vector_body(i: Any, *carried: Any) -> tuple[Any, ...]:
-            values = _Tokens(self, at, i, fixed)
-            for node in inputs:  # before a gradient is written over them
-                values.of(node)
-            for node in sweep.kept:
-                self._keep(node, i, values.of(node))
-            for j, node in sweep.outputs:
-                self._store(j, i, values.of(node))
-            new: list[Any] = [
-                b.fadd(part, values.of(r.args[0]))
-                for r, part in zip(sums, carried[: len(sums)], strict=True)
-            ]
-            state = list(carried[len(sums) :])
-            for r in rest:
-                x = values.of(r.args[0])
-                best = state.pop(0)
-                above = b.fcmp_ordered(">", x, best)  # a NaN shows in the sums
-                new.append(b.select(above, x, best))
-                if r.op == "argmax":
-                    new.append(b.select(above, values.positions(), state.pop(0)))
+            new: list[Any] = []
+            for stage, reduced in zip(stages, reductions, strict=True):
+                mine = carried[len(new) : len(new) + len(reduced.initial())]
+                turn = partial(self._turn, at, stage, reduced, fixed, start)
+                inner = self._loop(start, end, 1, turn, reduced.opened(mine))
+                new += reduced.closed(mine, inner)
             return tuple(new)
 
-        final = self._loop(
-            ir.Constant(I64, 0), self.vectors, TILE, tile_body, (*totals, *rest_start)
-        )
-        state = list(final)
-        for r in sums:
-            self.numbers[r] = self._narrow(self._summed(state.pop(0)))
-        for r in rest:
-            best = state.pop(0)
-            if r.op == "argmax":
-                self.numbers[r] = self._place(best, state.pop(0))
-            for other in sweep.reductions:
-                if other.op == "max" and other.args[0] is r.args[0]:
-                    self.numbers[other] = self._largest(best)
+        initial = tuple(value for reduced in reductions for value in reduced.initial())
+        final = self._loop(ir.Constant(I64, 0), self.vectors, TILE, tile_body, initial)
+        for reduced in reductions:
+            count = len(reduced.initial())
+            self.numbers |= reduced.numbers(final[:count])
+            final = final[count:]
+
+    def _turn(
+        self,
+        at: int,
+        stage: Stage,
+        reduced: Reductions,
+        fixed: dict[Node, Any],
+        start: Any,
+        i: Any,
+        *carried: Any,
+    ) -> tuple[Any, ...]:
+        """One vector of tokens in one stage."""
+        values = _Tokens(self, at, stage, i, self.builder.sub(i, start), fixed)
+        for node in sorted(stage.inputs(self.program.buffers, at), key=lambda n: n.order):
+            values.of(node)  # before a gradient is written over it
+        for node in stage.kept:
+            self._keep(node, i, values.of(node))
+        for node, place in stage.passed.items():
+            self.builder.store(values.of(node), self._in_tile(place, values.turn))
+        for j, node in stage.outputs:
+            self._store(j, i, values.of(node))
+        return reduced.turned(carried, values.of, values.positions)
 
     def _loaded(self, node: Node, at: int) -> bool:
         return node in self.program.buffers and self.program.buffers[node][1] < at
-
-    def _start(self, reduction: Node) -> tuple[Any, ...]:
-        lowest = self.many.real(-math.inf)
-        if reduction.op == "max":
-            return (lowest,)
-        return lowest, ir.Constant(ir.VectorType(I32, self.layout.width), [0] * self.layout.width)
-
-    def _wide(self, value: float) -> Any:
-        return ir.Constant(ir.VectorType(F64, self.layout.width), [value] * self.layout.width)
-
-    def _widened(self, value: Any) -> Any:
-        if self.layout.bits == 64:
-            return value
-        return self.builder.fpext(value, ir.VectorType(F64, self.layout.width))
-
-    def _narrow(self, value: Any) -> Any:
-        return value if self.layout.bits == 64 else self.builder.fptrunc(value, F32)
-
-    def _lanes(self, vector: Any) -> list[Any]:
-        return [
-            self.builder.extract_element(vector, ir.Constant(I32, j))
-            for j in range(self.layout.width)
-        ]
-
-    def _summed(self, vector: Any) -> Any:
-        parts = self._lanes(vector)
-        while len(parts) > 1:
-            pairs = zip(parts[::2], parts[1::2], strict=True)
-            parts = [self.builder.fadd(a, b) for a, b in pairs]
-        return parts[0]
-
-    def _largest(self, vector: Any) -> Any:
-        first, *others = self._lanes(vector)
-        for other in others:
-            above = self.builder.fcmp_ordered(">", other, first)
-            first = self.builder.select(above, other, first)
-        return first
-
-    def _place(self, best: Any, places: Any) -> Any:
-        """The first position of the largest."""
-        values, positions = self._lanes(best), self._lanes(places)
-        value, position = values[0], positions[0]
-        for other, there in zip(values[1:], positions[1:], strict=True):
-            b = self.builder
-            level = b.and_(b.fcmp_ordered("==", other, value), b.icmp_signed("<", there, position))
-            better = b.or_(b.fcmp_ordered(">", other, value), level)
-            value, position = b.select(better, other, value), b.select(better, there, position)
-        return position
 
     # Numbers a row
 
@@ -357,60 +301,71 @@ class _Rows:
         slot, _ = self.program.buffers[node]
         offset = b.mul(self.buffer_bytes, ir.Constant(I64, slot))
         base = b.gep(self.function.args[6], [offset])
-        typed = b.bitcast(base, self.many.real_type.as_pointer())
-        return b.gep(typed, [i])
+        kind = self.many.real_type if node.type == "real" else self._bits
+        return b.gep(b.bitcast(base, kind.as_pointer()), [i])
+
+    @property
+    def _bits(self) -> Any:
+        """A vector of truth values in memory."""
+        return ir.IntType(self.layout.width)
 
     def _keep(self, node: Node, i: Any, value: Any) -> None:
-        self.builder.store(value, self._buffer(node, i), align=64)
+        if node.type == "bool":
+            bits = self.builder.bitcast(value, self._bits)
+            self.builder.store(bits, self._buffer(node, i), align=1)
+        else:
+            self.builder.store(value, self._buffer(node, i), align=64)
 
     def load_kept(self, node: Node, i: Any) -> Any:
         """A vector from a buffer."""
+        if node.type == "bool":
+            bits = self.builder.load(self._buffer(node, i), align=1)
+            return self.builder.bitcast(bits, ir.VectorType(I1, self.layout.width))
         return self.builder.load(self._buffer(node, i), align=64)
+
+    def _in_tile(self, place: int, turn: Any) -> Any:
+        """Where a number that is passed on lies: memory of a tile's length, close at hand."""
+        while len(self.tiles) <= place:
+            with self.builder.goto_entry_block():
+                self.tiles.append(self.builder.alloca(self.many.real_type, size=TILE))
+        return self.builder.gep(self.tiles[place], [turn])
+
+    def load_passed(self, place: int, turn: Any) -> Any:
+        """A vector that an earlier stage passed on."""
+        return self.builder.load(self._in_tile(place, turn))
 
     def load_input(self, which: int, i: Any) -> Any:
         """A vector of logits; -inf beyond the end of the row."""
-        b, width = self.builder, self.layout.width
-        dtype = self.layout.dtype(f"input{which}")
-        element = STORAGE[dtype]
-        first = b.mul(i, ir.Constant(I64, width))
-        pointer = b.bitcast(self.row_pointers[f"input{which}"], element.as_pointer())
-        start = b.gep(pointer, [first])
-        full = b.icmp_signed("<=", b.add(first, ir.Constant(I64, width)), self.vocabulary)
-        vector = ir.VectorType(element, width)
-        with b.if_else(full, likely=True) as (then, otherwise):
-            with then:
-                whole = b.load(b.bitcast(start, vector.as_pointer()), align=1)
-                whole_block = b.block
-            with otherwise:
-                rest = b.sub(self.vocabulary, first)
-                partial = b.call(tail(b.module, "load", dtype, width), [start, rest])
-                partial_block = b.block
-        raw = b.phi(vector)
-        raw.add_incoming(whole, whole_block)
-        raw.add_incoming(partial, partial_block)
+        name = f"input{which}"
+        dtype = self.layout.dtype(name)
+        raw = load(dtype, self.row_pointers[name], self._first(i), self.vocabulary, self.many)
         return from_storage(dtype, raw, self.many)
 
     def _store(self, which: int, i: Any, value: Any) -> None:
-        b, width = self.builder, self.layout.width
-        dtype = self.layout.dtype(f"partial{which}")
+        name = f"partial{which}"
+        dtype = self.layout.dtype(name)
         stored = to_storage(dtype, value, self.many)
-        first = b.mul(i, ir.Constant(I64, width))
-        pointer = b.bitcast(self.row_pointers[f"partial{which}"], STORAGE[dtype].as_pointer())
-        start = b.gep(pointer, [first])
-        full = b.icmp_signed("<=", b.add(first, ir.Constant(I64, width)), self.vocabulary)
-        with b.if_else(full, likely=True) as (then, otherwise):
-            with then:
-                b.store(stored, b.bitcast(start, stored.type.as_pointer()), align=1)
-            with otherwise:
-                rest = b.sub(self.vocabulary, first)
-                b.call(tail(b.module, "store", dtype, width), [start, rest, stored])
+        pointer = self.row_pointers[name]
+        store(dtype, stored, pointer, self._first(i), self.vocabulary, self.many)
+
+    def _first(self, i: Any) -> Any:
+        """The position of the first token of a vector."""
+        return self.builder.mul(i, ir.Constant(I64, self.layout.width))
 
 
 class _Tokens:
     """The values of token expressions in one turn of a sweep's loop."""
 
-    def __init__(self, rows: _Rows, at: int, i: Any, fixed: dict[Node, Any]) -> None:
-        self.rows, self.at, self.i = rows, at, i
+    def __init__(
+        self,
+        rows: _Rows,
+        at: int,
+        stage: Stage,
+        i: Any,
+        turn: Any,
+        fixed: dict[Node, Any],
+    ) -> None:
+        self.rows, self.at, self.stage, self.i, self.turn = rows, at, stage, i, turn
         self.known = dict(fixed)
 
     def of(self, node: Node) -> Any:
@@ -418,7 +373,9 @@ class _Tokens:
         if node in self.known:
             return self.known[node]
         rows = self.rows
-        if rows._loaded(node, self.at):
+        if node in self.stage.given:
+            value = rows.load_passed(self.stage.given[node], self.turn)
+        elif node in self.stage.there or rows._loaded(node, self.at):
             value = rows.load_kept(node, self.i)
         elif node.op == "input":
             value = rows.load_input(node.value, self.i)

@@ -4,14 +4,18 @@ A reduction ends a sweep: what depends on it waits for the next one. What is cos
 several sweeps is kept in a buffer of the length of the row, where the executor has such buffers.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from amidmath._rowprogram.graph import REDUCTIONS, TOKEN, Node, reachable
 from amidmath._rowprogram.simplify import COST
 
-WORTH_KEEPING = 7
-"""Instructions a token above which loading a number is better than computing it again."""
+WORTH_KEEPING = {"real": 12, "bool": 3}
+"""Instructions a token above which loading a number is better than computing it again.
+
+What costs is what moves between caches: numbers of 4 or 8 bytes, truth values of one bit.
+"""
 
 
 @dataclass
@@ -99,17 +103,8 @@ def _kept(sweeps: Sequence[Sweep]) -> dict[Node, tuple[int, int]]:
     kept: dict[Node, tuple[int, int]] = {}
     first: dict[Node, int] = {}
     for at, sweep in enumerate(sweeps):
-        price: dict[Node, int] = {}
-
-        def price_of(node: Node, price: dict[Node, int] = price) -> int:
-            if node.kind != TOKEN:
-                return 0
-            if node in kept:
-                return 1
-            if node not in price:
-                price[node] = COST[node.op] + sum(price_of(a) for a in node.args)
-            return price[node]
-
+        chosen: list[Node] = []
+        prices = _prices(kept)
         stack = [r for r in sweep.roots if r.kind == TOKEN]
         seen: set[Node] = set()
         while stack:
@@ -117,14 +112,40 @@ def _kept(sweeps: Sequence[Sweep]) -> dict[Node, tuple[int, int]]:
             if node in seen:
                 continue
             seen.add(node)
-            if node in first and node.type == "real" and price_of(node) > WORTH_KEEPING:
+            if node in first and node not in kept and _worth(prices(node), node):
                 kept[node] = (len(kept), first[node])
-                sweeps[first[node]].kept.append(node)
+                chosen.append(node)
             if node not in kept:
                 stack.extend(a for a in node.args if a.kind == TOKEN)
+        # What is cheap to compute from others that are kept need not be.
+        for node in sorted(chosen, key=lambda n: -n.order):
+            place = kept.pop(node)
+            if _worth(_prices(kept)(node), node):
+                kept[node] = place
+                sweeps[first[node]].kept.append(node)
         for node in seen:
             first.setdefault(node, at)
     return _shared_buffers(sweeps, kept)
+
+
+def _worth(price: int, node: Node) -> bool:
+    return price > WORTH_KEEPING.get(node.type, math.inf)
+
+
+def _prices(kept: Collection[Node]) -> Callable[[Node], int]:
+    """What it takes to compute a number, given what is kept."""
+    known: dict[Node, int] = {}
+
+    def price(node: Node) -> int:
+        if node.kind != TOKEN:
+            return 0
+        if node in kept:
+            return 1
+        if node not in known:
+            known[node] = COST[node.op] + sum(price(a) for a in node.args)
+        return known[node]
+
+    return price
 
 
 def _shared_buffers(
@@ -133,7 +154,7 @@ def _shared_buffers(
     """Give buffers that are no longer read to what is kept later: fewer of them fit a cache."""
     last: dict[Node, int] = {}
     for at, sweep in enumerate(sweeps):
-        for node in computed(sweep.roots, kept, at)[1]:
+        for node in sorted(computed(sweep.roots, kept, at)[1], key=lambda n: n.order):
             last[node] = at
     free: list[int] = []
     shared: dict[Node, tuple[int, int]] = {}
