@@ -12,6 +12,7 @@ from amidmath._assistant import (
     mixture_ratios_of,
     reweighted,
 )
+from amidmath._dispatch import held, held_but_for
 from amidmath._pointwise import expm1_near, weighted
 from amidmath._simplex import (
     anchored,
@@ -191,6 +192,8 @@ class AssistantBlock:
         source = "p" if "p" in self.order else "q"
         a = seen_from(source, pair, xp)
         log_r, over, exists = normalized(a, pair, xp)
+        if self.detached:
+            log_r, over = held(log_r), held_but_for(-a.log_u, over, xp)
         assistant_first = self.order[0] == "r"
         arguments = (log_r, a.log_u, over) if assistant_first else (a.log_u, log_r, -over)
         value, partials = self.divergence.evaluate(*arguments, any(needs), xp)

@@ -96,14 +96,13 @@ def power_ratios(
     heavier source's is 1 + μ(eʸ - 1) = (1-μ)(1 + e^{y - |odds|}); docs: mixtures, M4.
     """
     x = k * log_ratio
-    size = xp.abs(odds + xp.zeros_like(x))
-    q_lighter = odds >= 0.0 * size
+    q_lighter, size = _lighter(odds + xp.zeros_like(x), xp)
     y = xp.where(q_lighter, -x, x)
     rest = xp.exp(-size)
     lighter, log_heavier = rest / (1.0 + rest), -xp.log1p(rest)
     lead = y - size  # log odds of the lighter source here
     lighter_leads = lead > 0.0
-    shrunk = xp.exp(-xp.abs(lead))
+    shrunk = xp.exp(xp.where(lighter_leads, -lead, lead))  # not -|lead|; see _lighter
     # The first form below y = -0.8 would bring log1p where JAX's is wrong (see log_near_one).
     near = (y > -0.8) & (y < 1.0)
     y_near = xp.where(near, y, 0.0)
@@ -127,6 +126,16 @@ def power_ratios(
         xp.where(q_lighter, log_heavy, log_light),
         xp.where(q_lighter, log_light, log_heavy),
     )
+
+
+def _lighter(odds: Array, xp: Namespace) -> tuple[Array, Array]:
+    """Whether q is the lighter source, and |odds|.
+
+    As a choice, for a library that differentiates it: abs has no derivative at 0, and what is made
+    of the two here has one.
+    """
+    q_lighter = odds >= 0.0
+    return q_lighter, xp.where(q_lighter, odds, -odds)
 
 
 def _extreme(signed: Array, log_ratio: Array, lam: Array | float, xp: Namespace) -> Ratios:
@@ -216,12 +225,13 @@ def from_the_other(
         k, lam = zero + k, zero + lam
         usable = (k != 0.0) & ~xp.isinf(k) & (lam > 0.0) & (lam < 1.0)
         k, lam = xp.where(usable, k, 1.0), xp.where(usable, lam, 0.5)
-    odds = sign * log_odds(lam, xp)
-    here = odds + sign * k * base
-    log_heavier = -xp.log1p(xp.exp(-xp.abs(here)))
-    log_share_there = xp.where(here > 0.0, log_heavier, here + log_heavier)
+    odds = log_odds(lam, xp)
+    q_lighter, size = _lighter(odds + k * base, xp)
+    log_heavier = -xp.log1p(xp.exp(-size))
+    heavier = q_lighter if side == "p" else ~q_lighter
+    log_share_there = xp.where(heavier, log_heavier, log_heavier - size)
     apart = (xp.abs(k * base) > 1.0) & (share > 0.25) & usable
-    known = (log_share_there - odds - log_share) / k
+    known = (log_share_there - sign * odds - log_share) / k
     return xp.where(apart, known, added)
 
 

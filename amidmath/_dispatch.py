@@ -139,6 +139,14 @@ def held(array: Array) -> Array:
     return array
 
 
+def held_but_for(part: Array, array: Array, xp: Namespace) -> Array:
+    """The array as what only a part of it varies, likewise, and that only where it is finite."""
+    if not (array_api_compat.is_torch_array(array) or array_api_compat.is_jax_array(array)):
+        return array
+    still = held(part)
+    return held(array) + xp.where(xp.abs(still) < xp.inf, part - still, 0.0)
+
+
 def at_hand(array: Array) -> bool:
     """Whether the array's values can be looked at without waiting for a device or a trace."""
     if array_api_compat.is_torch_array(array):

@@ -69,10 +69,14 @@ def exp_bregman(n: Array, m: Array, z: Array, xp: Namespace) -> Array:
     z_near = xp.where(near, z, 0.0)
     e_n, e_m = xp.exp(n), xp.exp(m)
     gap = z_near * z_near * phi2(z_near, xp)
-    tangent = xp.where(e_m == 0.0, 0.0, e_m * (1.0 + z))
+    # Where there is no mass the factor is replaced, not the product, whose derivative is 0·∞ there.
+    tangent = e_m * xp.where(e_m == 0.0, 0.0, 1.0 + z)
     # The tangent lies below the curve; where it does not, both have overflowed (or underflowed).
     far = xp.where(e_n <= tangent, e_n, e_n - tangent)
-    return xp.where(near, xp.where(gap > 0.0, e_m * gap, 0.0), far)
+    # NaN at n = m where the powers overflow, and only there; not a choice by gap > 0, which would
+    # make the term a constant at n = m, and its second derivative 0.
+    close = e_m * gap
+    return xp.where(near, xp.where(xp.isnan(close), 0.0, close), far)
 
 
 def exp_quotient(n: Array, m: Array, g: float, d: Array, xp: Namespace) -> Array:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from amidmath import _checks
+from amidmath import _checks, _dispatch
 from amidmath._pointwise import weighted
 from amidmath._typing import Array, Namespace
 from amidmath.divergences._base import Divergence, Evaluated
@@ -82,7 +82,9 @@ class ConcreteScore(Divergence):
         def total(a: Array) -> Array:
             return xp.sum(a, axis=-1, keepdims=True)
 
-        w1, w2 = (masses[name] / total(masses[name]) for name in (self.first, self.second))
+        w1, w2 = (
+            _dispatch.held(masses[name] / total(masses[name])) for name in (self.first, self.second)
+        )
         infinite = xp.abs(ratio) == xp.inf
         apart = total(xp.where(infinite, w1 + w2, 0.0)) > 0.0
         ratio = xp.where(infinite, 0.0, ratio)

@@ -80,7 +80,7 @@ class FDivergence(Divergence):
             g_slope = xp.where(near, step * early, g_slope)
             # f - u f' falls by ∫ v f''(v) dv
             tilt = xp.where(near, -step * ((1.0 + step) * early - step * late), tilt)
-        g = xp.where(g > 0.0, g, 0.0 * g)  # below zero by rounding alone: f is convex
+        g = xp.where(g < 0.0, 0.0 * g, g)  # below zero by rounding alone: f is convex
         term = xp.where(infinite, weighted(x, g_slope, xp), weighted(y, g, xp))
         value = xp.sum(term, axis=-1)
         if not with_partials:

@@ -76,11 +76,11 @@ class FisherRao(Divergence):
     ) -> Evaluated:
         """4 arcsin(H/2), and the partials of H² times 1/(H √(1 - H²/4))."""
         squared, partials = SquaredHellinger().evaluate(log_x, log_y, log_ratio, with_partials, xp)
-        value = 4.0 * xp.asin(0.5 * xp.sqrt(squared))
+        same = squared == 0.0
+        inside = xp.where(same, 1.0, squared)
+        value = xp.where(same, 0.0, 4.0 * xp.asin(0.5 * xp.sqrt(inside)))
         if partials is None:
             return value, None
-        apart = squared > 0.0
-        inside = xp.where(apart, squared, 1.0)
-        slope = xp.where(apart, 1.0 / xp.sqrt(inside * (1.0 - 0.25 * inside)), 0.0)[..., None]
+        slope = xp.where(same, 0.0, 1.0 / xp.sqrt(inside * (1.0 - 0.25 * inside)))[..., None]
         by_x, by_y, both = partials
         return value, (slope * by_x, slope * by_y, slope * both)

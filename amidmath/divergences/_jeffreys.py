@@ -33,7 +33,10 @@ class Jeffreys(Separable):
     @staticmethod
     def term(log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any) -> Any:
         """(x - y) log(x/y), a product of two numbers of one sign."""
-        return weighted(exp_difference(log_x, log_y, log_ratio, xp), log_ratio, xp)
+        gap = exp_difference(log_x, log_y, log_ratio, xp)
+        # Masses below the smallest number count as none; at x = y the gap moves, though it is 0.
+        none = (gap == 0.0) & (xp.abs(log_ratio) == xp.inf)
+        return gap * xp.where(none, 0.0, log_ratio)
 
     @staticmethod
     def partials(

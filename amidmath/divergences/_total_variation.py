@@ -34,13 +34,18 @@ class TotalVariation(Separable):
     @staticmethod
     def term(log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any) -> Any:
         """½ |x - y|."""
-        return 0.5 * xp.abs(exp_difference(log_x, log_y, log_ratio, xp))
+        return _half_sign(log_ratio, xp) * exp_difference(log_x, log_y, log_ratio, xp)
 
     @staticmethod
     def partials(
         log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any
     ) -> tuple[Any, Any]:
         """½ sgn(x - y) x and -½ sgn(x - y) y."""
-        zero = xp.zeros_like(log_ratio)
-        half = xp.where(log_ratio > 0.0, zero + 0.5, xp.where(log_ratio < 0.0, zero - 0.5, zero))
+        half = _half_sign(log_ratio, xp)
         return half * xp.exp(log_x), -half * xp.exp(log_y)
+
+
+def _half_sign(d: Any, xp: Any) -> Any:
+    """±½, 0 at 0; libraries that differentiate an abs do not agree on that."""
+    zero = xp.zeros_like(d)
+    return xp.where(d > 0.0, zero + 0.5, xp.where(d < 0.0, zero - 0.5, zero))

@@ -46,6 +46,7 @@ class Triangular(Separable):
 
 def _tanh_half(d: Any, xp: Any) -> Any:
     """tanh(d/2) = (x - y)/(x + y)."""
-    shrunk = xp.expm1(-xp.abs(d))
+    below = d < 0.0
+    shrunk = xp.expm1(xp.where(below, d, -d))  # not -|d|, which has no derivative at 0
     size = -shrunk / (2.0 + shrunk)
-    return xp.where(d < 0.0, -size, size)
+    return xp.where(below, -size, size)
