@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from benchmarks import peers
+from benchmarks import peers, training
 from benchmarks.cases import DIVERGENCES, PLAIN_KL
 from benchmarks.results import Range, Results, Timing
 from benchmarks.subjects import OURS
@@ -84,6 +84,18 @@ def of(results: Results) -> list[Figure]:
             ),
         ),
         Figure(
+            "training step, over one of cross-entropy with the teacher's logits, CPU",
+            1.05,
+            " ×",
+            tuple(_steps(results)),
+        ),
+        Figure(
+            "training step, memory above that of such a step, CPU",
+            192.0,
+            " MB",
+            tuple(_step_memory(results)),
+        ),
+        Figure(
             "JAX jitted, over jax.grad of the plain form", 0.5, " ×", tuple(_jax(results, dense))
         ),
         *(
@@ -159,6 +171,30 @@ def _over_matmuls(results: Results) -> Iterable[tuple[str, Range]]:
         for timing in results.select(group, name=LINEAR, engine="torch CPU"):
             if base is not None:
                 yield timing.computes, timing.over(base)
+
+
+def cross_entropy(results: Results, group: str) -> Timing | None:
+    """The faster of the training steps on labels."""
+    of_labels = results.select(group, computes=training.LABELS)
+    return min(of_labels, key=lambda timing: timing.median, default=None)
+
+
+def _steps(results: Results) -> Iterable[tuple[str, Range]]:
+    for group in results.groups("training"):
+        base = cross_entropy(results, group)
+        for timing in results.select(group, name=training.OURS):
+            if base is not None:
+                yield timing.computes, timing.over(base)
+
+
+def _step_memory(results: Results) -> Iterable[tuple[str, Range]]:
+    """Gradients included; above the step on labels that takes less."""
+    entries = [entry for entry in results.memory if entry["group"].startswith("training")]
+    of_labels = [e["above_inputs"] for e in entries if e["computes"] == training.LABELS]
+    for entry in entries:
+        if entry["name"] == training.OURS and of_labels:
+            added = entry["above_inputs"] - min(of_labels)
+            yield entry["computes"], _exactly(added / MB)
 
 
 def _jax(results: Results, groups: list[str]) -> Iterable[tuple[str, Range]]:

@@ -11,16 +11,18 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from benchmarks import inputs, peers, phases, subjects
+from benchmarks import inputs, peers, phases, subjects, training
 
+ROOT = Path(__file__).parents[1]
 WARM_ROWS = 8
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -30,8 +32,20 @@ def find(table: str, key: str) -> subjects.Subject:
     listed = {
         "dense": (*subjects.dense(), *peers.dense()),
         "linear": (*subjects.linear(), *peers.linear()),
+        "training": training.subjects(),
     }[table]
     return next(subject for subject in listed if subject.key == key)
+
+
+def in_a_process(table: str, key: str, shape: Sequence[int]) -> dict[str, int]:
+    """What :func:`measure` gives, from a process that does nothing else."""
+    asked = json.dumps({"table": table, "key": key, "shape": list(shape)})
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", asked]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr)
+    measured: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def measure(table: str, key: str, shape: list[int]) -> dict[str, int]:
@@ -39,13 +53,16 @@ def measure(table: str, key: str, shape: list[int]) -> dict[str, int]:
     subject = find(table, key)
 
     def arrays(rows: int) -> tuple[Any, ...]:
+        if table == "training":
+            return (rows, *shape[1:])
         if table == "dense":
             return inputs.dense("language", rows, shape[1])
         return inputs.linear(rows, *shape[1:])
 
     # Some compile for a shape; for the others few rows load all that is to be loaded.
     compiles = subject.engine.startswith("JAX") or subject.name == peers.LIGER_COMPILED
-    warm_rows = shape[0] if compiles else min(WARM_ROWS, shape[0])
+    whole = compiles or table == "training"  # whose models are made for a shape
+    warm_rows = shape[0] if whole else min(WARM_ROWS, shape[0])
     subject.build(arrays(warm_rows))["both"].once()
     timed = subject.build(arrays(shape[0]))["both"]
     if subject.engine.endswith("CUDA"):

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from benchmarks import figures, inputs, peers, plot
+from benchmarks import figures, inputs, peers, plot, training
 from benchmarks.phases import PHASES
 from benchmarks.results import Range, Results, Timing
 
@@ -74,6 +74,7 @@ def render(results: Results) -> str:
         ["## Figures to reach", "", *_figures(results)],
         *(_dense(results, group) for group in results.groups("dense")),
         *(_linear(results, group) for group in results.groups("linear")),
+        *(_training(results, group) for group in results.groups("training")),
         _memory(results),
         _accuracy(results),
         _scaling(results),
@@ -156,6 +157,34 @@ def _linear(results: Results, group: str) -> list[str]:
         "products that any such loss needs, in chunks of rows.",
         "",
         *table(("", "both, ms (median ± IQR)", "over the bare matmuls"), rows),
+    ]
+
+
+def _training(results: Results, group: str) -> list[str]:
+    base = figures.cross_entropy(results, group)
+    memory = {
+        (entry["name"], entry["computes"]): entry["above_inputs"]
+        for entry in results.memory
+        if entry["group"] == group
+    }
+    rows = []
+    for timing in sorted(results.select(group), key=lambda timing: timing.median):
+        ratio = "–" if base is None else interval(timing.over(base))
+        held = memory.get((timing.name, timing.computes))
+        peak = "–" if held is None else f"{held / figures.MB:,.1f}"
+        who = ", ".join((timing.name, timing.computes))
+        best = number(1e3 * min(timing.rounds))
+        rows.append([who, _milliseconds(timing, spread=True), best, ratio, peak])
+    return [
+        f"## Training step: {group.removeprefix('training ')}",
+        "",
+        f"{training.SHAPES[results.sizes].words()}. Random weights, and the embeddings, which are "
+        "the head too, do not train. A step is the loss, its gradients and the teacher's forward "
+        "pass, without the optimiser; one that is logged also estimates KL and overlap. Ratios "
+        "are over the faster step of cross-entropy. Peaks are above the models' weights, "
+        "gradients included.",
+        "",
+        *table(("", "ms (median ± IQR)", "least, ms", "over cross-entropy", "peak, MB"), rows),
     ]
 
 

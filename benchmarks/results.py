@@ -108,7 +108,8 @@ class Results:
         """Whether every part of the benchmarks ran, at full size."""
         groups = {group.split()[0] for group in self.groups()}
         others = (self.memory, self.accuracy, self.startup)
-        return self.sizes == "full" and groups == {"dense", "linear", "scaling"} and all(others)
+        parts = {"dense", "linear", "scaling", "training"}
+        return self.sizes == "full" and groups == parts and all(others)
 
     def groups(self, start: str = "") -> list[str]:
         """The groups of timings whose name starts so, in order."""

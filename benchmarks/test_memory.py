@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
-from benchmarks import inputs, peers, subjects
+from benchmarks import inputs, memory, peers, subjects
 from benchmarks.cases import AB_PR, KL_PR, PLAIN_JS, PLAIN_KL
 from benchmarks.trials import label, plain_name
 
@@ -22,7 +18,6 @@ if TYPE_CHECKING:
 
     from benchmarks.subjects import Subject
 
-ROOT = Path(__file__).parents[1]
 # What the most demanding subject holds at once, in arrays of logits; and in reserve.
 DENSE_COPIES = 7
 CHUNKED_COPIES = 3
@@ -68,15 +63,7 @@ def test_memory(
 ) -> None:
     shape = sizes.dense[0] if table == "dense" else sizes.memory
     present(f"{subject.name} ({subject.computes}), memory", _too_large(subject, shape))
-    asked = json.dumps({"table": table, "key": subject.key, "shape": list(shape)})
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", asked]
-
-    def child() -> str:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    measured = json.loads(benchmark.pedantic(child, rounds=1).splitlines()[-1])
+    measured = benchmark.pedantic(memory.in_a_process, (table, subject.key, shape), rounds=1)
     benchmark.extra_info.update(
         kind="memory",
         group=f"{table} {label(*shape)}",

@@ -16,9 +16,10 @@ pytest.importorskip("pytest_benchmark")
 ROOT = Path(__file__).parents[2]
 # A process each: a few of those stand for all.
 IN_PROCESSES = (
-    "not (test_memory.py or test_startup.py)"
+    "not (test_memory.py or test_startup.py or test_peak)"
     " or (test_memory.py and (kl_div or matmuls or amidmath_linear))"
     " or (test_startup.py and import_amidmath)"
+    " or (test_peak and (transformers or gkd))"
 )
 # torch.compile, which one peer uses, does nothing then.
 UNCOMPILED = {"TORCHDYNAMO_DISABLE": "1"}
@@ -48,7 +49,7 @@ def test_every_kind_is_measured(run: Path) -> None:
     found = [benchmark["extra_info"] for benchmark in _benchmarks(run)]
     assert {info["kind"] for info in found} == {"time", "memory", "accuracy", "startup"}
     groups = {info["group"].split()[0] for info in found if info["kind"] == "time"}
-    assert groups == {"dense", "linear", "scaling"}
+    assert groups == {"dense", "linear", "scaling", "training"}
 
 
 def test_peers_compute_what_they_say(run: Path) -> None:
@@ -66,7 +67,7 @@ def test_page_has_every_part(page: str) -> None:
     heads = [line.removeprefix("## ").split(":")[0] for line in page.splitlines() if "## " in line]
     parts = ("Figures to reach", "Dense", "From hidden states", "Memory", "Error", "Startup")
     assert [part for part in parts if part not in heads] == []
-    assert "Cost of an element" in heads
+    assert {"Cost of an element", "Training step"} <= set(heads)
     assert "amidmath, torch CPU, KL(p‖r), α=-1" in page
     assert "F.kl_div, torch CPU, KL(p‖q)" in page
 
@@ -106,6 +107,33 @@ def test_verdicts_are_computed(
     assert done.returncode == 0, done.stderr
     (row,) = (line for line in done.stdout.splitlines() if line.startswith("| KL, loss"))
     assert row.split(" | ")[-1].removesuffix(" |") == reached
+
+
+@pytest.mark.parametrize(
+    ("seconds", "megabytes", "reached"),
+    [(1.04, 190.0, "yes"), (1.06, 194.0, "**no**")],
+)
+def test_a_training_step_is_judged_by_the_better_step_on_labels(
+    run: Path, tmp_path: Path, seconds: float, megabytes: float, reached: str
+) -> None:
+    """The same run with made-up numbers: transformers takes 1 s and 1 MB, TRL's trainer 2 s."""
+    raw = json.loads(run.read_text(encoding="utf-8"))
+    made_up = {"transformers": 1.0, "TRL SFTTrainer": 2.0, "AMiDTrainer": seconds}
+    for benchmark in raw["benchmarks"]:
+        info = benchmark["extra_info"]
+        if not info.get("group", "").startswith("training"):
+            continue
+        if info["kind"] == "time":
+            benchmark["stats"]["data"] = [made_up[info["name"]]]
+        else:
+            of_ours = info["name"] == "AMiDTrainer"
+            info["above_inputs"] = 1e6 * (1.0 + (megabytes if of_ours else 0.0))
+    changed = tmp_path / "results.json"
+    changed.write_text(json.dumps(raw), encoding="utf-8")
+    done = _python("-m", "benchmarks.report", str(changed))
+    assert done.returncode == 0, done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| training step")]
+    assert [row.split(" | ")[-1].removesuffix(" |") for row in rows] == [reached, reached]
 
 
 def _benchmarks(run: Path) -> list[dict[str, Any]]:
