@@ -25,6 +25,7 @@ _SCALES: dict[str, Callable[[Any, float], float]] = {
     ),
 }
 _PROBE_TOKENS = 8
+_EXPOSED = "_amidmath_exposed"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def expose_states(model: PreTrainedModel) -> None:
         InputError: a head that is no linear layer, or logits that are not the head's of the last
             hidden states in a way that is known here (found by a small forward pass).
     """
-    if hasattr(model, "_amidmath_exposed"):
+    if hasattr(model, _EXPOSED):
         return
     forward = model.forward
 
@@ -93,8 +94,8 @@ def expose_states(model: PreTrainedModel) -> None:
         return _in_place_of(layer, states, hidden)
 
     head_of(model)
-    model.forward = MethodType(exposed, model)  # type: ignore[method-assign]
-    model._amidmath_exposed = True
+    model.forward = MethodType(exposed, model)
+    setattr(model, _EXPOSED, True)
     _check(model)
 
 
