@@ -76,7 +76,7 @@ def exp_bregman(n: Array, m: Array, z: Array, xp: Namespace) -> Array:
     # NaN at n = m where the powers overflow, and only there; not a choice by gap > 0, which would
     # make the term a constant at n = m, and its second derivative 0.
     close = e_m * gap
-    return xp.where(near, xp.where(xp.isnan(close), 0.0, close), far)
+    return xp.where(near, xp.where(close >= 0.0, close, 0.0), far)
 
 
 def exp_quotient(n: Array, m: Array, g: float, d: Array, xp: Namespace) -> Array:

@@ -92,7 +92,7 @@ class AMiDOnPolicyTrainer(DistillationTrainer):
     Of DistillationTrainer, the loss is another: by any method and schedule, from hidden states.
     It logs, beside what that logs, ``kl`` (KL(p‖q), teacher p, student q), ``overlap``
     (Σ min(p, q)) and the parameters that have a schedule; these and ``entropy`` are means over up
-    to 256 positions of each micro-batch, the entropy at the loss's temperature.
+    to 64 positions of each micro-batch, the entropy at the loss's temperature.
 
     Args:
         model: the student, loaded.
