@@ -84,7 +84,7 @@ def expose_states(model: PreTrainedModel) -> None:
             return forward(*args, **kwargs)
         kwargs["use_cache"] = False
         hidden = self.base_model(*args, **kwargs).last_hidden_state
-        layer = self.get_output_embeddings()
+        layer: Any = self.get_output_embeddings()
 
         def states(hidden: torch.Tensor) -> Any:
             head = head_of(self)

@@ -101,7 +101,7 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         if teacher == "base":
             return AdapterBaseTeacher(lambda: cast("Any", self.model_wrapped), self.student)
         if not isinstance(teacher, PreTrainedModel):
-            return teacher(self) if callable(teacher) else cast("Teacher", teacher)
+            return cast("Teacher", teacher(self) if callable(teacher) else teacher)
         name = str(teacher.config.name_or_path)
         return ModelTeacher(prepare_frozen(freeze(teacher), self.accelerator), name)
 

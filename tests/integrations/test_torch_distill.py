@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from datasets import Dataset
 from tiny import SENTENCES, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from amidmath.integrations import cache_teacher
 from amidmath.integrations.torch_distill import main
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
@@ -355,3 +357,32 @@ def test_training_goes_on_from_a_checkpoint(
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [(line["model"], line["step"]) for line in lines if "loss" in line]
     assert steps == [(model, n) for model in ("student", "baseline") for n in (1, 2, 3, 4)]
+
+
+def test_a_run_from_a_teachers_cache(
+    arguments: list[str],
+    text_file: Path,
+    teacher_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    at = arguments.index("--teacher_model_name_or_path")
+    rest = [*arguments[:at], *arguments[at + 2 :]]
+    length = [word for pair in pairwise(rest) if pair[0] == "--max_length" for word in pair]
+    cache = str(tmp_path / "cache")
+    made = cache_teacher.main(
+        [
+            *("--teacher_model_name_or_path", str(teacher_dir), "--dataset_name", str(text_file)),
+            *("--output_dir", cache, "--k", "32", *length),
+        ]
+    )
+    assert made == 0
+    command = [*rest, "--dataset_name", str(text_file), "--teacher_cache", cache]
+    assert main(command) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert set(results) == {"student before", "student after"}
+    assert results["student after"]["kl"] == "nan"
+    assert results["student after"]["perplexity"] < results["student before"]["perplexity"]
+    capsys.readouterr()
+    assert main([*command, "--overwrite_output_dir", "--policy", "on_policy"]) == 2
+    assert "knows the dataset's rows only" in capsys.readouterr().err
