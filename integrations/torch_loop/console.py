@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from rich.console import Console
@@ -59,7 +60,9 @@ def judge(
     args, rows = trainer.args, trainer.eval_rows
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
-    batches = list(own_batches(rows, trainer.plain_collator, args.per_device_eval_batch_size))
+    batches = list(
+        own_batches(cast("Any", rows), trainer.plain_collator, args.per_device_eval_batch_size)
+    )
     bar = tqdm(
         batches,
         desc=f"evaluating {' and '.join(models)}",

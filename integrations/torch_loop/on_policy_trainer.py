@@ -48,7 +48,7 @@ class AMiDOnPolicyConfig(LossSettings, DistillationConfig):
     times slower.
     """
 
-    beta: float | None = field(  # type: ignore[assignment]  # that it is not given can be seen
+    beta: float | None = field(  # type: ignore[assignment]  # that it is not given can be seen  # pyright: ignore[reportIncompatibleVariableOverride]
         default=None,
         metadata={"help": "Not used: --method says what the loss is, for instance gkd."},
     )
