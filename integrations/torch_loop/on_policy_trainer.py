@@ -48,7 +48,8 @@ class AMiDOnPolicyConfig(LossSettings, DistillationConfig):
     times slower.
     """
 
-    beta: float | None = field(  # type: ignore[assignment]  # that it is not given can be seen  # pyright: ignore[reportIncompatibleVariableOverride]
+    # None, so that it is seen whether it was given.
+    beta: float | None = field(  # type: ignore[assignment]  # pyright: ignore
         default=None,
         metadata={"help": "Not used: --method says what the loss is, for instance gkd."},
     )
