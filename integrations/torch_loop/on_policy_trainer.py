@@ -49,7 +49,7 @@ class AMiDOnPolicyConfig(LossSettings, DistillationConfig):
     """
 
     # None, so that it is seen whether it was given.
-    beta: float | None = field(  # type: ignore[assignment]  # pyright: ignore
+    beta: float | None = field(  # type: ignore[assignment]
         default=None,
         metadata={"help": "Not used: --method says what the loss is, for instance gkd."},
     )
@@ -66,7 +66,7 @@ class AMiDOnPolicyConfig(LossSettings, DistillationConfig):
             self.bf16 = gpu and not self.fp16 and torch.cuda.is_bf16_supported()
         self.beta = 0.0  # TRL compares it with numbers
         super().__post_init__()
-        self.beta = None
+        self.beta = None  # pyright: ignore[reportIncompatibleVariableOverride]
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
         if self.trust_remote_code:
