@@ -16,7 +16,7 @@ def operation(lanes: Lanes, node: Node, args: list[Any]) -> Any:
     if op in _ARITHMETIC:
         return _fused(lanes, node, args) or getattr(b, _ARITHMETIC[op])(*args)
     if op == "exp":
-        return lanes.exp(args[0], nonpositive=_nonpositive(node.args[0]))
+        return lanes.exp(args[0], nonpositive=nonpositive(node.args[0]))
     if op in _FUNCTIONS:
         return getattr(lanes, op)(args[0])
     if op == "neg":
@@ -65,13 +65,22 @@ def _fused(lanes: Lanes, node: Node, args: list[Any]) -> Any:
     return None
 
 
-def _nonpositive(node: Node) -> bool:
+def nonpositive(node: Node) -> bool:
     """Whether the number is never positive, as far as its form tells."""
     if node.op == "neg":
         return node.args[0].op in ("abs", "exp")
+    if node.op == "select":
+        condition, a, b = node.args
+        positive = condition.op == "lt" and condition.args[0].value == 0.0
+        return positive and condition.args[1] is b and _is_opposite(a, b)
     if node.op == "sub" and node.args[1].kind != TOKEN:
         return _is_maximum(node.args[1], node.args[0])
     return False
+
+
+def _is_opposite(a: Node, b: Node) -> bool:
+    """Whether a is -b, which a difference is the other way round."""
+    return a.args == (b,) if a.op == "neg" else a.op == b.op == "sub" and a.args == b.args[::-1]
 
 
 def _is_maximum(number: Node, of: Node) -> bool:

@@ -13,8 +13,10 @@ import pytest
 pytest.importorskip("llvmlite")
 from llvmlite import ir
 
+from amidmath._rowprogram.graph import ROW, TOKEN, Builder
 from amidmath.backends import llvm_jit
 from amidmath.backends.llvm_math import Lanes
+from amidmath.backends.llvm_operations import nonpositive
 
 DTYPE = {32: np.float32, 64: np.float64}
 NAMES = ("exp", "expm1", "log", "log1p", "log1p_near", "asin")
@@ -184,3 +186,20 @@ def test_exp_of_what_is_never_positive_needs_no_upper_end(function):
     """What row programs say of x - max x spares a comparison."""
     x = -log_uniform(1000, 1e-6, 80.0).astype(function.dtype)
     np.testing.assert_array_equal(function("exp", x, nonpositive=True), function("exp", x))
+
+
+def test_which_exponents_are_seen_not_to_be_positive():
+    b = Builder()
+    x, zero = b.leaf("input", 0, TOKEN), b.const(0.0)
+    lead = b.apply("sub", x, b.leaf("scale", None, ROW))
+    largest = b.reduce("max", x)
+    for number in (x, lead):
+        positive, opposite = b.apply("lt", zero, number), b.apply("neg", number)
+        assert nonpositive(b.apply("neg", b.apply("abs", number)))
+        assert nonpositive(b.apply("select", positive, opposite, number))
+        assert not nonpositive(b.apply("select", positive, number, opposite))
+        assert not nonpositive(b.apply("select", b.apply("lt", number, zero), opposite, number))
+        assert not nonpositive(number)
+        assert not nonpositive(opposite)
+    assert nonpositive(b.apply("sub", x, largest))
+    assert not nonpositive(b.apply("sub", largest, x))
