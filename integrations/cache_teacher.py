@@ -12,17 +12,14 @@ cover; ``--dry_run`` stops there. The same command goes on where an earlier one 
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -31,17 +28,22 @@ from rich.table import Table
 from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
-    BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 from trl import ModelConfig
 
+from amidmath.integrations.shared.command_line import (
+    STUDENT_FLAG,
+    TEACHER_FLAG,
+    exit_status,
+    parse,
+    require,
+)
 from amidmath.integrations.shared.data import load_splits
-from amidmath.integrations.shared.errors import InputError, TrainingError, while_preparing
+from amidmath.integrations.shared.errors import InputError, while_preparing
 from amidmath.integrations.shared.top_k_store import (
     DTYPES,
     Header,
@@ -53,14 +55,10 @@ from amidmath.integrations.shared.top_k_store import (
     payload_bytes,
     plan_shards,
 )
-from amidmath.integrations.torch_loop.arguments import (
-    DistillScriptArguments,
-    Parser,
-    expand_config,
-    join_numbers,
-)
+from amidmath.integrations.torch_loop.arguments import DistillScriptArguments
 from amidmath.integrations.torch_loop.config import AMiDConfig
-from amidmath.integrations.torch_loop.models import load_model, load_tokenizer
+from amidmath.integrations.torch_loop.loading import fewer_bars, load_teacher_model
+from amidmath.integrations.torch_loop.models import load_tokenizer
 from amidmath.integrations.torch_loop.objective import next_token_mask
 from amidmath.integrations.torch_loop.prepared import PreparedRows, model_fingerprint
 from amidmath.integrations.torch_loop.states import States
@@ -69,12 +67,9 @@ from amidmath.integrations.torch_loop.teachers import Teacher
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 from amidmath.integrations.torch_loop.vocabularies import compare_vocabularies
 
-STUDENT_FLAG, TEACHER_FLAG = "--model_name_or_path", "--teacher_model_name_or_path"
-
 # How many batches are tried beforehand; the first of them warms up.
 _TRIED = 4
 _OFFERED = (16, 32, 64, 128, 256, 512)
-_ROWS_WITHOUT_BARS = 20_000
 
 
 @dataclass
@@ -146,31 +141,19 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         InputError: a value that does not fit, an unknown argument, or one that is missing.
         SystemExit: after --help.
     """
-    parser = Parser(
-        cast("Any", (CacheArguments, AMiDConfig, ModelConfig)),
+    script, config, model = parse(
+        (CacheArguments, AMiDConfig, ModelConfig),
+        argv,
         prog="cache_teacher.py",
         description="Cache a teacher's most probable tokens for a dataset.",
-        epilog="--config FILE reads arguments from a YAML file; the command line wins.",
-        allow_abbrev=False,
     )
-    words = join_numbers(expand_config(sys.argv[1:] if argv is None else argv))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
-        script, config, model, unknown = parser.parse_args_into_dataclasses(
-            words, return_remaining_strings=True, look_for_args_file=False
-        )
-    if unknown:
-        near = get_close_matches(unknown[0], parser._option_string_actions, n=1)
-        hint = f"did you mean {near[0]}?" if near else "--help lists all arguments"
-        raise InputError(f"unknown argument {unknown[0]}; {hint}")
-    required = {
-        TEACHER_FLAG: config.teacher_model_name_or_path,
-        "--dataset_name": script.dataset_name,
-        "--output_dir": config.output_dir,
-    }
-    missing = [flag for flag, value in required.items() if not value]
-    if missing:
-        raise InputError(f"{', '.join(missing)} must be given (--help lists all arguments)")
+    require(
+        {
+            TEACHER_FLAG: config.teacher_model_name_or_path,
+            "--dataset_name": script.dataset_name,
+            "--output_dir": config.output_dir,
+        }
+    )
     refused = {
         "teacher_cache": "the cache that is made goes to --output_dir",
         "teacher_is_base": "such a teacher changes nothing by being cached: name it as teacher",
@@ -292,23 +275,11 @@ def load(arguments: Arguments, console: Console) -> Source:
     """The teacher, and the rows as torch_distill.py would prepare them."""
     config, script = arguments.config, arguments.script
     train, test = load_splits(script, config.dataset_text_field, config.seed)
-    if len(train) < _ROWS_WITHOUT_BARS:
-        datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    revision = config.teacher_model_revision
-    teacher_tokenizer = load_tokenizer(TEACHER_FLAG, arguments.teacher, revision=revision)
-    quantization = None
-    if config.teacher_load_in_8bit or config.teacher_load_in_4bit:
-        quantization = BitsAndBytesConfig(
-            load_in_8bit=config.teacher_load_in_8bit, load_in_4bit=config.teacher_load_in_4bit
-        )
-    model = load_model(
-        TEACHER_FLAG,
-        arguments.teacher,
-        dtype=config.teacher_dtype,
-        revision=revision,
-        **({} if quantization is None else {"quantization_config": quantization}),
+    fewer_bars(len(train))
+    teacher_tokenizer = load_tokenizer(
+        TEACHER_FLAG, arguments.teacher, revision=config.teacher_model_revision
     )
+    model = load_teacher_model(arguments.teacher, config)
     size = int(model.config.get_text_config().vocab_size)
     if script.k > size:
         raise InputError(f"--k {script.k}: the teacher has {size} tokens only")
@@ -512,18 +483,10 @@ def main(argv: list[str] | None = None) -> int:
         0 when the cache is complete, 1 when the disk is full, 2 when something given does not fit,
         130 when interrupted.
     """
-    try:
-        cache(parse_arguments(argv), Console())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; finished shards are kept, the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(
+        lambda: cache(parse_arguments(argv), Console()),
+        "finished shards are kept, the same command goes on",
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, set
 from trl import SFTTrainer
 
 from amidmath.integrations.shared import run_folder
-from amidmath.integrations.shared.errors import InputError, TrainingError, while_preparing
+from amidmath.integrations.shared.command_line import exit_status
+from amidmath.integrations.shared.errors import while_preparing
 from amidmath.integrations.shared.model_card import write_card
 from amidmath.integrations.shared.plots import plot
 from amidmath.integrations.torch_loop.arguments import Arguments, parse_arguments
@@ -93,7 +94,9 @@ def distill(arguments: Arguments, console: Console) -> Path:
     def compare_before() -> None:
         if not before:  # an engine that shares weights out has the student from here on
             before.update(judge(trainer, {"student before": trainer.student}, limit))
-        on_main_process(lambda: _write(folder / run_folder.BEFORE, before))
+        on_main_process(
+            lambda: run_folder.write_figures(folder / run_folder.BEFORE, _plain(before))
+        )
         for warning in warnings_about(before):
             console.print(f"[bold yellow]Warning:[/bold yellow] {warning}")
 
@@ -133,17 +136,16 @@ def train(
 
 def finish(arguments: Arguments, trainer: SFTTrainer, results: dict[str, Quality]) -> None:
     """Write results, curves and the model card; the run is complete then."""
-    folder = arguments.output_dir
-    _write(folder / run_folder.RESULTS, results)
-    figures = {name: asdict(quality) for name, quality in results.items()}
+    folder, figures = arguments.output_dir, _plain(results)
+    run_folder.write_figures(folder / run_folder.RESULTS, figures)
     lines, title = run_folder.read_metrics(folder), arguments.config.recipe().describe()
     plot(folder / run_folder.CURVES, lines, figures, title)
     write_card(folder / run_folder.STUDENT, card(arguments, trainer.state, figures))
     run_folder.finish_folder(folder)
 
 
-def _write(path: Path, results: dict[str, Quality]) -> None:
-    run_folder.write_figures(path, {name: asdict(quality) for name, quality in results.items()})
+def _plain(results: dict[str, Quality]) -> dict[str, dict[str, float]]:
+    return {name: asdict(quality) for name, quality in results.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -153,18 +155,10 @@ def main(argv: list[str] | None = None) -> int:
         0 when the run is complete, 1 when training cannot go on, 2 when something given does not
         fit, 130 when interrupted.
     """
-    try:
-        distill(parse_arguments(argv), main_console())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except TrainingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; checkpoints, if any, are kept", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(
+        lambda: distill(parse_arguments(argv), main_console()),
+        "checkpoints, if any, are kept",
+    )
 
 
 if __name__ == "__main__":

@@ -25,21 +25,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG, exit_status
 from amidmath.integrations.shared.errors import InputError, while_preparing
 from amidmath.integrations.shared.tasks import TaskRows, read_rows
 from amidmath.integrations.shared.whole_files import staged_file, write_json
-from amidmath.integrations.torch_loop.eval_arguments import (
-    STUDENT_FLAG,
-    TEACHER_FLAG,
-    Arguments,
-    parse_arguments,
-)
+from amidmath.integrations.torch_loop.eval_arguments import Arguments, parse_arguments
 from amidmath.integrations.torch_loop.evaluation import Quality, evaluate
-from amidmath.integrations.torch_loop.generation import check_lengths, context_of
-from amidmath.integrations.torch_loop.models import (
-    load_model,
-    load_tokenizer,
-)
+from amidmath.integrations.torch_loop.generation import check_lengths
+from amidmath.integrations.torch_loop.models import context_of, load_model, load_tokenizer
 from amidmath.integrations.torch_loop.task_evaluation import (
     HeldOut,
     Prompts,
@@ -342,15 +335,7 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 when the results are written, 2 when something given does not fit, 130 when interrupted.
     """
-    try:
-        run(parse_arguments(argv), Console())
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: run(parse_arguments(argv), Console()), "nothing was written")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import torch
+from transformers import TrainingArguments
 from trl import SFTConfig
 
 from amidmath.integrations.shared.errors import InputError
@@ -76,9 +77,7 @@ class AMiDConfig(PolicySettings, LossSettings, SFTConfig):
 
     def __post_init__(self) -> None:
         """Check the loss and choose the precision; raises InputError."""
-        if self.bf16 is None:
-            gpu = torch.cuda.is_available() and not self.use_cpu
-            self.bf16 = gpu and not self.fp16 and torch.cuda.is_bf16_supported()
+        choose_bf16(self)
         super().__post_init__()
         self.recipe()
         self.data_policy()
@@ -139,3 +138,10 @@ class AMiDConfig(PolicySettings, LossSettings, SFTConfig):
         for name, (given, reason) in refused.items():
             if given:
                 raise InputError(f"--{name} {getattr(self, name)}: {reason}; leave it out")
+
+
+def choose_bf16(config: TrainingArguments) -> None:
+    """Train in bfloat16 where nothing is said and a GPU has it."""
+    if config.bf16 is None:
+        gpu = torch.cuda.is_available() and not config.use_cpu
+        config.bf16 = gpu and not config.fp16 and torch.cuda.is_bf16_supported()

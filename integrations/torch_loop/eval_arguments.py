@@ -2,20 +2,16 @@
 
 import math
 import os
-import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
+from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG, parse, require
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.tasks import TASKS, Languages, Task
-from amidmath.integrations.torch_loop.arguments import Parser, expand_config, join_numbers
 from amidmath.integrations.torch_loop.task_evaluation import PROMPT_STYLES, Decoding
-
-STUDENT_FLAG, TEACHER_FLAG = "--model_name_or_path", "--teacher_model_name_or_path"
 
 
 def _help(text: str, default: Any = None, **more: Any) -> Any:
@@ -158,23 +154,14 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         InputError: a value that does not fit, an unknown argument, or one that is missing.
         SystemExit: after --help.
     """
-    parser = Parser(
-        cast("Any", (ModelArguments, DataArguments, GenerationArguments, OutputArguments)),
+    groups = parse(
+        (ModelArguments, DataArguments, GenerationArguments, OutputArguments),
+        argv,
         prog="torch_eval.py",
         description="Evaluate a student, beside its teacher, on held-out text and on a task.",
-        epilog="--config FILE reads arguments from a YAML file; the command line wins.\n\ntasks:\n"
-        + "\n".join(f"  {task.name:14} {task.about}" for task in TASKS.values()),
+        epilog="tasks:\n" + "\n".join(f"  {task.name:14} {task.about}" for task in TASKS.values()),
         formatter_class=_Lines,
-        allow_abbrev=False,
     )
-    words = join_numbers(expand_config(sys.argv[1:] if argv is None else argv))
-    *groups, unknown = parser.parse_args_into_dataclasses(
-        words, return_remaining_strings=True, look_for_args_file=False
-    )
-    if unknown:
-        near = get_close_matches(unknown[0], parser._option_string_actions, n=1)
-        hint = f"did you mean {near[0]}?" if near else "--help lists all arguments"
-        raise InputError(f"unknown argument {unknown[0]}; {hint}")
     arguments = Arguments(*groups)
     _check(arguments)
     return arguments
@@ -193,15 +180,14 @@ def _seeds(words: Sequence[str] | None) -> tuple[int, ...]:
 
 def _check(arguments: Arguments) -> None:
     models, data, generation = arguments.models, arguments.data, arguments.generation
-    required = {
-        STUDENT_FLAG: models.model_name_or_path,
-        "--task": data.task,
-        "--dataset_name": data.dataset_name,
-        "--output_dir": arguments.output.output_dir,
-    }
-    missing = [flag for flag, value in required.items() if not value]
-    if missing:
-        raise InputError(f"{', '.join(missing)} must be given (--help lists all arguments)")
+    require(
+        {
+            STUDENT_FLAG: models.model_name_or_path,
+            "--task": data.task,
+            "--dataset_name": data.dataset_name,
+            "--output_dir": arguments.output.output_dir,
+        }
+    )
     at_least = {
         "max_eval_samples": (data.max_eval_samples, 1),
         "min_reference_words": (data.min_reference_words, 0),

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from amidmath._buckets import fold
 from amidmath.integrations.torch_loop.generation import evaluation_mode
-from amidmath.integrations.torch_loop.objective import KL_TO_TEACHER
+from amidmath.integrations.torch_loop.objective import KL_TO_TEACHER, next_token_targets
 from amidmath.integrations.torch_loop.processes import reshard, summed
 
 # Tokens at a time: their logits are copied in float32, 150 MB each for 150,000 words.
@@ -74,8 +74,7 @@ def evaluate(
         for batch in batches:
             inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
             labels = inputs.pop("labels")
-            # What each position predicts; the last one predicts nothing.
-            predicted = F.pad(labels[..., 1:], (0, 1), value=-100).flatten()
+            predicted = next_token_targets(labels).flatten()
             positions = (predicted != -100).nonzero().squeeze(-1)
             targets = predicted[positions]
             count += targets.numel()

@@ -8,6 +8,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.torch_loop.models import context_of
 
 
 @contextmanager
@@ -138,11 +139,6 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     if not ends:
         raise InputError("neither the tokenizer nor the model names a token that ends an answer")
     return list(dict.fromkeys(ends))
-
-
-def context_of(model: PreTrainedModel) -> int | None:
-    """How many tokens the model can read; None where it sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def _check(max_new_tokens: int, temperature: float, top_p: float, batch_size: int) -> None:

@@ -11,10 +11,12 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging as transformers_logging
 from trl import SFTTrainer, get_peft_config, get_quantization_config
 
+from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
 from amidmath.integrations.shared.data import load_splits
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.policy_base import Source
 from amidmath.integrations.torch_loop.arguments import Arguments
+from amidmath.integrations.torch_loop.config import AMiDConfig
 from amidmath.integrations.torch_loop.models import (
     freeze_embeddings,
     load_model,
@@ -25,8 +27,6 @@ from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
 from amidmath.integrations.torch_loop.teachers import Teacher
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 from amidmath.integrations.torch_loop.vocabularies import compare_vocabularies
-
-TEACHER_FLAG = "--teacher_model_name_or_path"
 
 # Preparing fewer rows than this takes seconds, and a dozen bars would hide the header.
 ROWS_WITHOUT_BARS = 20_000
@@ -45,11 +45,9 @@ def prepare(arguments: Arguments) -> AMiDTrainer:
         train_rows, test_rows = load_splits(
             arguments.script, config.dataset_text_field, config.seed
         )
-    if len(train_rows) < ROWS_WITHOUT_BARS:
-        datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
+    fewer_bars(len(train_rows))
     tokenizer = load_tokenizer(
-        "--model_name_or_path", arguments.student, revision=arguments.model.model_revision
+        STUDENT_FLAG, arguments.student, revision=arguments.model.model_revision
     )
     student = load_student(arguments)
     trainer = AMiDTrainer(
@@ -76,9 +74,7 @@ def load_student(arguments: Arguments) -> PreTrainedModel:
         "dtype": model.dtype or "float32",
         "quantization_config": get_quantization_config(model),
     }
-    student = load_model(
-        "--model_name_or_path", arguments.student, **(settings | arguments.model_init)
-    )
+    student = load_model(STUDENT_FLAG, arguments.student, **(settings | arguments.model_init))
     if arguments.config.freeze_embeddings:
         freeze_embeddings(student)
     return student
@@ -94,16 +90,8 @@ def load_teacher(
     if config.teacher_cache is not None:
         return lambda trainer: _open_cache(arguments, trainer)
     name = str(arguments.teacher)
-    settings: dict[str, Any] = {
-        "revision": config.teacher_model_revision,
-        "dtype": config.teacher_dtype,
-    }
     theirs = load_tokenizer(TEACHER_FLAG, name, revision=config.teacher_model_revision)
-    if config.teacher_load_in_8bit or config.teacher_load_in_4bit:
-        settings["quantization_config"] = BitsAndBytesConfig(
-            load_in_8bit=config.teacher_load_in_8bit, load_in_4bit=config.teacher_load_in_4bit
-        )
-    teacher = load_model(TEACHER_FLAG, name, **settings)
+    teacher = load_teacher_model(name, config)
     compare_vocabularies(
         tokenizer.get_vocab(),
         theirs.get_vocab(),
@@ -112,6 +100,29 @@ def load_teacher(
         config.vocab,
     )
     return teacher
+
+
+def load_teacher_model(name: str, config: AMiDConfig) -> PreTrainedModel:
+    """The teacher as the arguments describe it."""
+    quantization: dict[str, Any] = {}
+    if config.teacher_load_in_8bit or config.teacher_load_in_4bit:
+        quantization["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=config.teacher_load_in_8bit, load_in_4bit=config.teacher_load_in_4bit
+        )
+    return load_model(
+        TEACHER_FLAG,
+        name,
+        revision=config.teacher_model_revision,
+        dtype=config.teacher_dtype,
+        **quantization,
+    )
+
+
+def fewer_bars(rows: int) -> None:
+    """No bars for loading, nor for preparing rows where that takes seconds."""
+    if rows < ROWS_WITHOUT_BARS:
+        datasets.disable_progress_bars()
+    transformers_logging.disable_progress_bar()
 
 
 def _open_cache(arguments: Arguments, trainer: AMiDTrainer) -> CachedTeacher:

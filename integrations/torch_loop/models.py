@@ -55,10 +55,15 @@ def load_tokenizer(flag: str, name: str, **kwargs: Any) -> PreTrainedTokenizerBa
         raise InputError(_not_loaded(flag, "tokenizer", name, error)) from error
 
 
+def context_of(model: PreTrainedModel) -> int | None:
+    """How many tokens the model can read; None where it sets no limit."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def check_context(max_length: int, **models: PreTrainedModel) -> None:
     """Raise InputError if a sequence of max_length tokens does not fit a model's context."""
     for role, model in models.items():
-        context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        context = context_of(model)
         if context is not None and max_length > context:
             raise InputError(
                 f"--max_length {max_length} is longer than the {role}'s context of {context} "

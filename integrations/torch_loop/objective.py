@@ -47,9 +47,7 @@ class Batch:
     @property
     def targets(self) -> torch.Tensor:
         """The label that each position predicts, -100 for none."""
-        shifted = torch.full_like(self.labels, -100)
-        shifted[..., :-1] = self.labels[..., 1:]
-        return shifted
+        return next_token_targets(self.labels)
 
 
 def total_loss(
@@ -144,6 +142,9 @@ def sampled_statistics(student: States, reference: Reference, batch: Batch) -> t
 
 def next_token_mask(labels: torch.Tensor) -> torch.Tensor:
     """Which positions predict a labelled token: True at t where the label of t + 1 counts."""
-    keep = torch.zeros_like(labels, dtype=torch.bool)
-    keep[..., :-1] = labels[..., 1:] != -100
-    return keep
+    return next_token_targets(labels) != -100
+
+
+def next_token_targets(labels: torch.Tensor) -> torch.Tensor:
+    """The label that each position predicts; -100 for none, as at the last position."""
+    return torch.nn.functional.pad(labels[..., 1:], (0, 1), value=-100)

@@ -9,7 +9,7 @@ from trl import DistillationConfig, DistillationTrainer
 
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.settings import LossSettings
-from amidmath.integrations.torch_loop.config import CODE_IS_NEVER_RUN
+from amidmath.integrations.torch_loop.config import CODE_IS_NEVER_RUN, choose_bf16
 from amidmath.integrations.torch_loop.objective import (
     Batch,
     overlaps,
@@ -20,8 +20,9 @@ from amidmath.integrations.torch_loop.objective import (
 from amidmath.integrations.torch_loop.processes import (
     keep_loss_wide,
     prepare_frozen,
+    summed,
 )
-from amidmath.integrations.torch_loop.states import States, expose_states
+from amidmath.integrations.torch_loop.states import States, expose_states, logits_of
 from amidmath.integrations.torch_loop.teachers import ModelTeacher, Reference, freeze
 
 # Logits of so many positions at a time, in float32, for the entropy that is logged.
@@ -61,9 +62,7 @@ class AMiDOnPolicyConfig(LossSettings, DistillationConfig):
                 f"--beta {self.beta}: it has no effect here; --method kl, reverse_kl, or gkd with "
                 "--method_kwargs '{\"beta\": 0.5}' says what it would"
             )
-        if self.bf16 is None:
-            gpu = torch.cuda.is_available() and not self.use_cpu
-            self.bf16 = gpu and not self.fp16 and torch.cuda.is_bf16_supported()
+        choose_bf16(self)
         self.beta = 0.0  # TRL compares it with numbers
         super().__post_init__()
         self.beta = None  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -147,8 +146,7 @@ class AMiDOnPolicyTrainer(DistillationTrainer):
         result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         mode = "train" if cast("Any", self.model).training else "eval"
         # Here and not before, since processes must not wait for each other in a forward pass.
-        gathered = cast("torch.Tensor", self.accelerator.gather(self._statistics[None]))
-        kl, overlap, count = gathered.sum(0).tolist()
+        kl, overlap, count = summed(self._statistics).tolist()
         if count:
             self._metrics[mode]["kl"].append(kl / count)
             self._metrics[mode]["overlap"].append(overlap / count)
@@ -209,7 +207,7 @@ class AMiDOnPolicyTrainer(DistillationTrainer):
         temperature = float(self.recipe.params["temperature"])
         total = hidden.new_zeros((), dtype=torch.float32)
         for chunk in hidden.split(_CHUNK):
-            logits = States(chunk, student.head, student.base_head).logits.float() / temperature
+            logits = logits_of(chunk, student.head).float() / temperature
             log_probs = logits.log_softmax(-1)
             total -= (log_probs.exp() * log_probs).sum()
         return total

@@ -13,9 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from amidmath.integrations.shared import fingerprints
-from amidmath.integrations.torch_loop.collators import Carrying
 from amidmath.integrations.torch_loop.teacher_cache import (
-    ROW,
     counting_positions,
     number_rows,
 )
@@ -41,11 +39,6 @@ class PreparedRows:
     def numbered(self) -> Dataset:
         """The rows with their numbers, to train on."""
         return number_rows(self.rows)
-
-    @property
-    def numbering_collator(self) -> Carrying:
-        """The collator, whose batches then have the numbers."""
-        return Carrying(self.collator, (ROW,))
 
     @cached_property
     def positions(self) -> list[NDArray[np.integer[Any]]]:

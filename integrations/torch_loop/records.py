@@ -6,10 +6,10 @@ from importlib.metadata import version
 
 from transformers.trainer_callback import TrainerState
 
+from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
 from amidmath.integrations.shared.model_card import Card
 from amidmath.integrations.shared.run_folder import Record
 from amidmath.integrations.torch_loop.arguments import Arguments
-from amidmath.integrations.torch_loop.loading import TEACHER_FLAG
 
 LIBRARIES = ("amidmath", "torch", "transformers", "trl", "accelerate", "datasets")
 
@@ -25,7 +25,7 @@ def record(arguments: Arguments) -> Record:
             "model_init": arguments.model_init,
         },
         reads={
-            "--model_name_or_path": arguments.student,
+            STUDENT_FLAG: arguments.student,
             TEACHER_FLAG: arguments.teacher,
             "--teacher_cache": config.teacher_cache,
             "--dataset_name": script.dataset_name,

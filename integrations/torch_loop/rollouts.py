@@ -11,6 +11,7 @@ from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.policy_base import Source
 from amidmath.integrations.shared.replay_buffer import Example, ReplayBuffer
 from amidmath.integrations.torch_loop.generation import generate
+from amidmath.integrations.torch_loop.models import context_of
 from amidmath.integrations.torch_loop.objective import STUDENT_ROWS
 from amidmath.integrations.torch_loop.teachers import ModelTeacher
 
@@ -106,9 +107,8 @@ class Rollouts:
         args = trainer.settings
         of_teacher = source is Source.TEACHER
         model = trainer.teacher.model if of_teacher else trainer.model_wrapped
-        config = trainer.student.config.get_text_config()
         length = int(args.max_length or 0)
-        limit = min(length, getattr(config, "max_position_embeddings", length))
+        limit = min(length, context_of(trainer.student) or length)
         longest = max(len(prompt) for prompt in prompts)
         with unwrap_model_for_generation(model, trainer.accelerator) as generator:
             completions = generate(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MethodType
 from typing import Any, TypeVar
 
+import array_api_compat.torch as xp
 import torch
 from transformers import PreTrainedModel
 
@@ -45,14 +46,17 @@ class States:
     @property
     def logits(self) -> torch.Tensor:
         """All logits, (B, L, V); for few positions."""
-        head = self.head
-        outputs = torch.nn.functional.linear(self.hidden, head.weight, head.bias)
-        if head.low_rank is not None:
-            a, b, factor = head.low_rank
-            outputs = outputs + factor * (self.hidden @ a.mT) @ b.mT
-        if head.softcap is None:
-            return head.scale * outputs
-        return head.softcap * torch.tanh(outputs * (head.scale / head.softcap))
+        return logits_of(self.hidden, self.head)
+
+
+def logits_of(hidden: torch.Tensor, head: am.Head) -> torch.Tensor:
+    """The logits (..., V) of hidden states (..., H), whole; for few positions."""
+    outputs = torch.nn.functional.linear(hidden, head.weight, head.bias)
+    if head.low_rank is not None:
+        a, b, factor = head.low_rank
+        outputs = outputs + factor * (hidden @ a.mT) @ b.mT
+    logits: torch.Tensor = head.projection.logits(outputs, xp)
+    return logits
 
 
 def expose_states(model: PreTrainedModel) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import amidmath as am
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.top_k_store import Lists, TopKStore, check_fingerprints
-from amidmath.integrations.torch_loop.states import States
+from amidmath.integrations.torch_loop.states import States, logits_of
 
 T = TypeVar("T")
 
@@ -172,8 +172,8 @@ def lists_of(
     step = max(1, _CHUNK_BYTES // (4 * vocabulary))
     found = []
     for start in range(0, max(1, hidden.shape[0]), step):
-        part = States(hidden[start : start + step], states.head, states.base_head)
-        logs = torch.log_softmax(part.logits.float() / temperature, dim=-1)
+        logits = logits_of(hidden[start : start + step], states.head)
+        logs = torch.log_softmax(logits.float() / temperature, dim=-1)
         top, indices = logs.topk(k, dim=-1)
         tails = logs.scatter_(-1, indices, -torch.inf).logsumexp(-1)
         found.append((top, indices, tails))

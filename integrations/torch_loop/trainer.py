@@ -30,6 +30,7 @@ from amidmath.integrations.torch_loop.processes import (
     keep_loss_wide,
     prepare_frozen,
     reshard,
+    summed,
 )
 from amidmath.integrations.torch_loop.rollouts import Rollouts
 from amidmath.integrations.torch_loop.states import States, expose_states
@@ -210,23 +211,17 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
             self._metrics["train"][name] = [value]
         statistics: dict[str, float] = {}
         if self._statistics is not None:
-            kl, overlap, count = self._summed(self._statistics).tolist()
+            kl, overlap, count = summed(self._statistics).tolist()
             statistics["overlap"] = overlap / count if count else math.nan
             if count:
                 self._metrics["train"]["kl"] = [kl / count]
                 self._metrics["train"]["overlap"] = [statistics["overlap"]]
         if schedules.observes:
-            statistics["loss"] = float(self._summed(torch.as_tensor(self._step_sums)))
+            statistics["loss"] = float(summed(torch.as_tensor(self._step_sums)))
             if not self.args.average_tokens_across_devices:
                 statistics["loss"] /= self.accelerator.num_processes
             schedules.observe(statistics)
         self._step_sums, self._statistics = 0.0, None
-
-    def _summed(self, values: torch.Tensor) -> torch.Tensor:
-        """Added up over the processes."""
-        if self.accelerator.num_processes == 1:
-            return values
-        return cast("torch.Tensor", self.accelerator.reduce(values.to(self.args.device), "sum"))
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         """The micro-batches of an optimiser step, from where the data policy says."""
@@ -277,8 +272,8 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         output = super().evaluation_loop(*args, **kwargs)
         reshard(self.student)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        total, count = self._summed(self._held_out).tolist()
-        kl, overlap, looked = self._summed(self._statistics).tolist()
+        total, count = summed(self._held_out).tolist()
+        kl, overlap, looked = summed(self._statistics).tolist()
         metrics = cast("dict[str, float]", output.metrics)
         metrics[f"{prefix}_loss"] = total / count if count else math.nan
         if looked:

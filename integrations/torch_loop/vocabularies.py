@@ -8,7 +8,7 @@ import torch
 
 import amidmath as am
 from amidmath.integrations.shared.errors import InputError
-from amidmath.integrations.torch_loop.states import States
+from amidmath.integrations.torch_loop.states import logits_of
 
 MODES = ("strict", "common")
 
@@ -129,7 +129,7 @@ def outside_mass(reference: Any, common: int, mask: torch.Tensor) -> torch.Tenso
         total = torch.zeros((), device=hidden.device)
         if common < head.weight.shape[0]:
             for part in hidden.split(step):
-                logits = States(part, head, head).logits.float()
+                logits = logits_of(part, head).float()
                 outside = logits[..., common:].logsumexp(-1) - logits.logsumexp(-1)
                 total = total + outside.exp().sum()
     return total / mask.sum().clamp(min=1)

@@ -54,6 +54,14 @@ def make(student_dir: Path, tmp_path: Path) -> Make:
     return build
 
 
+def _learned_logits(batch: dict[str, torch.Tensor], *models: torch.nn.Module) -> list[torch.Tensor]:
+    """Each model's logits of the positions whose next token has a label, in float64."""
+    inputs = {k: v for k, v in batch.items() if k not in ("labels", "source")}
+    at = torch.zeros_like(batch["labels"], dtype=torch.bool)
+    at[:, :-1] = batch["labels"][:, 1:] != -100
+    return [model(**inputs).logits[at].detach().double() for model in models]
+
+
 def _logged(trainer: AMiDTrainer, name: str) -> list[float]:
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
@@ -114,14 +122,7 @@ def test_taid_follows_the_losses(make: Make) -> None:
 def test_alpha_by_token_is_the_formula_of_the_overlap(make: Make) -> None:
     trainer = make(schedule=["alpha=overlap_token:-3:1"], learning_rate=0.0, max_steps=1)
     batch = dict(next(iter(trainer.get_train_dataloader())))
-    labels = batch["labels"]
-    at = torch.zeros_like(labels, dtype=torch.bool)
-    at[:, :-1] = labels[:, 1:] != -100
-    inputs = {k: v for k, v in batch.items() if k != "labels"}
-    student, teacher = (
-        model(**inputs).logits[at].detach().double()
-        for model in (trainer.student, trainer.teacher.model)
-    )
+    student, teacher = _learned_logits(batch, trainer.student, trainer.teacher.model)
     overlap = torch.minimum(student.softmax(-1), teacher.softmax(-1)).sum(-1)
     loss = am.AMiD(alpha=-3.0 + 4.0 * overlap, lam=0.1)(student, teacher)
     found = trainer.compute_loss(trainer.model, batch).detach()
@@ -194,14 +195,7 @@ def test_contrastive_losses_see_their_own_rows(make: Make) -> None:
     batch = dict(next(iter(trainer.get_train_dataloader())))
     for source, key in ((Source.DATASET, "teacher"), (Source.STUDENT, "student")):
         (made,) = trainer.rollouts.batches(source, [dict(batch)])
-        labels = made["labels"]
-        at = torch.zeros_like(labels, dtype=torch.bool)
-        at[:, :-1] = labels[:, 1:] != -100
-        inputs = {k: v for k, v in made.items() if k not in ("labels", "source")}
-        student, teacher = (
-            model(**inputs).logits[at].detach().double()
-            for model in (trainer.student, trainer.teacher.model)
-        )
+        student, teacher = _learned_logits(made, trainer.student, trainer.teacher.model)
         expected = am.methods.METHODS["distillm2"].losses()[key](student, teacher)
         found = trainer.compute_loss(trainer.model, made).detach()
         assert float(found) == pytest.approx(float(expected), rel=1e-5)
@@ -217,18 +211,12 @@ def test_pairs_of_answers_train_with_the_loss_of_their_writer(make: Make) -> Non
     )
     batch = dict(next(iter(trainer.get_train_dataloader())))
     assert batch["source"].tolist() == [0, 1]
-    labels = batch["labels"]
-    count = int((labels[:, 1:] != -100).sum())
-    inputs = {k: v for k, v in batch.items() if k not in ("labels", "source")}
+    count = int((batch["labels"][:, 1:] != -100).sum())
     expected = 0.0
     losses = am.methods.METHODS["distillm2"].losses()
     for row, source in enumerate(("teacher", "student")):
-        at = torch.zeros_like(labels, dtype=torch.bool)
-        at[row, :-1] = labels[row, 1:] != -100
-        student, teacher = (
-            model(**inputs).logits[at].detach().double()
-            for model in (trainer.student, trainer.teacher.model)
-        )
+        alone = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+        student, teacher = _learned_logits(alone, trainer.student, trainer.teacher.model)
         expected += float(losses[source](student, teacher, reduction="sum"))
     found = trainer.compute_loss(trainer.model, batch).detach()
     assert float(found) == pytest.approx(expected / count, rel=1e-5)
@@ -276,19 +264,15 @@ def test_the_base_model_teaches_its_adapter(student_dir: Path, tmp_path: Path) -
         peft_config=LoraConfig(target_modules=["q_proj", "up_proj"]),
     )
     batch = dict(next(iter(trainer.get_train_dataloader())))
-    labels = batch["labels"].clone()
     assert float(trainer.compute_loss(trainer.model, dict(batch)).detach()) < 1e-6
     with torch.no_grad():
         for name, parameter in trainer.model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_()
     found = float(trainer.compute_loss(trainer.model, dict(batch)).detach())
-    at = torch.zeros_like(labels, dtype=torch.bool)
-    at[:, :-1] = labels[:, 1:] != -100
-    inputs = {k: v for k, v in batch.items() if k != "labels"}
-    student = trainer.model(**inputs).logits[at].detach().double()
+    (student,) = _learned_logits(batch, trainer.model)
     with trainer.model.disable_adapter():
-        teacher = trainer.model(**inputs).logits[at].detach().double()
+        (teacher,) = _learned_logits(batch, trainer.model)
     assert found == pytest.approx(float(am.AMiD()(student, teacher)), rel=1e-4)
     assert found > 1e-3
 

@@ -115,7 +115,7 @@ def test_any_batch_has_the_teachers_own_lists(
     teacher = CachedTeacher.open(caches(packing), expect, rows=len(prepared.rows))
     assert len(teacher.store.shards) > 2
     model = AutoModelForCausalLM.from_pretrained(teacher_dir).eval()
-    rows, collate = prepared.numbered, prepared.numbering_collator
+    rows, collate = prepared.numbered, Carrying(prepared.collator, (ROW,))
     generator = np.random.default_rng(0)
     for _ in range(2):  # epochs, each in an order of its own
         order = generator.permutation(len(rows)).tolist()
@@ -140,7 +140,7 @@ def test_the_loss_is_the_one_against_the_teacher_in_memory(
 ) -> None:
     prepared = prepare()
     teacher = CachedTeacher.open(caches("padded"), prepared.fingerprints)
-    batch = prepared.numbering_collator([prepared.numbered[i] for i in (5, 0, 11)])
+    batch = Carrying(prepared.collator, (ROW,))([prepared.numbered[i] for i in (5, 0, 11)])
     mask = next_token_mask(batch.pop("labels"))
     hidden = torch.randn(*mask.shape, 8, requires_grad=True)
     head = am.Head(torch.randn(384, 8))
@@ -163,7 +163,7 @@ def test_a_position_that_is_not_cached_is_no_silent_zero(
 ) -> None:
     prepared = prepare()
     teacher = CachedTeacher.open(caches("padded"), prepared.fingerprints)
-    batch = prepared.numbering_collator([prepared.numbered[0]])
+    batch = Carrying(prepared.collator, (ROW,))([prepared.numbered[0]])
     top = teacher.give(batch, lambda top: top)
     with pytest.raises(ValueError, match=r"teacher\.log_probs must be numbers"):
         am.AMiD().sparse(torch.zeros(*top.indices.shape[:-1], 384), top)
@@ -173,7 +173,7 @@ def test_tokens_outside_of_the_common_ones_go_to_the_tail(
     caches: Callable[[str], Path], prepare: Callable[..., PreparedRows]
 ) -> None:
     prepared = prepare()
-    batch = prepared.numbering_collator([prepared.numbered[3]])
+    batch = Carrying(prepared.collator, (ROW,))([prepared.numbered[3]])
     whole, part = (
         CachedTeacher.open(caches("padded"), {}, common=common).give(batch, lambda top: top)
         for common in (None, 100)
@@ -207,7 +207,7 @@ def test_what_a_cache_does_not_fit(
     teacher = CachedTeacher.open(folder, right)
     assert not teacher.knows_new_rows
     assert "12 of 384 tokens and the tail" in teacher.describe()
-    batch = prepared.numbering_collator([prepared.numbered[i] for i in (0, 12)])
+    batch = Carrying(prepared.collator, (ROW,))([prepared.numbered[i] for i in (0, 12)])
     with pytest.raises(InputError, match="has no row numbers"):
         teacher.give({k: v for k, v in batch.items() if k != "row"}, lambda top: top)
     with pytest.raises(InputError, match="cannot hold the 2 rows"):
