@@ -293,7 +293,7 @@ def load(arguments: Arguments, console: Console) -> Source:
         processing_class=tokenizer,
     )
     rows = trainer.eval_rows if script.held_out else trainer.train_rows
-    prepared = PreparedRows(rows, cast("Any", trainer.data_collator), trainer.tokenizer)
+    prepared = PreparedRows(rows, cast("Any", trainer.plain_collator), trainer.tokenizer)
     return Source(trainer.teacher, size, prepared, config)
 
 

@@ -112,6 +112,22 @@ def test_held_out_rows(good: dict[str, str], tmp_path: Path) -> None:
     assert TopKStore(tmp_path / "cache").rows == 3
 
 
+def test_packed_rows_have_no_lists_where_one_document_follows_another(
+    good: dict[str, str], tmp_path: Path
+) -> None:
+    texts = [{"text": SENTENCES[i % 4][: 9 + i % 23]} for i in range(60)]  # learned from the start
+    good |= {"--dataset_name": str(write_jsonl(tmp_path / "texts.jsonl", texts))}
+    packed = {"--packing": "true", "--packing_strategy": "bfd"}
+    assert main(words(good | packed)) == 0
+    assert main(words(good | {"--output_dir": str(tmp_path / "plain")})) == 0
+    counted = [
+        sum(len(store.read(row).positions) for row in range(store.rows))
+        for store in (TopKStore(tmp_path / "cache"), TopKStore(tmp_path / "plain"))
+    ]
+    assert counted[0] == counted[1]
+    assert TopKStore(tmp_path / "cache").rows < TopKStore(tmp_path / "plain").rows
+
+
 def test_without_a_student_the_teachers_tokenizer_prepares(
     good: dict[str, str], tmp_path: Path
 ) -> None:
