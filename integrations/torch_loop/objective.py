@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 import amidmath as am
+from amidmath.integrations.shared.recipe import Recipe
 from amidmath.integrations.torch_loop.sparse_states import sparse_from_states
 from amidmath.integrations.torch_loop.states import States
 from amidmath.integrations.torch_loop.teachers import BaseStates, Reference
@@ -48,6 +49,19 @@ class Batch:
     def targets(self) -> torch.Tensor:
         """The label that each position predicts, -100 for none."""
         return next_token_targets(self.labels)
+
+
+def recipe_loss(
+    recipe: Recipe,
+    step: int,
+    total: int,
+    student: States,
+    reference: Reference,
+    batch: Batch,
+) -> torch.Tensor:
+    """The batch's loss by a recipe at optimiser step ``step`` of ``total``."""
+    overlap = overlaps(student, reference, batch) if recipe.schedules.per_token else None
+    return total_loss(recipe.losses(step, total, overlap), student, reference, batch)
 
 
 def total_loss(

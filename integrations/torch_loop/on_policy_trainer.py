@@ -12,10 +12,9 @@ from amidmath.integrations.shared.settings import LossSettings
 from amidmath.integrations.torch_loop.config import CODE_IS_NEVER_RUN, choose_bf16
 from amidmath.integrations.torch_loop.objective import (
     Batch,
-    overlaps,
+    recipe_loss,
     sampled_positions,
     sampled_statistics,
-    total_loss,
 )
 from amidmath.integrations.torch_loop.processes import (
     keep_loss_wide,
@@ -180,7 +179,7 @@ class AMiDOnPolicyTrainer(DistillationTrainer):
             def with_states(states: States) -> torch.Tensor:
                 self._statistics = sampled_statistics(states, reference, batch)
                 entropies.append(self._entropy(states, batch))
-                return self._loss(states, reference, batch)
+                return recipe_loss(self.recipe, *self._progress(), states, reference, batch)
 
             # forward, whose hooks have run: this is called from within the model's call.
             loss: torch.Tensor = unwrapped_student.forward(**to_model, with_states=with_states)
@@ -188,13 +187,6 @@ class AMiDOnPolicyTrainer(DistillationTrainer):
 
         loss = self.teacher.give(to_model, with_reference)
         return loss, entropies[0], self._statistics[2]
-
-    def _loss(self, student: States, reference: Reference, batch: Batch) -> torch.Tensor:
-        overlap = None
-        if self.recipe.schedules.per_token:
-            overlap = overlaps(student, reference, batch)
-        losses = self.recipe.losses(*self._progress(), overlap)
-        return total_loss(losses, student, reference, batch)
 
     def _progress(self) -> tuple[int, int]:
         """The optimiser step, and of how many; an evaluation is of the step before."""

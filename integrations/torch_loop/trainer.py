@@ -21,9 +21,8 @@ from amidmath.integrations.torch_loop.config import AMiDConfig
 from amidmath.integrations.torch_loop.models import check_context
 from amidmath.integrations.torch_loop.objective import (
     Batch,
-    overlaps,
+    recipe_loss,
     sampled_statistics,
-    total_loss,
 )
 from amidmath.integrations.torch_loop.processes import (
     ignore_repeated_rows,
@@ -186,13 +185,10 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
     def _loss(self, student: States, reference: Reference, batch: Batch) -> torch.Tensor:
         """Called inside of the student's forward pass."""
         step, total = self.state.global_step, max(1, self.state.max_steps)
-        overlap = None
-        if self.recipe.schedules.per_token:
-            overlap = overlaps(student, reference, batch)
         if not self.student.training or self._looks():
             found = sampled_statistics(student, reference, batch)
             self._statistics = found if self._statistics is None else self._statistics + found
-        return total_loss(self.recipe.losses(step, total, overlap), student, reference, batch)
+        return recipe_loss(self.recipe, step, total, student, reference, batch)
 
     def _looks(self) -> bool:
         """Whether KL and overlap are wanted of this step: for a schedule, or for the log."""
