@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from benchmarks import peers, training
 from benchmarks.cases import DIVERGENCES, PLAIN_KL
 from benchmarks.results import Range, Results, Timing
-from benchmarks.subjects import OURS
+from benchmarks.subjects import IN_PLACE, OURS
 
 LINEAR = f"{OURS} linear"
 CPU = ("torch CPU", "NumPy")
@@ -100,12 +100,13 @@ def of(results: Results) -> list[Figure]:
         ),
         *(
             Figure(
-                f"cost of an element over {axis}, ± from the middle",
+                f"cost of an element over {axis}, {memory}, ± from the middle",
                 5.0,
                 " %",
-                tuple(_flatness(results, axis)),
+                tuple(_flatness(results, axis, place)),
             )
             for axis in ("rows", "vocabulary")
+            for memory, place in (("in place", True), ("gradient in new memory", False))
         ),
         Figure("`import amidmath` after `import numpy`", 50.0, " ms", tuple(_import(results))),
         Figure(
@@ -125,13 +126,16 @@ def above(entry: dict[str, float]) -> float:
 
 
 def per_element(results: Results, axis: str) -> dict[str, list[tuple[int, Timing, float]]]:
-    """By loss: (rows or vocabulary, timing, seconds an element), ascending."""
+    """By loss: (rows or vocabulary, timing, seconds an element), ascending; the fastest rounds."""
     lines: dict[str, list[tuple[int, Timing, float]]] = {}
     for group in results.groups(f"scaling {axis}"):
-        for timing in results.select(group, engine="torch CPU"):
+        for timing in results.select(group):
+            if timing.engine not in ("torch CPU", "NumPy"):
+                continue
             elements = timing.info["rows"] * timing.info["vocabulary"]
-            point = (timing.info[axis], timing, timing.median / elements)
-            lines.setdefault(timing.computes, []).append(point)
+            point = (timing.info[axis], timing, min(timing.rounds) / elements)
+            where = ", in place" if timing.name == IN_PLACE else ""
+            lines.setdefault(timing.computes + where, []).append(point)
     return {computes: sorted(line, key=lambda p: p[0]) for computes, line in lines.items()}
 
 
@@ -205,8 +209,10 @@ def _jax(results: Results, groups: list[str]) -> Iterable[tuple[str, Range]]:
                 yield _where(timing), timing.over(plain)
 
 
-def _flatness(results: Results, axis: str) -> Iterable[tuple[str, Range]]:
+def _flatness(results: Results, axis: str, in_place: bool) -> Iterable[tuple[str, Range]]:
     for computes, line in per_element(results, axis).items():
+        if (line[0][1].name == IN_PLACE) != in_place:
+            continue
         costs = [cost for _, _, cost in line]
         yield computes, _exactly(100.0 * (max(costs) - min(costs)) / (max(costs) + min(costs)))
 

@@ -247,7 +247,11 @@ def _scaling(results: Results) -> list[str]:
             for computes, line in costs.items()
         )
         lines += ["", *table((f"ns an element, {axis}", *(f"{p:,}" for p in points)), rows)]
-    return ["## Cost of an element", *lines] if lines else []
+    note = (
+        "Of the fastest round each. In place, the gradient is written over the student's logits; "
+        "otherwise it is a new array, whose pages the system has to find and clear first."
+    )
+    return ["## Cost of an element", "", note, *lines] if lines else []
 
 
 def _startup(results: Results) -> list[str]:

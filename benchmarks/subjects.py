@@ -25,6 +25,7 @@ from benchmarks.cases import (
 
 Array = Any
 OURS = "amidmath"
+IN_PLACE = "amidmath, in place"
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,25 @@ def _numpy(case: Case, main: bool = False) -> Subject:
         return phases.of_calls(loss, loss.value_and_grad, arrays)
 
     return Subject(OURS, "NumPy", case.title, build, case, main, missing("numpy"), phases.AT_ONCE)
+
+
+def in_place(case: Case) -> Subject:
+    """The gradient in the place of the student's logits, so that it needs no memory of its own."""
+    loss = case.loss
+
+    def build(arrays: tuple[Array, ...]) -> phases.Phases:
+        student, teacher = arrays
+        kept = student.copy()
+
+        def again() -> tuple[tuple[Any, ...], dict[str, Any]]:
+            student[...] = kept
+            return (student, teacher), {"overwrite_student_logits": True}
+
+        return {"both": phases.Timed(loss.value_and_grad, again)}
+
+    return Subject(
+        IN_PLACE, "NumPy", case.title, build, case, absent=missing("numpy"), timed=("both",)
+    )
 
 
 def _torch(case: Case, main: bool = False, device: str = "cpu") -> Subject:

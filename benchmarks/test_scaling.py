@@ -27,6 +27,7 @@ def _trials(sizes: inputs.Sizes, sweeps: int) -> Iterator[Trial]:
         and subject.engine in ENGINES
         and subject.computes in titles
     ]
+    scaled += [(subjects.in_place(case), ("both",)) for case in (KL_PR, AB_PR)]
     shapes = [("rows", rows, sizes.rows_vocabulary) for rows in sizes.rows]
     shapes += [
         ("vocabulary", max(1, sizes.vocabulary_elements // v), v) for v in sizes.vocabularies
