@@ -55,6 +55,7 @@ from amidmath.integrations.shared.top_k_store import (
     payload_bytes,
     plan_shards,
 )
+from amidmath.integrations.shared.vocabularies import compare_vocabularies
 from amidmath.integrations.torch_loop.arguments import DistillScriptArguments
 from amidmath.integrations.torch_loop.config import AMiDConfig
 from amidmath.integrations.torch_loop.loading import fewer_bars, load_teacher_model
@@ -65,7 +66,6 @@ from amidmath.integrations.torch_loop.states import States
 from amidmath.integrations.torch_loop.teacher_cache import lists_of
 from amidmath.integrations.torch_loop.teachers import Teacher
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
-from amidmath.integrations.torch_loop.vocabularies import compare_vocabularies
 
 # How many batches are tried beforehand; the first of them warms up.
 _TRIED = 4

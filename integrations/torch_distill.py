@@ -11,7 +11,6 @@ command again goes on with a run that did not end.
 
 import os
 import sys
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -30,17 +29,12 @@ from amidmath.integrations.shared.command_line import exit_status
 from amidmath.integrations.shared.errors import while_preparing
 from amidmath.integrations.shared.model_card import write_card
 from amidmath.integrations.shared.plots import plot
+from amidmath.integrations.shared.quality import Quality, as_table, plain, warnings_about
 from amidmath.integrations.torch_loop.arguments import Arguments, parse_arguments
 from amidmath.integrations.torch_loop.callbacks import MetricsLog, ProgressBar, Speed
 from amidmath.integrations.torch_loop.checkpoints import on_main_process, save_model
-from amidmath.integrations.torch_loop.console import (
-    judge,
-    print_header,
-    print_table,
-    warnings_about,
-)
+from amidmath.integrations.torch_loop.console import judge, print_header
 from amidmath.integrations.torch_loop.dry_run import estimate_of
-from amidmath.integrations.torch_loop.evaluation import Quality
 from amidmath.integrations.torch_loop.loading import cross_entropy_trainer, prepare
 from amidmath.integrations.torch_loop.processes import (
     BeforeFirstStep,
@@ -94,9 +88,7 @@ def distill(arguments: Arguments, console: Console) -> Path:
     def compare_before() -> None:
         if not before:  # an engine that shares weights out has the student from here on
             before.update(judge(trainer, {"student before": trainer.student}, limit))
-        on_main_process(
-            lambda: run_folder.write_figures(folder / run_folder.BEFORE, _plain(before))
-        )
+        on_main_process(lambda: run_folder.write_figures(folder / run_folder.BEFORE, plain(before)))
         for warning in warnings_about(before):
             console.print(f"[bold yellow]Warning:[/bold yellow] {warning}")
 
@@ -113,7 +105,7 @@ def distill(arguments: Arguments, console: Console) -> Path:
     results = before | judge(trainer, trained, limit)
     on_main_process(lambda: finish(arguments, trainer, results))
     count = next(iter(results.values())).tokens
-    print_table(console, results, f"on {count:,} held-out tokens; KL in nats a token")
+    console.print(as_table(results, f"on {count:,} held-out tokens; KL in nats a token"))
     console.print(f"Student, metrics and curves are in {folder}/", highlight=False)
     if trainer.args.push_to_hub:
         trainer.push_to_hub(dataset_name=arguments.script.dataset_name)
@@ -136,16 +128,12 @@ def train(
 
 def finish(arguments: Arguments, trainer: SFTTrainer, results: dict[str, Quality]) -> None:
     """Write results, curves and the model card; the run is complete then."""
-    folder, figures = arguments.output_dir, _plain(results)
+    folder, figures = arguments.output_dir, plain(results)
     run_folder.write_figures(folder / run_folder.RESULTS, figures)
     lines, title = run_folder.read_metrics(folder), arguments.config.recipe().describe()
     plot(folder / run_folder.CURVES, lines, figures, title)
     write_card(folder / run_folder.STUDENT, card(arguments, trainer.state, figures))
     run_folder.finish_folder(folder)
-
-
-def _plain(results: dict[str, Quality]) -> dict[str, dict[str, float]]:
-    return {name: asdict(quality) for name, quality in results.items()}
 
 
 def main(argv: list[str] | None = None) -> int:

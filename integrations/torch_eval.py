@@ -27,10 +27,12 @@ from transformers.utils import logging as transformers_logging
 
 from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG, exit_status
 from amidmath.integrations.shared.errors import InputError, while_preparing
+from amidmath.integrations.shared.quality import Quality
 from amidmath.integrations.shared.tasks import TaskRows, read_rows
+from amidmath.integrations.shared.vocabularies import compare_vocabularies
 from amidmath.integrations.shared.whole_files import staged_file, write_json
 from amidmath.integrations.torch_loop.eval_arguments import Arguments, parse_arguments
-from amidmath.integrations.torch_loop.evaluation import Quality, evaluate
+from amidmath.integrations.torch_loop.evaluation import evaluate
 from amidmath.integrations.torch_loop.generation import check_lengths
 from amidmath.integrations.torch_loop.models import context_of, load_model, load_tokenizer
 from amidmath.integrations.torch_loop.task_evaluation import (
@@ -42,7 +44,6 @@ from amidmath.integrations.torch_loop.task_evaluation import (
     evaluate_task,
     held_out,
 )
-from amidmath.integrations.torch_loop.vocabularies import compare_vocabularies
 
 RESULTS = "results.json"
 PREDICTIONS = "predictions.jsonl"

@@ -46,7 +46,13 @@ class Recipe:
             overlap: of every token; for schedules that depend on it. Without it they are at no
                 overlap.
         """
-        params = {**self.params, **self.values(step, total)}
+        return self.losses_at(self.values(step, total), overlap)
+
+    def losses_at(
+        self, values: Mapping[str, Any], overlap: Array | None = None
+    ) -> dict[str, am.Loss]:
+        """The same at these ``values`` of the parameters that have a schedule."""
+        params = {**self.params, **values}
         for name, schedule in self.schedules.per_token.items():
             params[name] = schedule.from_overlap(0.0 if overlap is None else overlap)
         try:

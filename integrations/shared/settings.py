@@ -219,3 +219,103 @@ class PolicySettings:
             raise InputError(
                 f"--generation_batch_size must be at least 1, got {self.generation_batch_size}"
             )
+
+
+@dataclass
+class TeacherSettings:
+    """Who teaches, and what of the student is trained on what."""
+
+    teacher_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The teacher: hub name or local folder."}
+    )
+    teacher_model_revision: str = field(
+        default="main", metadata={"help": "Branch, tag or commit of the teacher."}
+    )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder that cache_teacher.py wrote, in place of a teacher in memory."},
+    )
+    vocab: str = field(
+        default="strict",
+        metadata={
+            "help": "strict: student and teacher have logits over the same tokens; common: over "
+            "the first tokens that both have, all others being one more token.",
+            "choices": ["strict", "common"],
+        },
+    )
+    label_weight: float = field(
+        default=0.0,
+        metadata={"help": "Adds so many times the cross-entropy with the labels to the loss."},
+    )
+    teacher_dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Data type of the teacher's weights.",
+            "choices": ["auto", "float32", "bfloat16", "float16"],
+        },
+    )
+    freeze_embeddings: bool = field(
+        default=False,
+        metadata={"help": "Do not train the student's input embeddings (nor a head tied to them)."},
+    )
+    drop_unlearnable_rows: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave out rows with nothing to learn (an empty answer, or a prompt that fills "
+            "max_length) and say how many, instead of stopping."
+        },
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Replace an earlier run in output_dir."}
+    )
+
+    def check_label_weight(self) -> None:
+        """Raise InputError on a weight that is none."""
+        if not 0.0 <= self.label_weight < math.inf:
+            raise InputError(
+                f"--label_weight must be a finite number from 0 on, got {self.label_weight}"
+            )
+
+
+@dataclass
+class HeldOutSettings:
+    """On what a run is judged, and beside what."""
+
+    eval_dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Held-out dataset: hub name, folder or file. Without it, the dataset's "
+            "`dataset_test_split`, or else `eval_fraction` of the training rows is held out."
+        },
+    )
+    eval_fraction: float = field(
+        default=0.05,
+        metadata={"help": "Share of rows held out when the dataset brings no held-out split."},
+    )
+    max_eval_samples: int | None = field(
+        default=None,
+        metadata={"help": "Evaluate on the first so many held-out rows (after packing) only."},
+    )
+    baseline: bool = field(
+        default=False,
+        metadata={
+            "help": "Also train a student with plain cross-entropy on the same data, steps and "
+            "seed, and report it beside the distilled one."
+        },
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={
+            "help": "Say what would be trained and how much memory it would take, and stop before "
+            "the first step; nothing is written."
+        },
+    )
+
+    def check_held_out(self) -> None:
+        """Raise InputError on values out of range."""
+        if not 0.0 < self.eval_fraction < 1.0:
+            raise InputError(
+                f"--eval_fraction must lie between 0 and 1, both excluded, got {self.eval_fraction}"
+            )
+        if self.max_eval_samples is not None and self.max_eval_samples < 1:
+            raise InputError(f"--max_eval_samples must be at least 1, got {self.max_eval_samples}")

@@ -1,6 +1,6 @@
 """What the distillation script can be told, beside TRL's and transformers' own arguments."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from trl import ModelConfig, ScriptArguments
 
 from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG, parse, require
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.settings import HeldOutSettings
 from amidmath.integrations.torch_loop.config import CODE_IS_NEVER_RUN, AMiDConfig
 
 # What from_pretrained must not be told here: it would run code, load pickles, or end up in files.
@@ -19,45 +20,12 @@ _REFUSED_INIT = {
 
 
 @dataclass
-class DistillScriptArguments(ScriptArguments):
+class DistillScriptArguments(HeldOutSettings, ScriptArguments):
     """Data and reporting of one distillation run."""
-
-    eval_dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Held-out dataset: hub name, folder or file. Without it, the dataset's "
-            "`dataset_test_split`, or else `eval_fraction` of the training rows is held out."
-        },
-    )
-    eval_fraction: float = field(
-        default=0.05,
-        metadata={"help": "Share of rows held out when the dataset brings no held-out split."},
-    )
-    max_eval_samples: int | None = field(
-        default=None,
-        metadata={"help": "Evaluate on the first so many held-out rows (after packing) only."},
-    )
-    baseline: bool = field(
-        default=False,
-        metadata={
-            "help": "Also train a student with plain cross-entropy on the same data, steps and "
-            "seed, and report it beside the distilled one."
-        },
-    )
-    dry_run: bool = field(
-        default=False,
-        metadata={
-            "help": "Say what would be trained and how much memory it would take, and stop before "
-            "the first step; nothing is written."
-        },
-    )
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if not 0.0 < self.eval_fraction < 1.0:
-            raise InputError(
-                f"--eval_fraction must lie between 0 and 1, both excluded, got {self.eval_fraction}"
-            )
+        self.check_held_out()
         if self.ignore_bias_buffers:
             raise InputError("--ignore_bias_buffers: it has no effect here; leave it out")
         if self.dataset_streaming:
@@ -65,8 +33,6 @@ class DistillScriptArguments(ScriptArguments):
                 "--dataset_streaming: rows are counted and checked before training, which a stream "
                 "does not allow; leave it out"
             )
-        if self.max_eval_samples is not None and self.max_eval_samples < 1:
-            raise InputError(f"--max_eval_samples must be at least 1, got {self.max_eval_samples}")
 
 
 @dataclass(frozen=True)

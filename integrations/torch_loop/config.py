@@ -7,72 +7,29 @@ from transformers import TrainingArguments
 from trl import SFTConfig
 
 from amidmath.integrations.shared.errors import InputError
-from amidmath.integrations.shared.settings import LossSettings, PolicySettings
+from amidmath.integrations.shared.settings import LossSettings, PolicySettings, TeacherSettings
 
 CODE_IS_NEVER_RUN = "code that comes with a model is never run here"
 
 
 @dataclass
-class AMiDConfig(PolicySettings, LossSettings, SFTConfig):
+class AMiDConfig(PolicySettings, LossSettings, TeacherSettings, SFTConfig):
     """SFTConfig with the teacher, the loss and the data policy.
 
     bf16 defaults to on where a GPU supports it and off on the CPU, where it is many times slower.
     """
 
-    teacher_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The teacher: hub name or local folder."}
-    )
-    teacher_model_revision: str = field(
-        default="main", metadata={"help": "Branch, tag or commit of the teacher."}
-    )
     teacher_is_base: bool = field(
         default=False,
         metadata={
             "help": "The student's own base model teaches it (with --use_peft): no second model."
         },
     )
-    teacher_cache: str | None = field(
-        default=None,
-        metadata={"help": "Folder that cache_teacher.py wrote, in place of a teacher in memory."},
-    )
     teacher_load_in_8bit: bool = field(
         default=False, metadata={"help": "Load the teacher in 8 bits (bitsandbytes)."}
     )
     teacher_load_in_4bit: bool = field(
         default=False, metadata={"help": "Load the teacher in 4 bits (bitsandbytes)."}
-    )
-    vocab: str = field(
-        default="strict",
-        metadata={
-            "help": "strict: student and teacher have logits over the same tokens; common: over "
-            "the first tokens that both have, all others being one more token.",
-            "choices": ["strict", "common"],
-        },
-    )
-    label_weight: float = field(
-        default=0.0,
-        metadata={"help": "Adds so many times the cross-entropy with the labels to the loss."},
-    )
-    teacher_dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "Data type of the teacher's weights.",
-            "choices": ["auto", "float32", "bfloat16", "float16"],
-        },
-    )
-    freeze_embeddings: bool = field(
-        default=False,
-        metadata={"help": "Do not train the student's input embeddings (nor a head tied to them)."},
-    )
-    drop_unlearnable_rows: bool = field(
-        default=False,
-        metadata={
-            "help": "Leave out rows with nothing to learn (an empty answer, or a prompt that fills "
-            "max_length) and say how many, instead of stopping."
-        },
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace an earlier run in output_dir."}
     )
 
     def __post_init__(self) -> None:
@@ -83,10 +40,7 @@ class AMiDConfig(PolicySettings, LossSettings, SFTConfig):
         self.data_policy()
         self.replay_buffer()
         self.check_generation()
-        if not 0.0 <= self.label_weight < float("inf"):
-            raise InputError(
-                f"--label_weight must be a finite number from 0 on, got {self.label_weight}"
-            )
+        self.check_label_weight()
         self._check_teacher()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False

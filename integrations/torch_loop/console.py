@@ -1,20 +1,17 @@
-"""What a person sees: the header, the progress bar and the table."""
+"""What a person sees first: the header, and the figures before training."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from tqdm.auto import tqdm
-from transformers import (
-    PreTrainedModel,
-    SchedulerType,
-)
+from transformers import PreTrainedModel, SchedulerType
 
+from amidmath.integrations.shared.progress import print_facts
+from amidmath.integrations.shared.quality import Quality
 from amidmath.integrations.torch_loop.arguments import Arguments
-from amidmath.integrations.torch_loop.evaluation import Quality, evaluate
+from amidmath.integrations.torch_loop.evaluation import evaluate
 from amidmath.integrations.torch_loop.models import parameter_counts
 from amidmath.integrations.torch_loop.processes import own_batches
 from amidmath.integrations.torch_loop.teachers import ModelTeacher
@@ -47,10 +44,7 @@ def print_header(console: Console, trainer: AMiDTrainer, arguments: Arguments) -
         "device": f"{config.device.type}, {precision}, {torch.get_num_threads()} threads",
         "output": f"{arguments.output_dir}/",
     }
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        console.print(f"[bold]{name:>{width}}[/bold]  {value}", highlight=False, soft_wrap=True)
-    console.print()
+    print_facts(console, facts)
 
 
 def judge(
@@ -72,32 +66,3 @@ def judge(
         disable=args.disable_tqdm or not trainer.is_world_process_zero(),
     )
     return evaluate(models, trainer.teacher.model, bar, args.device)
-
-
-def print_table(console: Console, rows: Mapping[str, Quality], caption: str) -> None:
-    """Held-out figures, one row a model."""
-    table = Table(caption=caption, caption_justify="left")
-    table.add_column("")
-    for title in ("KL to teacher", "top-1 agreement", "perplexity"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for name, quality in rows.items():
-        table.add_row(
-            name, _shown(quality.kl), _shown(quality.agreement), f"{quality.perplexity:,.2f}"
-        )
-    console.print(table)
-
-
-def warnings_about(figures: Mapping[str, Quality]) -> Sequence[str]:
-    """What the figures before training say against distilling at all."""
-    teacher, student = figures.get("teacher"), figures["student before"]
-    if teacher is None or teacher.perplexity < student.perplexity:
-        return ()
-    return (
-        f"the teacher's held-out perplexity ({teacher.perplexity:.2f}) is no better than the "
-        f"student's ({student.perplexity:.2f}): distillation will pull the student towards a worse "
-        "model. Train the teacher further, or choose another",
-    )
-
-
-def _shown(figure: float) -> str:
-    return "-" if math.isnan(figure) else f"{figure:.4f}"

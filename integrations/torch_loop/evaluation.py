@@ -1,8 +1,6 @@
 """How close a student is to its teacher, and how good both are, on held-out text."""
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,34 +9,13 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
 from amidmath._buckets import fold
+from amidmath.integrations.shared.quality import Quality
 from amidmath.integrations.torch_loop.generation import evaluation_mode
 from amidmath.integrations.torch_loop.objective import KL_TO_TEACHER, next_token_targets
 from amidmath.integrations.torch_loop.processes import reshard, summed
 
 # Tokens at a time: their logits are copied in float32, 150 MB each for 150,000 words.
 _CHUNK = 256
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Held-out figures of one model, means over the tokens that count.
-
-    Args:
-        kl: KL(teacher‖model) a token, in nats.
-        agreement: share of tokens where the model's most probable token is the teacher's.
-        perplexity: exp of the mean negative log-likelihood of the text.
-        tokens: how many tokens were counted.
-    """
-
-    kl: float
-    agreement: float
-    perplexity: float
-    tokens: int
-
-    @classmethod
-    def of(cls, figures: Mapping[str, float]) -> "Quality":
-        """From figures by name, as JSON keeps them."""
-        return cls(**{**figures, "tokens": int(figures["tokens"])})  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -103,13 +80,8 @@ def evaluate(
     if count == 0:
         raise ValueError("the held-out batches have no token that counts")
     return {
-        name: Quality(
-            kl=math.nan if teacher is None else float(kl) / count,
-            agreement=math.nan if teacher is None else float(agree) / count,
-            perplexity=_exp(float(nll) / count),
-            tokens=count,
-        )
-        for name, (kl, agree, nll) in sums.items()
+        name: Quality.of_sums(of_model.tolist(), count, teacher is not None)
+        for name, of_model in sums.items()
     }
 
 
@@ -132,8 +104,3 @@ def _figures(
         ours, theirs = fold(logits, common, xp), fold(reference, common, xp)
     agreements = (ours.argmax(-1) == theirs.argmax(-1)).sum()
     return torch.stack([KL_TO_TEACHER(ours, theirs, reduction="sum"), agreements, nll])
-
-
-def _exp(nats: float) -> float:
-    """exp, and inf where it would overflow."""
-    return math.exp(nats) if nats < 700.0 else math.inf

@@ -15,6 +15,7 @@ from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
 from amidmath.integrations.shared.data import load_splits
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.policy_base import Source
+from amidmath.integrations.shared.vocabularies import compare_vocabularies
 from amidmath.integrations.torch_loop.arguments import Arguments
 from amidmath.integrations.torch_loop.config import AMiDConfig
 from amidmath.integrations.torch_loop.models import (
@@ -26,7 +27,6 @@ from amidmath.integrations.torch_loop.prepared import PreparedRows, model_finger
 from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
 from amidmath.integrations.torch_loop.teachers import Teacher
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
-from amidmath.integrations.torch_loop.vocabularies import compare_vocabularies
 
 # Preparing fewer rows than this takes seconds, and a dozen bars would hide the header.
 ROWS_WITHOUT_BARS = 20_000

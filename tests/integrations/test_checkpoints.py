@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,7 +29,8 @@ from amidmath.integrations.shared.checkpoints import (
 )
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.full_disk import DiskFullError
-from amidmath.integrations.torch_loop.callbacks import TIME_FIELDS, MetricsLog, Speed
+from amidmath.integrations.shared.progress import TIME_FIELDS
+from amidmath.integrations.torch_loop.callbacks import MetricsLog, Speed
 from amidmath.integrations.torch_loop.checkpoints import WholeCheckpoints
 from amidmath.integrations.torch_loop.unpickling import refuse_code
 
@@ -79,36 +81,40 @@ class Killed(BaseException):
 Make = Callable[..., Trainer]
 
 
+def trainer_in(folder: Path, **changes: Any) -> Trainer:
+    settings = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "bf16": False,
+        "max_length": 64,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "activation_checkpointing": False,
+        "num_train_epochs": 3,
+        "max_steps": 5,
+        "logging_steps": 2,
+        "save_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "eval_strategy": "epoch",
+        "learning_rate": 1e-2,
+    }
+    trainer = Trainer(
+        tiny_model(1, 3, attention_dropout=0.1),
+        SFTConfig(**(settings | changes)),
+        train_dataset=ROWS,
+        eval_dataset=ROWS.select(range(2)),
+        processing_class=byte_tokenizer(),
+    )
+    trainer.add_callback(Speed())
+    trainer.add_callback(MetricsLog(folder / "metrics.jsonl", "student"))
+    return trainer
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     def make(folder: str = "run", **changes: Any) -> Trainer:
-        settings = {
-            "output_dir": str(tmp_path / folder),
-            "use_cpu": True,
-            "bf16": False,
-            "max_length": 64,
-            "per_device_train_batch_size": 1,
-            "gradient_accumulation_steps": 2,
-            "activation_checkpointing": False,
-            "num_train_epochs": 3,
-            "max_steps": 5,
-            "logging_steps": 2,
-            "save_steps": 1,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "eval_strategy": "epoch",
-            "learning_rate": 1e-2,
-        }
-        trainer = Trainer(
-            tiny_model(1, 3, attention_dropout=0.1),
-            SFTConfig(**(settings | changes)),
-            train_dataset=ROWS,
-            eval_dataset=ROWS.select(range(2)),
-            processing_class=byte_tokenizer(),
-        )
-        trainer.add_callback(Speed())
-        trainer.add_callback(MetricsLog(Path(trainer.args.output_dir) / "metrics.jsonl", "student"))
-        return trainer
+        return trainer_in(tmp_path / folder, **changes)
 
     return make
 
@@ -118,11 +124,20 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(t).items() if k not in TIME_FIELDS} for t in text]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    """A run of five steps that nothing has stopped."""
+    trainer = trainer_in(tmp_path_factory.mktemp("trained") / "whole")
+    trainer.train()
+    return trainer
+
+
 @pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
-def test_going_on_from_any_step_ends_the_same(make: Make, tmp_path: Path, step: int) -> None:
+def test_going_on_from_any_step_ends_the_same(
+    whole: Trainer, make: Make, tmp_path: Path, step: int
+) -> None:
     """Two steps an epoch, a log line every second step, an evaluation an epoch."""
-    whole = make("whole")
-    whole.train()
+    shutil.copytree(whole.args.output_dir, tmp_path / "whole")
     again = make("whole")
     (tmp_path / "whole" / "metrics.jsonl").rename(tmp_path / "expected.jsonl")
     expected = (tmp_path / "expected.jsonl").read_text().splitlines()
@@ -187,11 +202,17 @@ def test_a_checkpoint_names_its_files_and_holds_no_pickle_of_arguments(
     assert problem_with(folder) is None
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "three"
+    trainer_in(folder, max_steps=3).train()
+    return folder
+
+
 @pytest.fixture
-def three(make: Make, tmp_path: Path) -> Path:
-    """A run folder with three checkpoints."""
-    make(max_steps=3).train()
-    return tmp_path / "run"
+def three(trained: Path, tmp_path: Path) -> Path:
+    """A run folder with three checkpoints, to be damaged."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def truncate(path: Path) -> None:

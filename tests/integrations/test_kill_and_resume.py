@@ -3,17 +3,17 @@
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from tiny import SENTENCES, write_jsonl
 
-from amidmath.integrations.torch_loop.callbacks import TIME_FIELDS
+from amidmath.integrations import torch_distill
+from amidmath.integrations.shared.progress import TIME_FIELDS
 
 STEPS = 6
 LIMIT_SECONDS = 120
@@ -39,7 +39,7 @@ class Run:
     """One command, started as often as it takes.
 
     Args:
-        command: the words of the command.
+        command: the arguments of the distillation script.
         folder: its run folder.
         rng: draws the moments at which it is killed.
     """
@@ -50,34 +50,30 @@ class Run:
 
     def finish(self) -> str:
         """Run to the end; gives what was printed."""
-        done = subprocess.run(
-            self.command,
-            cwd=self.folder.parent,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=LIMIT_SECONDS,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        process = forked.start(torch_distill.main, self.command, said=self.said)
+        process.join(LIMIT_SECONDS)
+        assert process.exitcode == 0, self.said.read_text()
+        return self.said.read_text()
 
     def kill_when(self, name: str, pattern: str, delay: float = 0.0) -> None:
         """Start, and kill the process some time after a path appears in the run folder."""
-        with subprocess.Popen(
-            self.command,
-            cwd=self.folder.parent,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            end = time.monotonic() + LIMIT_SECONDS
-            while process.poll() is None and not any(self.folder.glob(pattern)):
+        process = forked.start(torch_distill.main, self.command, said=self.said)
+        end = time.monotonic() + LIMIT_SECONDS
+        try:
+            while process.is_alive() and not any(self.folder.glob(pattern)):
                 assert time.monotonic() < end, f"{pattern} did not appear in {self.folder}"
                 time.sleep(0.0005)
             time.sleep(delay)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        assert process.returncode == -signal.SIGKILL, f"ended before {name} ({process.returncode})"
+        finally:
+            process.kill()
+            process.join()
+        assert process.exitcode == -signal.SIGKILL, f"ended before {name} ({process.exitcode})"
         self.kills.append(name)
+
+    @property
+    def said(self) -> Path:
+        """What it prints."""
+        return self.folder.with_suffix(".txt")
 
     def outcome(self) -> tuple[bytes, list[dict[str, Any]], str]:
         """The student's weights, the metrics without what depends on time, and the results."""
@@ -95,7 +91,6 @@ def make_run(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> Any:
     def make(name: str, extra: Sequence[str], seed: int = 0) -> Run:
         folder = tmp_path / name
         command = [
-            *(sys.executable, "-m", "amidmath.integrations.torch_distill"),
             *("--model_name_or_path", str(student_dir)),
             *("--teacher_model_name_or_path", str(teacher_dir)),
             *("--dataset_name", str(data)),

@@ -6,8 +6,9 @@ import torch
 
 import amidmath as am
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.vocabularies import compare_vocabularies
 from amidmath.integrations.torch_loop.states import States
-from amidmath.integrations.torch_loop.vocabularies import compare_vocabularies, outside_mass
+from amidmath.integrations.torch_loop.vocabularies import outside_mass
 
 
 def tokens(count: int, *added: str) -> dict[str, int]:

@@ -1,0 +1,16 @@
+"""What both loops measure of a batch beside its loss, and how rows are marked."""
+
+import amidmath as am
+
+# At λ = 0 the assistant is the student itself.
+KL_TO_TEACHER = am.AMiD(am.KL(), order="pr", lam=0.0)
+TOTAL_VARIATION = am.AMiD(am.TotalVariation(), order="pr", lam=0.0)
+
+STUDENT_ROWS = 1
+"""How a batch's "source" marks rows that a student wrote; 0 is a teacher, or anyone."""
+
+SAMPLE = 64
+"""At so many positions of a batch, at most, are KL and overlap looked at for the log."""
+
+NO_LABEL = -100
+"""The label of tokens that are not learned."""

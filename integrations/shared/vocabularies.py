@@ -1,0 +1,142 @@
+"""Whether student and teacher speak of the same tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from amidmath.integrations.shared.errors import InputError
+
+MODES = ("strict", "common")
+
+# Tokens that training adds to a tokenizer are few. Byte-level tokenizers of different families
+# begin with the same 256 tokens, which makes no common vocabulary.
+_SHARED_AT_LEAST = 0.9
+
+
+@dataclass(frozen=True)
+class Vocabularies:
+    """What student and teacher have in common, and what not.
+
+    Args:
+        mode: "strict" or "common", for ``am.Loss.linear``.
+        common: how many first tokens are the same.
+        student: how many logits the student gives.
+        teacher: how many the teacher gives.
+        only_student: how many tokens the student's tokenizer has beyond the common ones, or where
+            the teacher's has none.
+        only_teacher: the same of the teacher's.
+    """
+
+    mode: str
+    common: int
+    student: int
+    teacher: int
+    only_student: int
+    only_teacher: int
+
+    def describe(self) -> str:
+        """For people, in one line."""
+        if self.student == self.teacher == self.common:
+            line = f"{self.common:,} tokens, the same for both"
+        else:
+            line = (
+                f"{self.common:,} tokens in common, of {self.student:,} of the student's logits "
+                f"and {self.teacher:,} of the teacher's; the others count as one token"
+            )
+        if self.only_student or self.only_teacher:
+            line += (
+                f" ({self.only_student} tokens are the student's only, {self.only_teacher} the "
+                "teacher's only)"
+            )
+        return line
+
+
+def compare_vocabularies(
+    student_tokens: Mapping[str, int],
+    teacher_tokens: Mapping[str, int],
+    student_logits: int,
+    teacher_logits: int,
+    vocab: str = "strict",
+    *,
+    cached: bool = False,
+) -> Vocabularies:
+    """What can be compared of two models' distributions.
+
+    Args:
+        student_tokens: ``get_vocab()`` of the student's tokenizer.
+        teacher_tokens: that of the teacher's.
+        student_logits: how many logits the student gives.
+        teacher_logits: how many the teacher gives.
+        vocab: "strict", all tokens and logits must be the same; "common", the first ones, all
+            others being one more token.
+        cached: the teacher is a top-k cache, from which tokens beyond any number can be left out.
+            With a teacher in memory, all that both have logits for must be the same.
+
+    Raises:
+        InputError: they cannot be compared in this mode; the message says why, and what could be
+            done.
+    """
+    if vocab not in MODES:
+        raise InputError(f"--vocab must be one of {', '.join(MODES)}, got {vocab!r}")
+    ours, theirs = _by_number(student_tokens), _by_number(teacher_tokens)
+    shared = min(student_logits, teacher_logits)
+    conflicts = sorted(n for n in ours.keys() & theirs.keys() if ours[n] != theirs[n])
+    common = min([shared, *conflicts[:1]])
+    only_student = sum(n >= common or n not in theirs for n in ours)
+    only_teacher = sum(n >= common or n not in ours for n in theirs)
+    fewer = min(len(ours), len(theirs))
+    agreeing = len(ours) - only_student
+    if agreeing < _SHARED_AT_LEAST * fewer or fewer == 0:
+        raise InputError(_different(ours, theirs, student_tokens, teacher_tokens, agreeing))
+    found = Vocabularies(vocab, common, student_logits, teacher_logits, only_student, only_teacher)
+    if vocab == "strict":
+        _check_strict(found, ours, theirs)
+    elif common < shared and not cached:
+        token = (ours[common], theirs[common])
+        raise InputError(
+            f"student and teacher share their first {common:,} tokens, but token {common} is "
+            f"{token[0]!r} for the student and {token[1]!r} for the teacher, and both have logits "
+            f"for it. Resize one of them to {common} (model.resize_token_embeddings), or cache the "
+            "teacher (cache_teacher.py), which leaves such tokens to the tail"
+        )
+    return found
+
+
+def _by_number(tokens: Mapping[str, int]) -> dict[int, str]:
+    return {number: token for token, number in tokens.items()}
+
+
+def _check_strict(found: Vocabularies, ours: dict[int, str], theirs: dict[int, str]) -> None:
+    """Raise InputError unless all is the same."""
+    if found.only_student or found.only_teacher:
+        number = min(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+        raise InputError(
+            f"student and teacher have tokenizers that differ from token {number} on (student "
+            f"{ours.get(number)!r}, teacher {theirs.get(number)!r}; {found.only_student} tokens "
+            f"are the student's only, {found.only_teacher} the teacher's only). --vocab common "
+            "compares the tokens that both have, and the others as one"
+        )
+    if found.student != found.teacher:
+        raise InputError(
+            f"student and teacher have the same tokenizer but {found.student} and {found.teacher} "
+            "logits: one is padded. --vocab common compares the first "
+            f"{found.common}, and the others as one"
+        )
+
+
+def _different(
+    ours: dict[int, str],
+    theirs: dict[int, str],
+    student_tokens: Mapping[str, int],
+    teacher_tokens: Mapping[str, int],
+    agreeing: int,
+) -> str:
+    number = next((n for n in sorted(ours) if ours[n] != theirs.get(n)), 0)
+    token = ours.get(number)
+    return (
+        f"student and teacher have different tokenizers ({len(student_tokens)} and "
+        f"{len(teacher_tokens)} tokens, {agreeing} of them in common from the first on; {token!r} "
+        f"for one is number {number} for the student and "
+        f"{teacher_tokens.get(str(token), 'none')} for the teacher). The loss compares "
+        "probabilities token by token, and neither has probabilities of the other's tokens: choose "
+        "a teacher and a student of one model family"
+    )
