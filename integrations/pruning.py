@@ -17,8 +17,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from amidmath.integrations.shared.tokenizers import load_tokenizer
 from amidmath.integrations.shared.whole_files import staged_dir
-from amidmath.integrations.torch_loop.models import load_model, load_tokenizer
+from amidmath.integrations.torch_loop.models import load_model
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 

@@ -29,12 +29,13 @@ from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
 from amidmath.integrations.shared.errors import InputError, while_preparing
 from amidmath.integrations.shared.quality import Quality
 from amidmath.integrations.shared.tasks import TaskRows, read_rows
+from amidmath.integrations.shared.tokenizers import load_tokenizer
 from amidmath.integrations.shared.vocabularies import compare_vocabularies
 from amidmath.integrations.shared.whole_files import staged_file, write_json
 from amidmath.integrations.torch_loop.eval_arguments import Arguments, parse_arguments
 from amidmath.integrations.torch_loop.evaluation import evaluate
 from amidmath.integrations.torch_loop.generation import check_lengths
-from amidmath.integrations.torch_loop.models import context_of, load_model, load_tokenizer
+from amidmath.integrations.torch_loop.models import context_of, load_model
 from amidmath.integrations.torch_loop.task_evaluation import (
     HeldOut,
     Prompts,

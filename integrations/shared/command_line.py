@@ -1,10 +1,13 @@
 """What the scripts' command lines have in common: configuration files, errors, exit statuses."""
 
+import dataclasses
 import json
 import sys
 import warnings
+from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -14,6 +17,21 @@ from transformers import HfArgumentParser
 from amidmath.integrations.shared.errors import InputError, TrainingError, first_paragraph
 
 STUDENT_FLAG, TEACHER_FLAG = "--model_name_or_path", "--teacher_model_name_or_path"
+
+# argparse's own would name all arguments before it explains them.
+_USAGE = "%(prog)s [--config FILE] [--ARGUMENT VALUE ...]"
+
+Groups = Mapping[str, Sequence[type | str]]
+"""Titles of --help and what is under each: an argument's name, a pattern of names (``save_*``), or
+a dataclass for its fields. A name is stronger than a pattern, and a pattern than a class; of equal
+ones the first counts."""
+
+
+class _Lines(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Shows the defaults there are, and keeps the lines of what follows the arguments."""
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 class _Parser(HfArgumentParser):
@@ -25,7 +43,11 @@ class _Parser(HfArgumentParser):
 
 
 def parse(
-    kinds: Sequence[type], argv: list[str] | None, epilog: str = "", **parser_settings: Any
+    kinds: Sequence[type],
+    argv: list[str] | None,
+    epilog: str = "",
+    groups: Groups | None = None,
+    **parser_settings: Any,
 ) -> list[Any]:
     """The command line, over the YAML files that --config names, over the defaults.
 
@@ -33,6 +55,8 @@ def parse(
         kinds: dataclasses, whose fields are the arguments.
         argv: the words; None for those of the process.
         epilog: what --help says after the arguments, beside that there is --config.
+        groups: what --help puts under one title; without it, each kind's arguments under its
+            ``_argument_group_name``.
         **parser_settings: for argparse.
 
     Returns:
@@ -47,8 +71,10 @@ def parse(
         cast("Any", tuple(kinds)),
         epilog=f"{config}\n\n{epilog}".strip(),
         allow_abbrev=False,
-        **parser_settings,
+        **{"formatter_class": _Lines, "usage": _USAGE, **parser_settings},
     )
+    if groups is not None:
+        _regroup(parser, groups)
     words = _join_numbers(_expand_config(sys.argv[1:] if argv is None else argv))
     with warnings.catch_warnings():
         # TRL's own default sets the old name of activation_checkpointing.
@@ -89,6 +115,36 @@ def exit_status(work: Callable[[], object], when_interrupted: str) -> int:
         print(f"interrupted; {when_interrupted}", file=sys.stderr)
         return 130
     return 0
+
+
+def _regroup(parser: _Parser, groups: Groups) -> None:
+    """Put the arguments under the titles of their groups; the parsing stays the same."""
+    titled = {title: parser.add_argument_group(title) for title in groups}
+    for action in list(parser._actions):
+        title = _title(action.dest, groups)
+        if title is not None:
+            for group in parser._action_groups:
+                if action in group._group_actions:
+                    group._group_actions.remove(action)
+            titled[title]._group_actions.append(action)
+
+
+def _title(name: str, groups: Groups) -> str | None:
+    """The group of an argument; None for those of no group."""
+    fits: tuple[Callable[[type | str], bool], ...] = (
+        lambda member: member == name,
+        lambda member: isinstance(member, str) and fnmatchcase(name, member),
+        lambda member: isinstance(member, type) and name in _fields(member),
+    )
+    for fit in fits:
+        for title, members in groups.items():
+            if any(map(fit, members)):
+                return title
+    return None
+
+
+def _fields(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(cast("Any", kind))}
 
 
 def _expand_config(words: list[str]) -> list[str]:

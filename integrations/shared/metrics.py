@@ -181,3 +181,14 @@ METRICS: dict[str, Metric] = {
     "bleu": _bleu,
     "chrf": _chrf,
 }
+
+NAMES: dict[str, str] = {
+    "rouge_l": "ROUGE-L",
+    "rouge_l_unstemmed": "ROUGE-L without stems",
+    "exact_match": "exact match",
+    "gsm8k_strict": "GSM8K, strict",
+    "gsm8k_flexible": "GSM8K, flexible",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+}
+"""What people call the metrics."""

@@ -7,12 +7,14 @@ from typing import Any
 
 import yaml
 
+from amidmath.integrations.shared.metrics import NAMES
 from amidmath.integrations.shared.whole_files import staged_file
 
 _FIGURES = {
     "kl": "KL to teacher (nats a token)",
     "agreement": "top-1 agreement",
     "perplexity": "perplexity",
+    **{name: f"{label} (%)" for name, label in NAMES.items()},
 }
 
 
@@ -108,7 +110,10 @@ class Card:
         ]
         table = _table(("", *(_FIGURES[k] for k in figures)), rows)
         counted = next((v["tokens"] for v in self.results.values() if "tokens" in v), None)
-        return table if counted is None else f"{table}\n\nMeans over {counted:,} tokens."
+        if counted is None:
+            return table
+        scored = "; scores are of answers to a task's prompts" if set(figures) & set(NAMES) else ""
+        return f"{table}\n\nMeans over {counted:,} tokens{scored}."
 
 
 def write_card(folder: Path, card: Card) -> None:

@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
+from amidmath.integrations.shared.metrics import NAMES
 from amidmath.integrations.shared.whole_files import staged_file
 
 # Panels over the steps, each with the fields of the log lines that it draws.
@@ -18,10 +19,16 @@ _PANELS = {
     "loss (nats a token)": {"loss": "training", "eval_loss": "held-out"},
     "KL to the teacher (nats a token)": {"kl": "training", "eval_kl": "held-out"},
     "overlap": {"overlap": "Σ min(p, q)"},
+    "answers' scores (%)": {f"eval_{name}": label for name, label in NAMES.items()},
+    "mass outside of common tokens": {
+        "outside_teacher": "teacher",
+        "outside_student": "student",
+    },
     "learning rate": {"learning_rate": "learning rate"},
 }
 _SCHEDULED = {"alpha": "α", "lam": "λ", "temperature": "T"}
 _BARS = {"kl": "KL to teacher (nats)", "agreement": "top-1 agreement", "perplexity": "perplexity"}
+_BARS |= {name: f"{label} (%)" for name, label in NAMES.items()}
 
 # From so many points on, single ones are not marked, and a running mean over 1/50 of
 # them is drawn too.

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from amidmath.integrations.shared import tokenizers
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.torch_loop.models import context_of
 
@@ -133,12 +134,7 @@ def check_lengths(
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end an answer: the tokenizer's, and those that the model names besides."""
     config = getattr(model, "generation_config", None)
-    named = getattr(config, "eos_token_id", None)
-    several = named if isinstance(named, list) else [named]
-    ends = [token for token in (tokenizer.eos_token_id, *several) if isinstance(token, int)]
-    if not ends:
-        raise InputError("neither the tokenizer nor the model names a token that ends an answer")
-    return list(dict.fromkeys(ends))
+    return tokenizers.end_tokens(tokenizer, getattr(config, "eos_token_id", None))
 
 
 def _check(max_new_tokens: int, temperature: float, top_p: float, batch_size: int) -> None:

@@ -1,18 +1,16 @@
-"""Loading teacher, student and tokenizer, and whether they can work together."""
+"""Loading teacher and student, and whether they can work together."""
 
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
-from amidmath.integrations.shared.errors import InputError, first_paragraph
+from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.tokenizers import not_loaded, place
 
 
 def load_model(flag: str, name: str, **kwargs: Any) -> PreTrainedModel:
@@ -30,14 +28,14 @@ def load_model(flag: str, name: str, **kwargs: Any) -> PreTrainedModel:
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            _place(name),
+            place(name),
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
             **kwargs,
         )
     except (OSError, ValueError, RuntimeError, TypeError, ImportError, SafetensorError) as error:
-        raise InputError(_not_loaded(flag, "model", name, error)) from error
+        raise InputError(not_loaded(flag, "model", name, error)) from error
     model, report = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     missing = sorted(report["missing_keys"])
     if missing:
@@ -45,14 +43,6 @@ def load_model(flag: str, name: str, **kwargs: Any) -> PreTrainedModel:
             f"{flag}: {name} lacks {len(missing)} of the model's weights, {missing[0]} for one"
         )
     return model
-
-
-def load_tokenizer(flag: str, name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside a model; raises InputError if there is none."""
-    try:
-        return AutoTokenizer.from_pretrained(_place(name), trust_remote_code=False, **kwargs)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise InputError(_not_loaded(flag, "tokenizer", name, error)) from error
 
 
 def context_of(model: PreTrainedModel) -> int | None:
@@ -83,18 +73,3 @@ def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
     """Number of parameters, and of those that train; tied ones count once."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
-
-
-def _place(name: str) -> str:
-    """A local folder by its absolute path, which a saved LoRA adapter then points to."""
-    return str(Path(name).absolute()) if Path(name).is_dir() else name
-
-
-def _not_loaded(flag: str, what: str, name: str, error: Exception) -> str:
-    reason = first_paragraph(error)
-    if Path(name).is_dir():
-        return f"{flag}: the folder {name} holds no {what} that can be loaded: {reason}"
-    return (
-        f"{flag}: {name!r} is neither a folder here nor a {what} that could be loaded from the "
-        f"hub: {reason}"
-    )

@@ -1,15 +1,17 @@
 """Batches of sequences that the student or the teacher generates for the dataset's prompts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from trl.models.utils import unwrap_model_for_generation
 
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.policy_base import Source
-from amidmath.integrations.shared.replay_buffer import Example, ReplayBuffer
+from amidmath.integrations.shared.replay_buffer import Example
+from amidmath.integrations.shared.rollout_rows import Memory, check_policy, prompts_of
 from amidmath.integrations.torch_loop.generation import generate
 from amidmath.integrations.torch_loop.models import context_of
 from amidmath.integrations.torch_loop.objective import STUDENT_ROWS
@@ -19,9 +21,10 @@ if TYPE_CHECKING:
     from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
 _BY_STUDENT = {Source.STUDENT, Source.BUFFER}
+_JOINING = ("packing", "padding_free")
 
 
-class Rollouts:
+class Rollouts(Memory):
     """Puts generated or remembered completions in place of the dataset's.
 
     Args:
@@ -37,32 +40,19 @@ class Rollouts:
         self.trainer = trainer
         self.tagged = "any" not in trainer.recipe.method.sources
         args = trainer.settings
-        self.buffer = args.replay_buffer()
-        self.rng = np.random.default_rng([args.seed, args.process_index])
+        super().__init__(args.replay_buffer(), [args.seed, args.process_index])
         self.generated_tokens = 0
-        sources = trainer.policy.sources
-        if sources == {Source.DATASET}:
-            return
-        flag = f"--policy {trainer.policy.name}"
-        if args.packing or args.padding_free:
-            raise InputError(
-                f"{flag} generates completions of single prompts: leave out --packing and "
-                "--padding_free"
-            )
-        _check_prompts(flag, trainer.train_rows["labels"])
-        if not trainer.teacher.knows_new_rows:
-            raise InputError(
-                f"{flag} needs a teacher that can judge new sequences; a cache knows the "
-                "dataset's rows only: give --teacher_model_name_or_path, or --policy off_policy"
-            )
-        if Source.TEACHER in sources and not isinstance(trainer.teacher, ModelTeacher):
-            raise InputError(f"{flag}: {trainer.teacher.describe()} does not generate")
-        step_rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        if Source.BUFFER in sources and self.buffer.capacity < step_rows:
-            raise InputError(
-                f"--buffer_capacity {self.buffer.capacity} is less than the {step_rows} rows of "
-                "an optimiser step on each process"
-            )
+        policy, teacher = trainer.policy, trainer.teacher
+        check_policy(
+            policy,
+            trainer.train_rows,
+            joined_by=[f"--{name}" for name in _JOINING if getattr(args, name)],
+            teacher_knows_new_rows=teacher.knows_new_rows,
+            capacity=self.buffer.capacity,
+            step_rows=args.per_device_train_batch_size * args.gradient_accumulation_steps,
+        )
+        if Source.TEACHER in policy.sources and not isinstance(teacher, ModelTeacher):
+            raise InputError(f"--policy {policy.name}: {teacher.describe()} does not generate")
 
     def batches(self, source: Source, batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """An optimiser step's micro-batches, as many rows each, from the source."""
@@ -83,27 +73,10 @@ class Rollouts:
                 batch.setdefault("source", rows.to(batch["input_ids"].device))
         return made
 
-    def state(self) -> dict[str, Any]:
-        """The replay buffer and the random numbers, for checkpoints."""
-        return {"generator": self.rng.bit_generator.state, **self.buffer.state()}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a ``state()``; raises InputError if it is of another buffer, or damaged."""
-        rest = dict(state)
-        self.rng.bit_generator.state = rest.pop("generator")
-        buffer = ReplayBuffer.from_state(rest)
-        if buffer.capacity != self.buffer.capacity:
-            raise InputError(
-                f"--buffer_capacity {self.buffer.capacity}: the checkpoint's replay buffer has a "
-                f"capacity of {buffer.capacity}; give that"
-            )
-        self.buffer = buffer
-
-    def _examples(self, source: Source, prompts: list[torch.Tensor]) -> list[Example]:
+    def _examples(self, source: Source, prompts: list[NDArray[np.int64]]) -> list[Example]:
         trainer = self.trainer
         if source is Source.BUFFER:
-            remembered: list[Example] = self.buffer.sample(len(prompts), self.rng)
-            return remembered
+            return self.draw(len(prompts))
         args = trainer.settings
         of_teacher = source is Source.TEACHER
         model = trainer.teacher.model if of_teacher else trainer.model_wrapped
@@ -113,7 +86,7 @@ class Rollouts:
         with unwrap_model_for_generation(model, trainer.accelerator) as generator:
             completions = generate(
                 generator,
-                prompts,
+                [torch.from_numpy(prompt) for prompt in prompts],
                 tokenizer=trainer.tokenizer,
                 max_new_tokens=min(args.max_new_tokens, limit - longest),
                 temperature=args.generation_temperature,
@@ -122,7 +95,7 @@ class Rollouts:
             )
         self.generated_tokens += sum(len(completion) for completion in completions)
         examples = [
-            Example(prompt.cpu().numpy(), completion.cpu().numpy())
+            Example(prompt, completion.numpy())
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         if Source.BUFFER in trainer.policy.sources:
@@ -131,26 +104,13 @@ class Rollouts:
         return examples
 
 
-def _prompts(batch: dict[str, Any]) -> list[torch.Tensor]:
-    """What stands before the first labelled token of every row, padding left out."""
-    found = []
-    kept = batch["attention_mask"].bool()
-    for ids, labels, keep in zip(batch["input_ids"], batch["labels"], kept, strict=True):
-        ids, labels = ids[keep], labels[keep]
-        found.append(ids[: int((labels != -100).int().argmax())])
-    return found
+def _prompts(batch: dict[str, torch.Tensor]) -> list[NDArray[np.int64]]:
+    ids, labels, kept = (
+        batch[name].cpu().numpy() for name in ("input_ids", "labels", "attention_mask")
+    )
+    return prompts_of(ids, labels, kept.astype(bool))
 
 
 def _row(example: Example) -> dict[str, list[int]]:
     prompt, completion = example.prompt.tolist(), example.completion.tolist()
     return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
-
-
-def _check_prompts(flag: str, labels: Sequence[Sequence[int]]) -> None:
-    bare = next((i for i, row in enumerate(labels) if row[0] != -100), None)
-    if bare is not None:
-        raise InputError(
-            f"{flag} generates completions of prompts, and row {bare} of the dataset has none: "
-            "give columns 'prompt' and 'completion' (or 'messages' with --assistant_only_loss), "
-            "or --policy off_policy"
-        )

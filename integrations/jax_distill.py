@@ -1,0 +1,157 @@
+"""Distil a causal language model, by any method and data policy, on a mesh of JAX devices.
+
+    python integrations/jax_distill.py --model_name_or_path STUDENT \
+        --teacher_model_name_or_path TEACHER --dataset_name data.jsonl --output_dir runs/mine \
+        --divergence kl --order pr --alpha -1 --lam 0.1
+
+The flags, the data, the run folder and the configuration files are those of torch_distill.py;
+``--mesh`` says how devices share the work. ``--help`` lists all. The same command again goes on
+with a run that did not end.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import jax
+from rich.console import Console
+from tqdm.auto import tqdm
+
+from amidmath.integrations.jax_loop.arguments import Arguments, parse_arguments
+from amidmath.integrations.jax_loop.checkpoints import is_main, wait_for_all
+from amidmath.integrations.jax_loop.decoder import Decoder
+from amidmath.integrations.jax_loop.evaluation import evaluate
+from amidmath.integrations.jax_loop.loading import Prepared, cross_entropy_trainer, prepare
+from amidmath.integrations.jax_loop.model_files import save_model
+from amidmath.integrations.jax_loop.report import card, memory_in_words, print_header, record
+from amidmath.integrations.jax_loop.teachers import CachedTeacher
+from amidmath.integrations.jax_loop.trainer import JaxTrainer
+from amidmath.integrations.shared import run_folder
+from amidmath.integrations.shared.command_line import exit_status
+from amidmath.integrations.shared.errors import while_preparing
+from amidmath.integrations.shared.model_card import write_card
+from amidmath.integrations.shared.plots import plot
+from amidmath.integrations.shared.progress import MetricsFile
+from amidmath.integrations.shared.quality import Quality, as_table, plain, warnings_about
+
+
+def distill(arguments: Arguments, console: Console) -> Path:
+    """Run a whole distillation; gives the run folder.
+
+    Raises:
+        InputError: something given does not fit; nothing has been written then.
+        TrainingError: training cannot go on; what was saved before is kept.
+    """
+    folder, config = arguments.output_dir, arguments.config
+    limit = arguments.script.max_eval_samples
+    with while_preparing():
+        start = run_folder.claim(
+            folder,
+            record(arguments),
+            resume=config.resume_from_checkpoint,
+            overwrite=config.overwrite_output_dir,
+        )
+        for message in start.messages:
+            console.print(message, highlight=False, soft_wrap=True)
+        if start.is_complete:
+            return folder
+        console.print("Reading the data and loading the models")
+        prepared = prepare(arguments, partial(console.print, highlight=False, soft_wrap=True))
+        trainer = prepared.trainer
+        print_header(console, prepared, arguments)
+        if arguments.script.dry_run:
+            console.print(memory_in_words(trainer), highlight=False, soft_wrap=True)
+            return folder
+        saved = run_folder.read_figures(folder / run_folder.BEFORE)
+        if start.checkpoint is not None and saved is not None:
+            before = {name: Quality.of(figures) for name, figures in saved.items()}
+        else:
+            before = judge(prepared, {"student before": trainer.student}, limit)
+    wait_for_all("claimed")
+    if is_main():
+        run_folder.open_folder(folder, start)
+        run_folder.write_figures(folder / run_folder.BEFORE, plain(before))
+    wait_for_all("opened")
+    for warning in warnings_about(before):
+        console.print(f"[bold yellow]Warning:[/bold yellow] {warning}")
+    train(trainer, "distilling", folder, run_folder.STUDENT, start.checkpoint)
+    save_model(folder / run_folder.STUDENT, prepared.saved, prepared.tokenizer)
+    trained = {"student after": trainer.student}
+    if arguments.script.baseline:
+        baseline = cross_entropy_trainer(prepared, arguments)
+        train(baseline, "cross-entropy baseline", folder, "baseline", None)
+        trained["cross-entropy only"] = baseline.student
+    results = before | judge(prepared, trained, limit)
+    if is_main():
+        finish(arguments, trainer, results)
+    console.print(as_table(results, caption(trainer, results)))
+    console.print(f"Student, metrics and curves are in {folder}/", highlight=False)
+    return folder
+
+
+def train(
+    trainer: JaxTrainer, title: str, folder: Path, name: str, checkpoint: Path | None
+) -> None:
+    """Train with a progress bar and a metrics file."""
+    trainer.metrics = MetricsFile(folder / run_folder.METRICS, name)
+    trainer.metrics.is_writer = is_main()
+    with trainer.progress(title, hidden=trainer.config.disable_tqdm or not is_main()):
+        trainer.train(checkpoint)
+
+
+def judge(
+    prepared: Prepared, models: Mapping[str, Decoder], limit: int | None
+) -> dict[str, Quality]:
+    """Figures of some models, and of a teacher in memory, on the first held-out rows."""
+    trainer = prepared.trainer
+    bar = tqdm(
+        prepared.held_out(limit),
+        desc=f"evaluating {' and '.join(models)}",
+        unit="batch",
+        leave=False,
+        dynamic_ncols=True,
+        disable=trainer.config.disable_tqdm or not is_main(),
+    )
+    return evaluate(models, trainer.teacher, bar, trainer.mesh)
+
+
+def finish(arguments: Arguments, trainer: JaxTrainer, results: dict[str, Quality]) -> None:
+    """Write results, curves and the model card; the run is complete then."""
+    folder, figures = arguments.output_dir, plain(results)
+    run_folder.write_figures(folder / run_folder.RESULTS, figures)
+    lines, title = run_folder.read_metrics(folder), arguments.config.recipe().describe()
+    plot(folder / run_folder.CURVES, lines, figures, title)
+    write_card(folder / run_folder.STUDENT, card(arguments, trainer, figures))
+    run_folder.finish_folder(folder)
+
+
+def caption(trainer: JaxTrainer, results: Mapping[str, Quality]) -> str:
+    """What the figures of the table are."""
+    count, teacher = next(iter(results.values())).tokens, trainer.teacher
+    knows = isinstance(teacher, CachedTeacher) and teacher.rows.held_out is not None
+    over = f", {teacher.rows.compared()}" if knows and isinstance(teacher, CachedTeacher) else ""
+    return f"on {count:,} held-out tokens; KL in nats a token{over}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run from the command line.
+
+    Returns:
+        0 when the run is complete, 1 when training cannot go on, 2 when something given does not
+        fit, 130 when interrupted.
+    """
+    return exit_status(
+        lambda: distill(parse_arguments(argv), Console(quiet=not is_main())),
+        "checkpoints, if any, are kept",
+    )
+
+
+if __name__ == "__main__":
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        jax.distributed.initialize()
+    sys.exit(main())

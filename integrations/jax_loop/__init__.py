@@ -1,0 +1,1 @@
+"""The distillation loop for JAX: Flax NNX students on a device mesh."""

@@ -1,0 +1,256 @@
+"""From arguments to a trainer: student, teacher and data, checked to fit together."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import datasets
+import jax
+import jax.numpy as jnp
+from datasets import Dataset
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
+
+from amidmath.integrations.jax_loop.arguments import Arguments, JaxConfig
+from amidmath.integrations.jax_loop.mesh import make_mesh, parse_mesh, place, row_shards
+from amidmath.integrations.jax_loop.model_files import LoadedModel, load_model
+from amidmath.integrations.jax_loop.objective import CrossEntropy
+from amidmath.integrations.jax_loop.teachers import CachedTeacher, ModelTeacher, NoTeacher, Teacher
+from amidmath.integrations.jax_loop.trainer import JaxTrainer
+from amidmath.integrations.shared.batches import Batch, Batches, held_out
+from amidmath.integrations.shared.cached_rows import open_for_run
+from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
+from amidmath.integrations.shared.data import load_splits
+from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.prepared import PreparedRows
+from amidmath.integrations.shared.rows import prepare_rows
+from amidmath.integrations.shared.tokenizers import end_tokens, load_tokenizer
+from amidmath.integrations.shared.vocabularies import compare_vocabularies
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run is made of.
+
+    Args:
+        trainer: at its first step.
+        student: as it was loaded; the trainer has its weights now.
+        tokenizer: the student's.
+        rows: the prepared training rows and held-out rows.
+    """
+
+    trainer: JaxTrainer
+    student: LoadedModel
+    tokenizer: PreTrainedTokenizerBase
+    rows: tuple[Dataset, Dataset]
+
+    def held_out(self, limit: int | None) -> Iterator[Batch]:
+        """Batches of the held-out rows, or of the first of them."""
+        rows, trainer = self.rows[1], self.trainer
+        if limit is not None:
+            rows = rows.select(range(min(limit, len(rows))))
+        return _once(rows, trainer.config, trainer.mesh, trainer.batches.pad)
+
+    @property
+    def saved(self) -> LoadedModel:
+        """The student as it is now, to be written."""
+        return replace(self.student, decoder=self.trainer.student)
+
+
+def prepare(arguments: Arguments, say: Say) -> Prepared:
+    """Load everything and find out whether it fits together, up to the first optimiser step.
+
+    Args:
+        arguments: of the run.
+        say: takes what should be known of the rows.
+
+    Raises:
+        InputError: something does not.
+    """
+    script, config = arguments.script, arguments.config
+    mesh = make_mesh(parse_mesh(config.mesh, jax.device_count()))
+    datasets.disable_progress_bars()
+    raw = load_splits(script, config.dataset_text_field, config.seed)
+    tokenizer = load_tokenizer(STUDENT_FLAG, arguments.student, revision=script.model_revision)
+    pairs = "any" not in config.recipe().method.sources
+    rows = tuple(
+        prepare_rows(part, tokenizer, config, name=name, pairs=pairs, say=say)
+        for name, part in zip(("train", "eval"), raw, strict=True)
+    )
+    student = load_student(arguments, mesh)
+    check_context(config.max_length, student=student)
+    check_temperature(config, student)
+    if config.teacher_cache is not None:
+        teacher, rows = _open_cache(config, student, tokenizer, rows)
+    else:
+        teacher = _load_teacher(arguments, student, tokenizer, mesh)
+    named = (student.generation_config or {}).get("eos_token_id")
+    ends = end_tokens(tokenizer, named)
+    trainer = JaxTrainer(
+        student.decoder,
+        teacher,
+        config,
+        _batches(rows[0], config, mesh, _pad(tokenizer, ends)),
+        partial(_once, rows[1], config, mesh, _pad(tokenizer, ends)),
+        mesh,
+        ends,
+    )
+    return Prepared(trainer, student, tokenizer, (rows[0], rows[1]))
+
+
+def cross_entropy_trainer(distilled: Prepared, arguments: Arguments) -> JaxTrainer:
+    """A trainer that differs in the loss alone: same start, rows, order, steps and optimiser."""
+    trainer = distilled.trainer
+    config = replace(
+        arguments.config,
+        **dict.fromkeys(("method_kwargs", "divergence", "divergence_kwargs", "order")),
+        **dict.fromkeys(("alpha", "lam", "student_fraction", "loss_eps")),
+        **dict.fromkeys(("replay_ratio", "init_threshold")),
+        method="kl",
+        schedule=[],
+        policy="off_policy",
+        label_weight=0.0,
+        eval_strategy="no",
+        eval_on_start=False,
+        save_strategy="no",
+    )
+    return JaxTrainer(
+        load_student(arguments, trainer.mesh).decoder,
+        NoTeacher(),
+        config,
+        trainer.batches,
+        trainer.held_out,
+        trainer.mesh,
+        trainer.rollouts.end_tokens,
+        objective=CrossEntropy(),
+    )
+
+
+def load_student(arguments: Arguments, mesh: Mesh) -> LoadedModel:
+    """The student: weights in float32 on the mesh."""
+    return load_model(
+        STUDENT_FLAG,
+        arguments.student,
+        revision=arguments.script.model_revision,
+        dtype=computing_dtype(arguments.config),
+        param_dtype=jnp.float32,
+        remat=arguments.config.gradient_checkpointing,
+        sharding_of=partial(place, mesh),
+    )
+
+
+def computing_dtype(config: JaxConfig) -> Any:
+    """bfloat16 where it is asked for, or where nothing is said and the device is no CPU."""
+    wanted = jax.default_backend() != "cpu" if config.bf16 is None else config.bf16
+    return jnp.bfloat16 if wanted else jnp.float32
+
+
+def check_context(max_length: int, **models: LoadedModel) -> None:
+    """Raise InputError if a sequence of max_length tokens does not fit a model's context."""
+    for role, model in models.items():
+        context = model.decoder.config.context
+        if max_length > context:
+            raise InputError(
+                f"--max_length {max_length} is longer than the {role}'s context of {context} "
+                f"tokens: set --max_length {context} or less"
+            )
+
+
+def check_temperature(config: JaxConfig, *models: LoadedModel) -> None:
+    """Raise InputError where a temperature that changes cannot be had without compiling anew."""
+    if "temperature" not in config.recipe().schedules.by_name:
+        return
+    if config.label_weight:
+        raise InputError(
+            "--schedule temperature and --label_weight: labels are learned at temperature 1, and "
+            "one set of logits serves both; leave one of them out"
+        )
+    if any(model.decoder.head().softcap for model in models):
+        raise InputError(
+            "--schedule temperature: the models cap their logits, which a temperature that "
+            "changes would do before the cap; give a fixed --temperature"
+        )
+
+
+def _load_teacher(
+    arguments: Arguments, student: LoadedModel, tokenizer: PreTrainedTokenizerBase, mesh: Mesh
+) -> Teacher:
+    config, name = arguments.config, str(arguments.teacher)
+    theirs = load_tokenizer(TEACHER_FLAG, name, revision=config.teacher_model_revision)
+    model = load_model(
+        TEACHER_FLAG,
+        name,
+        revision=config.teacher_model_revision,
+        dtype=computing_dtype(config),
+        param_dtype=None if config.teacher_dtype == "auto" else jnp.dtype(config.teacher_dtype),
+        sharding_of=partial(place, mesh),
+    )
+    check_context(config.max_length, teacher=model)
+    check_temperature(config, model)
+    sizes = (student.decoder.config.vocabulary, model.decoder.config.vocabulary)
+    found = compare_vocabularies(tokenizer.get_vocab(), theirs.get_vocab(), *sizes, config.vocab)
+    if found.common < min(sizes):
+        raise InputError(
+            f"student and teacher share their first {found.common:,} tokens only, and both have "
+            f"logits for {min(sizes):,}; the loss from hidden states in JAX needs all that both "
+            "have logits for: cache the teacher (cache_teacher.py), which leaves others out"
+        )
+    if sizes[0] != sizes[1] and mesh.shape["tensor"] > 1:
+        raise InputError(
+            f"--vocab common with {sizes[0]} and {sizes[1]} logits cannot be spread over a tensor "
+            "axis: leave it out of --mesh"
+        )
+    return ModelTeacher(model.decoder, name)
+
+
+def _open_cache(
+    config: JaxConfig,
+    student: LoadedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: tuple[Dataset, ...],
+) -> tuple[Teacher, tuple[Dataset, ...]]:
+    """The cache that the rows are in, and the rows with their numbers."""
+    apart = config.packing and config.packing_strategy == "bfd"
+    train, other = (PreparedRows(part, tokenizer, padding_free=apart) for part in rows)
+    cached = open_for_run(
+        config,
+        train,
+        other,
+        recipe=config.recipe(),
+        policy=config.data_policy(),
+        eval_strategy=config.eval_strategy,
+        logits=student.decoder.config.vocabulary,
+    )
+    return CachedTeacher(cached), cached.number(train, other)
+
+
+def _batches(rows: Dataset, config: JaxConfig, mesh: Mesh, pad: int) -> Batches:
+    """Of the training rows, of which each process has its share."""
+    whole = Batches(
+        rows,
+        batch_size=config.per_device_train_batch_size * row_shards(mesh),
+        accumulation=config.gradient_accumulation_steps,
+        length=config.max_length if config.packing or config.generates else None,
+        pad=pad,
+        seed=config.seed,
+        order=config.train_sampling_strategy,
+    )
+    return whole.part(jax.process_index(), jax.process_count())
+
+
+def _once(rows: Dataset, config: JaxConfig, mesh: Mesh, pad: int) -> Iterator[Batch]:
+    """The held-out rows once."""
+    return held_out(
+        rows,
+        batch_size=config.per_device_eval_batch_size * row_shards(mesh),
+        pad=pad,
+        part=(jax.process_index(), jax.process_count()),
+    )
+
+
+def _pad(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> int:
+    """A token for what no token sees."""
+    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else ends[0]

@@ -1,0 +1,238 @@
+"""A mesh of devices, where parameters and batches lie on it, and the loss of what lies there."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import amidmath as am
+from amidmath.integrations.jax_loop.objective import (
+    Array,
+    Comparer,
+    Positions,
+    Reference,
+    States,
+    Whole,
+)
+from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.objective import NO_LABEL
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+"""The axes over which a batch's rows are spread."""
+
+# On which axis of the mesh a parameter's axis is spread; see ``decoder``.
+_PLACES = {"embed": "fsdp", "heads": "tensor", "kv": "tensor", "mlp": "tensor", "vocab": "tensor"}
+
+# Rows of logits at a time, of all devices' parts of the vocabulary together.
+_CHUNK_BYTES = 2**28
+
+
+def parse_mesh(text: str, devices: int) -> dict[str, int]:
+    """The sizes of the axes that ``--mesh`` names: ``data=2,fsdp=-1``.
+
+    Args:
+        text: as given.
+        devices: how many there are.
+
+    Raises:
+        InputError: not written like that, an axis that there is not, or another number of devices.
+    """
+    sizes = dict.fromkeys(AXES, 1)
+    given: set[str] = set()
+    for part in filter(None, (word.strip() for word in text.split(","))):
+        name, _, number = (word.strip() for word in part.partition("="))
+        if name not in AXES or name in given:
+            raise InputError(
+                f"--mesh {text}: write axes among {', '.join(AXES)}, once each, with their sizes, "
+                "such as data=2,fsdp=4"
+            )
+        try:
+            sizes[name] = int(number)
+        except ValueError as error:
+            raise InputError(
+                f"--mesh {text}: {name} needs a whole number, got {number!r}"
+            ) from error
+        given.add(name)
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 for name, size in sizes.items() if name not in free):
+        raise InputError(f"--mesh {text}: sizes must be positive, one of them may be -1")
+    fixed = math.prod(size for name, size in sizes.items() if name not in free)
+    if free and devices % fixed == 0:
+        sizes[free[0]] = devices // fixed
+    if math.prod(sizes.values()) != devices:
+        raise InputError(f"--mesh {text} does not divide {devices} devices")
+    return sizes
+
+
+def make_mesh(sizes: Mapping[str, int]) -> Mesh:
+    """A mesh of all devices."""
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes[name] for name in AXES), AXES, axis_types=kinds)
+
+
+def place(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+    """Where a parameter lies: axes that a mesh axis does not divide are whole on every device."""
+    spec = []
+    for axis, size in zip(axes, shape, strict=True):
+        name = _PLACES.get(axis or "")
+        spec.append(name if name is not None and size % mesh.shape[name] == 0 else None)
+    return NamedSharding(mesh, P(*spec))
+
+
+def on_mesh(mesh: Mesh, batch: Mapping[str, np.ndarray[Any, Any]], lead: int = 0) -> dict[str, Any]:
+    """A batch's arrays, spread by rows; each process gives the rows of its devices.
+
+    Args:
+        mesh: the mesh.
+        batch: arrays whose axis ``lead`` goes over rows.
+        lead: how many axes come before, such as that of micro-batches.
+    """
+    sharding = NamedSharding(mesh, P(*(None,) * lead, ROWS))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
+
+
+def row_shards(mesh: Mesh) -> int:
+    """Over how many devices a batch's rows are spread."""
+    return math.prod(mesh.shape[name] for name in ROWS)
+
+
+def comparer(mesh: Mesh, vocab: str) -> Comparer:
+    """How a device takes losses of its rows."""
+    return Whole(vocab) if mesh.shape["tensor"] == 1 else ByVocabulary("tensor")
+
+
+def spread(
+    mesh: Mesh, function: Callable[..., Any], by_vocabulary: bool = True
+) -> Callable[..., Any]:
+    """A function of (values, student, reference, positions) to sums, over all devices' rows.
+
+    Each device runs it on its rows. On one device the function is as it was, so that the CPU's
+    row kernels compute it.
+
+    Args:
+        mesh: of devices.
+        function: what to run.
+        by_vocabulary: with a tensor axis, each device gets its part of both heads; else whole ones.
+    """
+    if mesh.size == 1:
+        return function
+    vocabulary = "tensor" if by_vocabulary else None
+
+    def on_devices(
+        values: Mapping[str, Any], student: States, reference: Reference, positions: Positions
+    ) -> Any:
+        def local(*parts: Any) -> Any:
+            return jax.tree.map(lambda total: jax.lax.psum(total, ROWS), function(*parts))
+
+        operands = (values, student, reference, positions)
+        specs = (
+            jax.tree.map(lambda _: P(), values),
+            _specs(student, vocabulary),
+            _specs(reference, vocabulary) if isinstance(reference, States) else P(ROWS),
+            P(ROWS),
+        )
+        shared = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P())
+        return shared(*operands)
+
+    return on_devices
+
+
+def _specs(states: States, vocabulary: str | None) -> States:
+    """Where states lie while their loss is taken."""
+    parts: dict[str, Any] = {"hidden": P(ROWS), "weight": P(vocabulary)}
+    parts["bias"] = None if states.bias is None else P(vocabulary)
+    return replace(states, **parts)
+
+
+@dataclass(frozen=True)
+class ByVocabulary:
+    """Each device along an axis has a part of the vocabulary; only sums of rows travel.
+
+    Logits are multiplied out a chunk of positions at a time, and again in the backward pass.
+    Where a parameter of the loss differs from position to position there is one chunk.
+
+    Args:
+        axis: of the mesh.
+    """
+
+    axis: str
+
+    def __call__(
+        self,
+        loss: am.Loss,
+        student: States,
+        reference: Reference,
+        mask: Array,
+        reduction: str = "sum",
+        *,
+        labels: Array | None = None,
+        label_weight: float = 0.0,
+    ) -> Array:
+        """See :class:`amidmath.integrations.jax_loop.objective.Comparer`."""
+        if not isinstance(reference, States):
+            raise TypeError("a teacher's lists cannot be compared with a part of the vocabulary")
+        teacher = reference.held()
+        sharded = am.VocabParallel(loss, self.axis)
+
+        def values_of(rows: tuple[Array, ...]) -> Array:
+            hidden, theirs, keep, wanted = rows
+            ours = _logits(student, hidden)
+            values = sharded(ours, _logits(teacher, theirs), keep, reduction="none")
+            if label_weight:
+                wanted = jnp.where(keep, wanted, NO_LABEL)
+                values += label_weight * self._cross_entropy(ours, wanted)
+            return values
+
+        targets = jnp.full(mask.shape, NO_LABEL) if labels is None else labels
+        rows = (student.hidden, teacher.hidden, mask, targets)
+        if any(knob.ndim for knob in loss.knobs.values()):
+            values = values_of(rows)
+        else:
+            step = max(1, _CHUNK_BYTES // (8 * student.weight.shape[0]))
+            values = _in_chunks(jax.checkpoint(values_of), rows, min(step, mask.size))
+        return jnp.sum(values) if reduction == "sum" else values.reshape(mask.shape)
+
+    def _cross_entropy(self, logits: Array, labels: Array) -> Array:
+        """Of every row of which each device has a part; 0 where there is no label."""
+        top = jax.lax.pmax(jax.lax.stop_gradient(jnp.max(logits, -1)), self.axis)
+        total = jax.lax.psum(jnp.sum(jnp.exp(logits - top[..., None]), -1), self.axis)
+        size = logits.shape[-1]
+        place = labels - jax.lax.axis_index(self.axis) * size
+        here = (place >= 0) & (place < size)
+        at = jnp.take_along_axis(logits, jnp.where(here, place, 0)[..., None], -1)[..., 0]
+        label = jax.lax.psum(jnp.where(here, at, 0.0), self.axis)
+        return jnp.where(labels == NO_LABEL, 0.0, jnp.log(total) + top - label)
+
+
+def _in_chunks(
+    function: Callable[[tuple[Array, ...]], Array], rows: tuple[Array, ...], step: int
+) -> Array:
+    """Values (N,) of rows (B, L, …), some at a time; what fills up the last ones counts nowhere."""
+    count = rows[2].size
+    chunks = -(-count // step)
+
+    def cut(array: Array) -> Array:
+        flat = array.reshape(count, *array.shape[2:])
+        whole = jnp.pad(flat, ((0, chunks * step - count), *((0, 0),) * (flat.ndim - 1)))
+        return whole.reshape(chunks, step, *flat.shape[1:])
+
+    return jax.lax.map(function, tuple(map(cut, rows))).reshape(-1)[:count]
+
+
+def _logits(states: States, hidden: Array) -> Array:
+    """This device's part of the logits of some rows, in float32."""
+    outputs = jnp.matmul(hidden, states.weight.T.astype(hidden.dtype)).astype(jnp.float32)
+    if states.bias is not None:
+        outputs += states.bias
+    projection = replace(states, hidden=hidden).head.projection
+    return projection.logits(outputs, jnp)

@@ -1,0 +1,252 @@
+"""The loss of a batch from what teacher and student say of it, inside of a compiled step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import amidmath as am
+from amidmath.integrations.shared.objective import (
+    KL_TO_TEACHER,
+    SAMPLE,
+    STUDENT_ROWS,
+    TOTAL_VARIATION,
+)
+from amidmath.integrations.shared.recipe import Recipe
+
+Array = jax.Array
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("hidden", "weight", "bias"),
+    meta_fields=("softcap", "scale"),
+)
+@dataclass(frozen=True)
+class States:
+    """Hidden states (B, L, H) after the last norm, and the head that makes logits of them.
+
+    Args:
+        hidden: the states.
+        weight: the head's, (V, H); bias, softcap and scale as of :class:`amidmath.Head`.
+    """
+
+    hidden: Array
+    weight: Array
+    bias: Array | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, hidden: Array, head: am.Head) -> "States":
+        """From a head without a low-rank part."""
+        return cls(hidden, head.weight, head.bias, head.softcap, head.scale)
+
+    @property
+    def head(self) -> am.Head:
+        """The head."""
+        return am.Head(self.weight, bias=self.bias, softcap=self.softcap, scale=self.scale)
+
+    def held(self) -> "States":
+        """The same, without gradients."""
+        constant: States = jax.tree.map(jax.lax.stop_gradient, self)
+        return constant
+
+    def cooled(self, temperature: Array) -> "States":
+        """States whose logits are divided by a temperature; not with a soft cap."""
+        bias = None if self.bias is None else self.bias / temperature
+        return replace(self, hidden=self.hidden / temperature, bias=bias)
+
+
+Reference = States | am.TopK
+"""What a teacher says of a batch: hidden states with a head, or its most probable tokens."""
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=("mask", "targets", "source"), meta_fields=()
+)
+@dataclass(frozen=True)
+class Positions:
+    """What of a batch the loss needs beside states.
+
+    Args:
+        mask: (B, L), which positions count.
+        targets: (B, L), the token that each predicts, -100 for none.
+        source: (B,), who wrote a row (``STUDENT_ROWS``); None for anyone.
+    """
+
+    mask: Array
+    targets: Array
+    source: Array | None = None
+
+
+class Comparer(Protocol):
+    """How one loss is taken over the positions of a mask; see :class:`Whole`."""
+
+    def __call__(
+        self,
+        loss: am.Loss,
+        student: States,
+        reference: Reference,
+        mask: Array,
+        reduction: str = "sum",
+        *,
+        labels: Array | None = None,
+        label_weight: float = 0.0,
+    ) -> Array:
+        """The sum over the positions, or every position's value for "none"."""
+        ...
+
+
+@dataclass(frozen=True)
+class Whole:
+    """One device has the whole vocabulary.
+
+    Args:
+        vocab: "strict" or "common", as ``am.Loss.linear`` takes it.
+    """
+
+    vocab: str = "strict"
+
+    def __call__(
+        self,
+        loss: am.Loss,
+        student: States,
+        reference: Reference,
+        mask: Array,
+        reduction: str = "sum",
+        *,
+        labels: Array | None = None,
+        label_weight: float = 0.0,
+    ) -> Array:
+        """See :class:`Comparer`."""
+        others: dict[str, Any] = {}
+        if label_weight:
+            others |= {"labels": labels, "label_weight": label_weight}
+        if isinstance(reference, States):
+            others["vocab"] = self.vocab
+            teacher: tuple[Any, ...] = (reference.held().hidden, reference.held().head)
+        else:
+            teacher = (reference,)
+        return loss.linear(
+            student.hidden, student.head, *teacher, mask=mask, reduction=reduction, **others
+        )
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A recipe as a function of states.
+
+    Args:
+        recipe: the method, its parameters and schedules.
+        compare: how one loss is taken.
+        label_weight: what cross-entropy with the labels adds; 0 for none.
+    """
+
+    recipe: Recipe
+    compare: Comparer
+    label_weight: float = 0.0
+
+    def loss(
+        self,
+        values: Mapping[str, Any],
+        student: States,
+        reference: Reference,
+        positions: Positions,
+    ) -> Array:
+        """The sum of the loss over the positions that count, a scalar.
+
+        Args:
+            values: of the parameters that have a schedule, at this step.
+            student: the student's states.
+            reference: the teacher's.
+            positions: the rest.
+        """
+        overlap = None
+        if self.recipe.schedules.per_token:
+            overlap = self.overlaps(student, reference, positions)
+        if "temperature" in values and isinstance(reference, States):
+            # A loss's own temperature is a part of what is compiled.
+            student = student.cooled(values["temperature"])
+            reference = reference.cooled(values["temperature"])
+            values = {**values, "temperature": 1.0}
+        losses = self.recipe.losses_at(values, overlap)
+        total = jnp.zeros((), jnp.float32)
+        for name, mask in _masks(losses, positions).items():
+            total += self.compare(
+                losses[name],
+                student,
+                reference,
+                mask,
+                labels=positions.targets,
+                label_weight=self.label_weight,
+            )
+        return total
+
+    def overlaps(self, student: States, reference: Reference, positions: Positions) -> Array:
+        """Σ min(p, q) of every position, (B, L), a constant; 1 where it does not count."""
+        distance = self.compare(TOTAL_VARIATION, student.held(), reference, positions.mask, "none")
+        return 1.0 - distance
+
+    def statistics(self, student: States, reference: Reference, positions: Positions) -> Array:
+        """Sums of KL(p‖q) and of the overlap, and the count: an array (3,), a constant.
+
+        Over up to ``SAMPLE`` positions that count, spread over the batch, so that looking costs
+        little.
+        """
+        chosen = sampled(positions.mask)
+        kl = self.compare(KL_TO_TEACHER, student.held(), reference, chosen)
+        distance = self.compare(TOTAL_VARIATION, student.held(), reference, chosen)
+        count = jnp.sum(chosen)
+        return jnp.stack([kl, count - distance, count]).astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Plain cross-entropy with the labels, as a baseline; all logits of a batch are held."""
+
+    def loss(
+        self,
+        values: Mapping[str, Any],
+        student: States,
+        reference: Reference | None,
+        positions: Positions,
+    ) -> Array:
+        """The sum over the positions that count."""
+        del values, reference
+        outputs = jnp.matmul(student.hidden, student.weight.T.astype(student.hidden.dtype))
+        outputs = outputs.astype(jnp.float32)
+        if student.bias is not None:
+            outputs += student.bias
+        logits = student.head.projection.logits(outputs, jnp)
+        targets = jnp.where(positions.mask, positions.targets, 0)
+        nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return jnp.sum(jnp.where(positions.mask, nll, 0.0))
+
+    def statistics(self, student: States, reference: Any, positions: Positions) -> Array:
+        """There is no teacher to compare with."""
+        del student, reference, positions
+        return jnp.zeros(3, jnp.float32)
+
+
+def sampled(mask: Array) -> Array:
+    """Up to ``SAMPLE`` of the positions of a mask (B, L), spread over it."""
+    flat = mask.reshape(-1)
+    rank = jnp.cumsum(flat) - 1
+    stride = jnp.maximum((jnp.sum(flat) + SAMPLE - 1) // SAMPLE, 1)
+    return (flat & (rank % stride == 0)).reshape(mask.shape)
+
+
+def _masks(losses: Mapping[str, am.Loss], positions: Positions) -> dict[str, Array]:
+    """The positions of each loss."""
+    mask = positions.mask
+    if "any" in losses:
+        return {"any": mask}
+    if positions.source is None:
+        raise ValueError(f"the losses {sorted(losses)} need a batch with a source for every row")
+    by_student = (positions.source == STUDENT_ROWS)[:, None]
+    return {"teacher": mask & ~by_student, "student": mask & by_student}

@@ -1,0 +1,125 @@
+"""What a run says of itself: its header, run.json, the model card, and what it would take."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from amidmath.integrations.jax_loop.arguments import Arguments
+from amidmath.integrations.jax_loop.loading import Prepared, computing_dtype
+from amidmath.integrations.jax_loop.teachers import ModelTeacher
+from amidmath.integrations.jax_loop.trainer import JaxTrainer
+from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
+from amidmath.integrations.shared.model_card import Card
+from amidmath.integrations.shared.progress import print_facts
+from amidmath.integrations.shared.run_folder import Record
+
+LIBRARIES = (
+    *("amidmath", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
+    *("transformers", "datasets"),
+)
+
+
+def record(arguments: Arguments) -> Record:
+    """The run, for run.json and to be compared with what a folder holds."""
+    script, config = arguments.script, arguments.config
+    return Record(
+        arguments={"script": asdict(script), "training": asdict(config)},
+        reads={
+            STUDENT_FLAG: arguments.student,
+            TEACHER_FLAG: arguments.teacher,
+            "--teacher_cache": config.teacher_cache,
+            "--dataset_name": script.dataset_name,
+            "--eval_dataset_name": script.eval_dataset_name,
+        },
+        facts={
+            "loss": config.recipe().describe(),
+            "meaning": config.recipe().conventions(),
+            "versions": _versions(),
+        },
+        processes=jax.process_count(),
+    )
+
+
+def card(
+    arguments: Arguments, trainer: JaxTrainer, figures: Mapping[str, Mapping[str, float]]
+) -> Card:
+    """The model card of the student of a run that has ended."""
+    recipe, batches = arguments.config.recipe(), trainer.batches
+    return Card(
+        name=arguments.output_dir.name or "student",
+        student=arguments.student,
+        teacher=str(arguments.teacher or arguments.config.teacher_cache),
+        data=str(arguments.script.dataset_name),
+        method=recipe.method.name,
+        loss=recipe.describe(),
+        conventions=recipe.conventions(),
+        sequences=arguments.config.data_policy().describe(),
+        steps=trainer.step,
+        sequences_a_step=batches.batch_size * batches.accumulation,
+        tokens=trainer.figures.tokens,
+        results=figures,
+        versions=_versions(),
+    )
+
+
+def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> None:
+    """What is about to happen, a line a fact, before anything slow begins."""
+    script, config, trainer = arguments.script, arguments.config, prepared.trainer
+    teacher = trainer.teacher.describe()
+    if isinstance(trainer.teacher, ModelTeacher):
+        teacher += f", {_count(trainer.teacher.parameters) / 1e6:.1f}M parameters"
+    trained, frozen = _count(trainer.state.trained), _count(trainer.state.frozen)
+    rows, held_out = map(len, prepared.rows)
+    batches = trainer.batches
+    axes = ", ".join(f"{name} {size}" for name, size in trainer.mesh.shape.items() if size > 1)
+    print_facts(
+        console,
+        {
+            "method": f"{trainer.recipe.describe()}   (p teacher, q student, r assistant)",
+            "meaning": trainer.recipe.conventions(),
+            "sequences": trainer.policy.describe(),
+            "teacher": teacher,
+            "student": f"{arguments.student}, {(trained + frozen) / 1e6:.1f}M parameters, "
+            f"{trained / 1e6:.1f}M of them trained",
+            "data": f"{script.dataset_name}: {rows:,} sequences of up to {batches.length} tokens, "
+            f"{held_out:,} held out",
+            "training": f"{trainer.total:,} steps of {batches.batch_size * batches.accumulation} "
+            f"sequences, {config.optim}, learning rate {config.learning_rate:g} "
+            f"({config.lr_scheduler_type})"
+            + (", then the same with plain cross-entropy" if script.baseline else ""),
+            "device": f"{jax.device_count()} {jax.default_backend()}"
+            + (f" ({axes})" if axes else "")
+            + f", {np.dtype(computing_dtype(config)).name}",
+            "output": f"{arguments.output_dir}/",
+        },
+    )
+
+
+def memory_in_words(trainer: JaxTrainer) -> str:
+    """What XLA says that a training step takes on a device, without running it."""
+    found: Any = trainer.compiled_step().memory_analysis()
+    if found is None:
+        return "Memory: this backend does not say what a step takes."
+    parts = {
+        "weights, optimiser states and the batch": found.argument_size_in_bytes,
+        "gradients and activations": found.temp_size_in_bytes,
+    }
+    total = sum(parts.values())
+    listed = ", ".join(f"{size / 1e9:.2f} GB {name}" for name, size in parts.items())
+    return (
+        f"Memory of a training step on each device, as XLA has planned it: {total / 1e9:.2f} GB "
+        f"({listed}). Libraries and what an allocator keeps back come on top."
+    )
+
+
+def _count(parameters: Any) -> int:
+    return sum(int(np.prod(a.shape)) for a in jax.tree.leaves(parameters))
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}

@@ -1,0 +1,106 @@
+"""Batches of sequences that the student or the teacher generates for the dataset's prompts."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from datasets import Dataset
+from numpy.typing import NDArray
+
+from amidmath.integrations.jax_loop.sampling import generate
+from amidmath.integrations.jax_loop.teachers import ModelTeacher
+from amidmath.integrations.shared.objective import STUDENT_ROWS
+from amidmath.integrations.shared.policy_base import Source
+from amidmath.integrations.shared.replay_buffer import Example, ReplayBuffer
+from amidmath.integrations.shared.rollout_rows import Memory, check_policy, completed, prompts_of
+
+if TYPE_CHECKING:
+    from amidmath.integrations.jax_loop.trainer import JaxTrainer
+
+_BY_STUDENT = {Source.STUDENT, Source.BUFFER}
+
+
+class Rollouts:
+    """Puts generated or remembered completions in place of the dataset's.
+
+    What is sampled depends on the seed and the step alone.
+
+    Args:
+        trainer: whose student and teacher generate.
+        rows: the training rows.
+        end_tokens: which tokens end an answer.
+
+    Raises:
+        InputError: the data policy cannot be followed.
+    """
+
+    def __init__(self, trainer: "JaxTrainer", rows: Dataset, end_tokens: Sequence[int]) -> None:
+        """Check that the policy can be followed."""
+        config = trainer.config
+        self.trainer, self.end_tokens = trainer, tuple(end_tokens)
+        self.tagged = "any" not in trainer.recipe.method.sources
+        process = jax.process_index()
+        self.memory = Memory(config.replay_buffer(), [config.seed, process])
+        check_policy(
+            trainer.policy,
+            rows,
+            joined_by=["--packing"] if config.packing else [],
+            teacher_knows_new_rows=isinstance(trainer.teacher, ModelTeacher),
+            capacity=config.buffer_capacity,
+            step_rows=trainer.batches.batch_size
+            * trainer.batches.accumulation
+            // jax.process_count(),
+        )
+
+    @property
+    def buffer(self) -> ReplayBuffer:
+        """What the student wrote at earlier steps."""
+        return self.memory.buffer
+
+    def batch(self, source: Source, batch: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """An optimiser step's batch (A, B, L), of as many rows, from the source."""
+        mark = (STUDENT_ROWS if source in _BY_STUDENT else 0) if self.tagged else None
+        if source is Source.DATASET:
+            made = dict(batch)
+            if mark is not None and "source" not in made:
+                made["source"] = np.zeros(batch["input_ids"].shape[:2], np.int32)
+            return made
+        prompts = prompts_of(batch["input_ids"], batch["labels"], batch["segments"] > 0)
+        examples = self._examples(source, prompts)
+        return completed(examples, batch, self.trainer.batches.pad, mark)
+
+    def state(self) -> dict[str, Any]:
+        """The replay buffer and the random numbers, for checkpoints."""
+        return self.memory.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a ``state()``."""
+        self.memory.restore(state)
+
+    def _examples(self, source: Source, prompts: list[NDArray[Any]]) -> list[Example]:
+        if source is Source.BUFFER:
+            return self.memory.draw(len(prompts))
+        trainer, config = self.trainer, self.trainer.config
+        teacher = trainer.teacher
+        if source is Source.TEACHER and isinstance(teacher, ModelTeacher):
+            model = teacher.model
+        else:
+            model = trainer.student
+        longest = max(len(prompt) for prompt in prompts)
+        answers = generate(
+            model,
+            prompts,
+            end_tokens=self.end_tokens,
+            pad=trainer.batches.pad,
+            max_new_tokens=min(config.max_new_tokens, trainer.batches.length - longest),
+            temperature=config.generation_temperature,
+            top_p=config.generation_top_p,
+            key=jax.random.fold_in(jax.random.key(config.seed), trainer.step),
+            batch_size=config.generation_batch_size or config.per_device_train_batch_size,
+        )
+        examples = [Example(p, a) for p, a in zip(prompts, answers, strict=True)]
+        if Source.BUFFER in trainer.policy.sources:
+            for example in examples:
+                self.buffer.push(*example)
+        return examples

@@ -1,0 +1,107 @@
+"""Where a batch's teacher comes from: a model in memory, or a cache of its most probable tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from flax import nnx
+from numpy.typing import NDArray
+
+from amidmath.integrations.jax_loop.decoder import Decoder
+from amidmath.integrations.shared.cached_rows import CachedRows
+from amidmath.integrations.shared.prepared import ROW
+
+Batch = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class ModelTeacher:
+    """A model in memory, which stays as it is.
+
+    Args:
+        model: the model.
+        name: for people.
+    """
+
+    model: Decoder
+    name: str
+
+    @cached_property
+    def _parts(self) -> tuple[Any, Any]:
+        graph, parameters = nnx.split(self.model)
+        return graph, parameters
+
+    @property
+    def graph(self) -> Any:
+        """Its structure, a constant of what is compiled."""
+        return self._parts[0]
+
+    @property
+    def parameters(self) -> Any:
+        """Its parameters."""
+        return self._parts[1]
+
+    def with_lists(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """A batch as it goes to the devices."""
+        return bare(batch)
+
+    def describe(self) -> str:
+        """Its name."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class CachedTeacher:
+    """The most probable tokens that a model gave beforehand.
+
+    Args:
+        rows: the cache, of the training rows and the held-out ones.
+    """
+
+    rows: CachedRows
+    graph = None
+    parameters = None
+    model = None
+
+    def with_lists(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """A batch with the lists of its rows."""
+        found = bare(batch)
+        numbers = batch[ROW]
+        length = batch["input_ids"].shape[-1]
+        flat = numbers.ravel()
+        lists = self.rows.lists((len(flat), length), flat.tolist())
+        shape = (*numbers.shape, length, -1)
+        found["top_log_probs"] = np.asarray(lists.log_probs).reshape(shape)
+        found["top_indices"] = np.asarray(lists.indices).reshape(shape)
+        return found
+
+    def describe(self) -> str:
+        """The cache in one line."""
+        return self.rows.describe()
+
+
+@dataclass(frozen=True)
+class NoTeacher:
+    """Labels are all there is to learn from."""
+
+    graph = None
+    parameters = None
+    model = None
+
+    def with_lists(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """A batch as it goes to the devices."""
+        return bare(batch)
+
+    def describe(self) -> str:
+        """In one line."""
+        return "none"
+
+
+Teacher = ModelTeacher | CachedTeacher | NoTeacher
+
+
+def bare(batch: Batch) -> dict[str, NDArray[Any]]:
+    """A batch without what no model and no loss takes: the rows' numbers."""
+    return {name: array for name, array in batch.items() if name != ROW}
