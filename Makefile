@@ -46,7 +46,7 @@ $(EMBEDDED)/ready: integrations/embedded.py integrations/pruning.py integrations
 	$(BIN)/python integrations/embedded.py --wheels build/wheels --output_dir $(EMBEDDED)
 
 test: $(VENV)/dev.stamp  ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(VENV)/dev.stamp $(EMBEDDED)/ready  ## run the tests that need the real teacher
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -7,7 +7,9 @@ import array_api_compat
 from amidmath import _loss
 from amidmath._head import Head
 from amidmath._linear_arguments import given
-from amidmath._linear_rows import Library, run
+from amidmath._linear_layer import Library
+from amidmath._linear_rows import run
+from amidmath._top_k import TopK
 from amidmath._typing import Array
 
 if TYPE_CHECKING:
@@ -21,8 +23,8 @@ class LinearLoss:
         self,
         student_hidden: Array,
         student_head: Array | Head,
-        teacher_hidden: Array,
-        teacher_head: Array | Head,
+        teacher_hidden: Array | TopK,
+        teacher_head: Array | Head | None = None,
         mask: Array | None = None,
         reduction: str = "mean",
         denominator: Any = None,
@@ -35,35 +37,39 @@ class LinearLoss:
     ) -> Array:
         """The loss from hidden states and heads; no more than a chunk of logits at a time.
 
-        The value and the gradients of calling the loss with the logits, at a cost in memory that
-        does not depend on positions × vocabulary. Gradients are made with the value and kept: of
+        The value and the gradients of calling the loss with the logits, or with the student's and
+        a teacher's top-k lists (:meth:`sparse`), at a cost in memory that does not depend on
+        positions × vocabulary. Gradients are made with the value and kept: of
         the head they take a float32 array of its size, and none where the head is constant
         (torch: ``requires_grad`` is off; JAX: not differentiated by). With reduction "none" they
         are made in the backward pass, which multiplies out once more.
 
         Hidden states and heads are multiplied in the dtype of the hidden states (NumPy's float16
         in float32; torch under autocast in that dtype, as its Linear would be), rows are computed
-        as for calling the loss, soft caps and scales in float32, and the head's gradient is added
-        up in float32 before it goes to the head's dtype.
+        as for calling the loss (lists: as for :meth:`sparse`), soft caps and scales in float32, and
+        the head's gradient is added up in float32 before it goes to the head's dtype.
 
         **torch**: under autograd, autocast, activation checkpointing (which would make the
         gradients twice: leave the loss out of it), torch.func.grad, and data parallel engines. A
         DTensor of a head is gathered, and its gradient averaged over the ranks, which is what
-        fully_shard does; hidden states are this rank's. torch.compile leaves it out of its graphs,
-        so fullgraph=True is an error. A mask on CUDA costs one wait for the device. **JAX**: under
-        jit, grad, vmap and shard_map over the positions, and in forward mode except for reduction
-        "none". Other libraries have values here, and gradients from
+        fully_shard does; hidden states and lists are this rank's. torch.compile leaves it out of
+        its graphs, so fullgraph=True is an error. A mask on CUDA costs one wait for the device.
+        **JAX**: under jit, grad, vmap and shard_map over the positions, and in forward mode except
+        for reduction "none". Other libraries have values here, and gradients from
         :meth:`linear_value_and_grad`.
 
         Source: the loss's own; chunks as in Liger Kernel (arXiv 2410.10989), section 3.2;
-        docs: gradients, G11.
+        docs: gradients, G11; lists, G10.
 
         Args:
             student_hidden: shape (..., H_s), real floating dtype.
             student_head: a weight (V, H_s), as ``torch.nn.Linear`` keeps it, or a :class:`Head`.
-            teacher_hidden: shape (..., H_t), the same positions; another size is fine.
-            teacher_head: a weight (V, H_t), or a Head. The teacher's side is constant: a torch
-                tensor that requires a gradient is an error, JAX gives zeros.
+            teacher_hidden: shape (..., H_t), the same positions; another size is fine. Or the
+                teacher's most probable tokens, a :class:`TopK` of shape (..., k), at the loss's
+                temperature already, as :meth:`sparse` takes them.
+            teacher_head: a weight (V, H_t), or a Head; None beside a TopK. The teacher's side is
+                constant: a torch tensor that requires a gradient is an error, JAX gives zeros
+                (for a TopK, an error there too).
             mask: as for calling the loss. Positions left out are never read, and not multiplied
                 out either, on NumPy, torch (but not under compile), CuPy and JAX.
             reduction: as for calling the loss.
@@ -72,7 +78,9 @@ class LinearLoss:
                 min(V_s, V_t) tokens are the same and all others, on either side, are one more
                 token, with their probabilities added up (0 where there are none). The loss is
                 exact for those distributions. Where only the student has further tokens, a
-                divergence that the teacher's zeros make infinite is infinite.
+                divergence that the teacher's zeros make infinite is infinite. For a TopK always
+                "strict": its tokens are the student's; put -1 for others, so that their mass goes
+                to the tail.
             labels: shape (...), integers. Adds ``label_weight`` times the cross-entropy of the
                 student's logits, at temperature 1 and over its own whole vocabulary, to the loss
                 of every position that is kept and has a label, before the reduction: for "mean"
@@ -86,10 +94,12 @@ class LinearLoss:
             As calling the loss: a scalar, or shape (...) for "none".
 
         Raises:
-            TypeError: not arrays, of different libraries, or of a wrong dtype.
+            TypeError: not arrays, of different libraries, or of a wrong dtype; hidden states of a
+                teacher without a head, or a TopK with one.
             ValueError: shapes that do not fit, vocabularies of two sizes with "strict", a label
-                outside the student's vocabulary (where labels are at hand, on the CPU and outside
-                of jit and compile; elsewhere the loss is NaN), or as for calling the loss.
+                outside the student's vocabulary or lists that cannot be (where they are at hand,
+                on the CPU and outside of jit and compile; elsewhere the loss is NaN), or as for
+                calling the loss, for a TopK as for :meth:`sparse`.
 
         Example:
             >>> import numpy as np, amidmath as am
@@ -98,6 +108,13 @@ class LinearLoss:
             >>> head, teacher_head = rng.normal(size=(11, 3)), rng.normal(size=(11, 8))
             >>> value = am.AMiD().linear(hidden, head, teacher, teacher_head)
             >>> bool(abs(value - am.AMiD()(hidden @ head.T, teacher @ teacher_head.T)) < 1e-12)
+            True
+
+            Against the four most probable tokens of a teacher, from its logits or from a file:
+
+            >>> top = am.top_k(teacher @ teacher_head.T, k=4)
+            >>> value = am.AMiD().linear(hidden, head, top)
+            >>> bool(abs(value - am.AMiD().sparse(hidden @ head.T, top)) < 1e-12)
             True
         """
         arguments = (
@@ -121,8 +138,8 @@ class LinearLoss:
         self,
         student_hidden: Array,
         student_head: Array | Head,
-        teacher_hidden: Array,
-        teacher_head: Array | Head,
+        teacher_hidden: Array | TopK,
+        teacher_head: Array | Head | None = None,
         mask: Array | None = None,
         reduction: str = "mean",
         denominator: Any = None,
@@ -139,8 +156,8 @@ class LinearLoss:
         Args:
             student_hidden: as for :meth:`linear`; so are the other arguments.
             student_head: a weight, or a Head.
-            teacher_hidden: the teacher's.
-            teacher_head: a weight, or a Head.
+            teacher_hidden: the teacher's, or a TopK.
+            teacher_head: a weight, or a Head; None beside a TopK.
             mask: positions to keep.
             reduction: "mean", "sum" or "none".
             denominator: divides the sum, for "mean".

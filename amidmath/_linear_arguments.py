@@ -10,6 +10,9 @@ import array_api_compat
 from amidmath import _checks, _loss
 from amidmath._head import Head, as_head
 from amidmath._linear_form import LinearForm
+from amidmath._linear_teacher import INDICES, LOG_PROBS, DenseTeacher, SparseTeacher, Teacher
+from amidmath._sparse import untempered
+from amidmath._top_k import TopK, checked
 from amidmath._typing import Array, Namespace
 
 if TYPE_CHECKING:
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
 
 VOCABULARIES = ("strict", "common")
 
-# Both sides' logits of a chunk. Fewer rows would leave the multiplication waiting for the head.
+# All logits of a chunk. Fewer rows would leave the multiplication waiting for the head.
 CPU_BYTES = 96 * 2**20
 ACCELERATOR_BYTES = 512 * 2**20
 FEWEST_ROWS = 16
@@ -58,16 +61,15 @@ class Given:
         """The scale of every row."""
         if self.scale is None:
             return None
-        hidden = (self.arrays["student_hidden"], self.arrays["teacher_hidden"])
-        return _loss._row_scale(self.scale, hidden, self.xp)
+        return _loss._row_scale(self.scale, self.form.pair(self.arrays), self.xp)
 
 
 def given(
     loss: "Loss",
     student_hidden: Array,
     student_head: Array | Head,
-    teacher_hidden: Array,
-    teacher_head: Array | Head,
+    teacher_hidden: Array | TopK,
+    teacher_head: Array | Head | None,
     mask: Array | None,
     reduction: str,
     denominator: Any,
@@ -85,15 +87,9 @@ def given(
             "linear needs a loss of whole rows, and a VocabParallel one has parts of them: "
             f"multiply the hidden states by this rank's part of the head, and call {loss!r}"
         )
-    xp, arguments, student, teacher = _sides(
-        student_hidden, student_head, teacher_hidden, teacher_head
-    )
-    v_s, v_t = student.projection.vocabulary, teacher.projection.vocabulary
-    if _checks.choice("vocab", vocab, VOCABULARIES) == "strict" and v_s != v_t:
-        raise ValueError(
-            f"student_head and teacher_head must have one vocabulary, got {v_s} and {v_t} tokens; "
-            "if the first of them are the same, vocab='common' puts the others in one bucket"
-        )
+    _checks.choice("vocab", vocab, VOCABULARIES)
+    student, arguments = _layer("student", student_hidden, student_head, {})
+    xp = _checks.namespace(student_hidden=student_hidden)
     others = {} if mask is None else {"mask": mask}
     if denominator is not None and not isinstance(denominator, numbers.Real):
         _checks.scalar_array(student_logits=student_hidden, denominator=denominator)
@@ -101,61 +97,107 @@ def given(
         _checks.namespace(student_hidden=student_hidden, **{name: array})
         _checks.same_device(student_hidden=student_hidden, **{name: array})
     # What there is to check of masks and parameters is checked as for logits, here of one token.
-    _, shape, operands, keep = loss._operands(
-        student_hidden[..., :1], teacher_hidden[..., :1], mask
-    )
-    scale = _loss._scale(reduction, denominator, operands, keep, xp)
+    one = student_hidden[..., :1]
+    _, shape, operands, keep = loss._operands(one, one, mask)
+    vocabulary = student.projection.vocabulary
+    teacher: Teacher
+    if isinstance(teacher_hidden, TopK):
+        _without_a_head(teacher_head, vocab)
+        teacher = SparseTeacher(*untempered(loss))
+        beside = ("student_hidden", student_hidden)
+        lists = checked("teacher_hidden", teacher_hidden, beside, vocabulary, keep, xp)
+        arguments |= {LOG_PROBS: lists.log_probs, INDICES: lists.indices}
+    else:
+        head, layer = _teacher_layer(teacher_hidden, teacher_head, arguments)
+        _one_vocabulary(vocabulary, head.projection.vocabulary, vocab)
+        teacher = DenseTeacher(loss.block, head.projection)
+        arguments |= layer
     rows = math.prod(shape)
     arrays = arguments | {
-        name: xp.reshape(arguments[name], (rows, arguments[name].shape[-1]))
-        for name in ("student_hidden", "teacher_hidden")
+        name: xp.reshape(array, (rows, array.shape[-1]))
+        for name, array in arguments.items()
+        if name.endswith("_hidden")
     }
     arrays |= dict(zip(loss.knobs, operands[2:], strict=True))
     if keep is not None:
         arrays["keep"] = keep
     if labels is not None:
-        arrays["labels"] = _labels(labels, student_hidden, keep, v_s, ignore_index, xp)
+        arrays["labels"] = _labels(labels, student_hidden, keep, vocabulary, ignore_index, xp)
+    hidden = [array for name, array in arguments.items() if name.endswith("_hidden")]
     form = LinearForm(
-        loss.block,
-        tuple(loss.knobs),
         student.projection,
-        teacher.projection,
+        teacher,
+        tuple(loss.knobs),
         _checks.number("label_weight", label_weight),
         ignore_index,
-        _chunk_rows(chunk_rows, student_hidden, teacher_hidden, v_s + v_t, xp),
+        _chunk_rows(chunk_rows, hidden, vocabulary + teacher.width, xp),
     )
+    scale = _loss._scale(reduction, denominator, form.pair(arrays), keep, xp)
     return Given(xp, form, arguments | loss.knobs, arrays, scale, reduction != "none", shape)
 
 
-def _sides(
-    student_hidden: Array, student_head: Any, teacher_hidden: Array, teacher_head: Any
-) -> tuple[Namespace, dict[str, Array], Head, Head]:
-    """The library, the arrays of both sides by name, and the heads."""
-    hidden = {"student_hidden": student_hidden, "teacher_hidden": teacher_hidden}
-    xp = _checks.namespace(**hidden)
-    _checks.real_floating(xp, **hidden)
-    arguments = dict(hidden)
-    heads = []
-    for side, given in (("student", student_head), ("teacher", teacher_head)):
-        head = as_head(f"{side}_head", given)
-        name = f"{side}_hidden"
-        shape, weight = tuple(hidden[name].shape), tuple(head.weight.shape)
-        if not shape or shape[-1] != weight[1]:
-            raise ValueError(
-                f"{name} must have a last axis of the size of {side}_head's, {weight[1]} "
-                f"(weight of shape {weight}), got shape {shape}"
-            )
-        arguments |= head.arrays(side)
-        heads.append(head)
-    _checks.namespace(**arguments)
-    _checks.real_floating(xp, **arguments)
-    _checks.same_device(**arguments)
-    if student_hidden.shape[:-1] != teacher_hidden.shape[:-1]:
+def _layer(
+    side: str, hidden: Array, head: Any, beside: dict[str, Array]
+) -> tuple[Head, dict[str, Array]]:
+    """The head of a side, and its arrays by name, which fit each other and those ``beside``."""
+    name = f"{side}_hidden"
+    xp = _checks.namespace(**beside, **{name: hidden})
+    _checks.real_floating(xp, **{name: hidden})
+    head = as_head(f"{side}_head", head)
+    shape, weight = tuple(hidden.shape), tuple(head.weight.shape)
+    if not shape or shape[-1] != weight[1]:
+        raise ValueError(
+            f"{name} must have a last axis of the size of {side}_head's, {weight[1]} "
+            f"(weight of shape {weight}), got shape {shape}"
+        )
+    arrays = {name: hidden, **head.arrays(side)}
+    _checks.namespace(**beside, **arrays)
+    _checks.real_floating(xp, **arrays)
+    _checks.same_device(**beside, **arrays)
+    return head, arrays
+
+
+def _teacher_layer(
+    hidden: Array, head: Any, student: dict[str, Array]
+) -> tuple[Head, dict[str, Array]]:
+    """The same of the teacher, at the positions of the student."""
+    if head is None and _checks.is_array(hidden):
+        raise TypeError(
+            "teacher_head must be the weight or am.Head that makes logits of teacher_hidden, got "
+            f"None and hidden states of shape {tuple(hidden.shape)}; only an am.TopK has no head"
+        )
+    found = _layer("teacher", hidden, head, student)
+    positions = student["student_hidden"].shape[:-1]
+    if positions != hidden.shape[:-1]:
         raise ValueError(
             "student_hidden and teacher_hidden must have the same positions, got shapes "
-            f"{tuple(student_hidden.shape)} and {tuple(teacher_hidden.shape)}"
+            f"{tuple(student['student_hidden'].shape)} and {tuple(hidden.shape)}"
         )
-    return xp, arguments, heads[0], heads[1]
+    return found
+
+
+def _one_vocabulary(student: int, teacher: int, vocab: str) -> None:
+    """Raise ValueError where two sizes of vocabularies are not said to be meant."""
+    if vocab == "strict" and student != teacher:
+        raise ValueError(
+            f"student_head and teacher_head must have one vocabulary, got {student} and {teacher} "
+            "tokens; if the first of them are the same, vocab='common' puts the others in one "
+            "bucket"
+        )
+
+
+def _without_a_head(head: Any, vocab: str) -> None:
+    """Raise unless what goes with a head only is left out beside lists."""
+    if head is not None:
+        raise TypeError(
+            "teacher_head must be left out (None) where teacher_hidden is an am.TopK, which has "
+            f"log-probabilities already, got {type(head).__name__}: {_checks.shortened(head)}"
+        )
+    if vocab != "strict":
+        raise ValueError(
+            f"vocab must be 'strict' where teacher_hidden is an am.TopK, got {vocab!r}: put -1 for "
+            "listed tokens that the student does not have, whose mass then goes to the tail"
+        )
 
 
 def _labels(
@@ -189,17 +231,15 @@ def _labels(
     return labels
 
 
-def _chunk_rows(
-    asked: int | None, student: Array, teacher: Array, vocabularies: int, xp: Namespace
-) -> int:
-    """How many rows make a chunk."""
+def _chunk_rows(asked: int | None, hidden: list[Array], width: int, xp: Namespace) -> int:
+    """How many rows make a chunk, if ``width`` logits a row are made of those hidden states."""
     if asked is not None:
         if isinstance(asked, bool) or not isinstance(asked, numbers.Integral):
             raise TypeError(f"chunk_rows must be an integer or None, got {asked!r}")
         if asked < 1:
             raise ValueError(f"chunk_rows must be positive, got {asked!r}")
         return int(asked)
-    on_cpu = "cpu" in str(getattr(student, "device", "cpu")).lower()
-    width = max(xp.finfo(a.dtype).bits for a in (student, teacher)) // 8
+    on_cpu = "cpu" in str(getattr(hidden[0], "device", "cpu")).lower()
+    size = max(xp.finfo(a.dtype).bits for a in hidden) // 8
     budget = CPU_BYTES if on_cpu else ACCELERATOR_BYTES
-    return max(FEWEST_ROWS, budget // (int(width) * vocabularies))
+    return max(FEWEST_ROWS, budget // (int(size) * width))

@@ -1,14 +1,13 @@
-"""What a loss from hidden states computes of the outputs of both heads' layers, by rows."""
+"""What a loss from hidden states computes of a head's outputs and a teacher's rows."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from amidmath import _dispatch
-from amidmath._buckets import fold, unfold
 from amidmath._checks import computing_dtype
 from amidmath._cross_entropy import cross_entropy
 from amidmath._head import Projection
-from amidmath._rows import Block, RowForm
+from amidmath._linear_teacher import Teacher
 from amidmath._typing import Array, Namespace
 
 
@@ -17,27 +16,29 @@ class LinearForm:
     """What is computed, without the arrays; hashable, JAX compiles once for each.
 
     Args:
-        block: the loss by rows of logits.
-        knobs: the names of its knobs, in order.
         student: the student's head without its arrays.
-        teacher: the teacher's.
+        teacher: what its rows are compared with, and by what loss.
+        knobs: the names of the loss's knobs, in order.
         label_weight: what the cross-entropy counts.
         ignore_index: the label of rows without one.
         chunk_rows: how many rows make a chunk.
     """
 
-    block: Block
-    knobs: tuple[str, ...]
     student: Projection
-    teacher: Projection
+    teacher: Teacher
+    knobs: tuple[str, ...]
     label_weight: float
     ignore_index: int
     chunk_rows: int
 
+    def pair(self, arrays: Mapping[str, Array]) -> tuple[Array, Array]:
+        """The arrays of both sides by whose dtypes is computed."""
+        return arrays["student_hidden"], arrays[self.teacher.numbers]
+
     def rows(
         self,
-        student: Array,
-        teacher: Array,
+        outputs: Array,
+        others: tuple[Array, ...],
         small: Mapping[str, Array],
         scale: Array | None,
         wanted: Collection[str],
@@ -46,8 +47,8 @@ class LinearForm:
         """Values and gradients of some rows.
 
         Args:
-            student: the outputs (n, V) of the student's layer.
-            teacher: those of the teacher's.
+            outputs: those (n, V) of the student's layer.
+            others: the teacher's rows, as its source gives them.
             small: the rows of the knobs, of ``labels`` and of ``keep``, where there are any.
             scale: (n,), a factor of the gradients; None is 1.
             wanted: "outputs" for the gradient by the student's outputs, and names of knobs.
@@ -56,29 +57,27 @@ class LinearForm:
         Returns:
             Values (n,) in the computing dtype, and what was wanted by name.
         """
-        common = min(self.student.vocabulary, self.teacher.vocabulary)
-        bucketed = self.student.vocabulary != self.teacher.vocabulary
-        labels = small.get("labels")
-        outputs = student
-        if bucketed or labels is not None or not (self.student.plain and self.teacher.plain):
-            dtype = computing_dtype(xp, student, teacher)
-            outputs, teacher = (xp.astype(a, dtype, copy=False) for a in (student, teacher))
-        student, teacher = self.student.logits(outputs, xp), self.teacher.logits(teacher, xp)
-        pair = (student, teacher)
-        if bucketed:
-            pair = (fold(student, common, xp), fold(teacher, common, xp))
+        labels, teacher = small.get("labels"), self.teacher
+        dtype = None
+        if labels is not None or not (self.student.plain and teacher.takes_outputs(self.student)):
+            dtype = computing_dtype(xp, outputs, others[0])
+            outputs = xp.astype(outputs, dtype, copy=False)
+        logits = self.student.logits(outputs, xp)
+        compared = teacher.operands(logits, others, dtype, xp)
         extras = [a for a in (small.get("keep"), scale) if a is not None]
-        form = RowForm(self.block, len(self.knobs), "keep" in small, scale is not None)
+        form = teacher.form(len(self.knobs), "keep" in small, scale is not None)
         need = "outputs" in wanted
-        needs = (need, False, *(k in wanted for k in self.knobs), *(False for _ in extras))
+        constant = (False for _ in compared[1:])
+        needs = (need, *constant, *(k in wanted for k in self.knobs), *(False for _ in extras))
         knobs = (small[k] for k in self.knobs)
-        values, partials = _dispatch.value_and_partials(form, needs, *pair, *knobs, *extras)
-        grads = {k: p for k, p in zip(self.knobs, partials[2:], strict=False) if p is not None}
+        values, partials = _dispatch.value_and_partials(form, needs, *compared, *knobs, *extras)
+        by_knobs = zip(self.knobs, partials[len(compared) :], strict=False)
+        grads = {k: p for k, p in by_knobs if p is not None}
         grad = partials[0]
-        if grad is not None and bucketed:
-            grad = unfold(grad, student, common, xp)
+        if grad is not None:
+            grad = teacher.pulled_back(grad, logits, xp)
         if labels is not None:
-            value, by_label = cross_entropy(student, labels, self.ignore_index, need=need, xp=xp)
+            value, by_label = cross_entropy(logits, labels, self.ignore_index, need=need, xp=xp)
             values = values + self.label_weight * value
             if by_label is not None:
                 weight = self.label_weight if scale is None else self.label_weight * scale[:, None]

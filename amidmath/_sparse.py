@@ -197,17 +197,18 @@ def _given(
         raise ValueError(
             "backend 'compiled' computes losses of whole rows, not of top-k lists; leave it out"
         )
-    temperature, block = _untempered(loss)
+    temperature, block = untempered(loss)
     # What there is to check of logits, masks and parameters is the same for any teacher.
     xp, shape, (student, _, *knobs), keep = loss._operands(student_logits, student_logits, mask)
-    top = checked(teacher, student_logits, keep, xp)
+    vocabulary = int(student_logits.shape[-1])
+    top = checked("teacher", teacher, ("student_logits", student_logits), vocabulary, keep, xp)
     scale = _loss._scale(reduction, denominator, (student, top.log_probs), keep, xp)
     operands = (student, *top, *knobs, *(() if keep is None else (keep,)))
     form = SparseForm(block, temperature, len(knobs), masked=keep is not None)
     return _Given(xp, form, operands, loss.knobs, scale, shape)
 
 
-def _untempered(loss: "Loss") -> tuple[float, Block]:
+def untempered(loss: "Loss") -> tuple[float, Block]:
     """The temperature of a loss, and its block at temperature 1.
 
     A tail can be added up at one temperature only, and a list holds the teacher at one.

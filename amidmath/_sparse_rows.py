@@ -13,6 +13,11 @@ from amidmath._simplex import top_outcome
 from amidmath._top_k import TopK, listed_logs, mass_above_one, outside, repeated
 from amidmath._typing import Array, Namespace, Partials
 
+CONSTANT = (
+    "{} are constant in a sparse loss, and were asked for a gradient: detach them (torch), or use "
+    "jax.lax.stop_gradient"
+)
+
 
 @dataclass(frozen=True)
 class SparseForm:
@@ -48,10 +53,7 @@ class SparseForm:
     ) -> tuple[Array, Partials]:
         """The same for one chunk of rows (or for one row); docs: gradients, G10."""
         if needs[1]:
-            raise ValueError(
-                "teacher.log_probs are constant in a sparse loss, and were asked for a gradient: "
-                "detach them (torch), or use jax.lax.stop_gradient"
-            )
+            raise ValueError(CONSTANT.format("teacher.log_probs"))
         student, log_probs, indices = operands[:3]
         knobs, extras = operands[3 : 3 + self.knobs], list(operands[3 + self.knobs :])
         keep = extras.pop(0)[..., None] if self.masked else None

@@ -124,14 +124,23 @@ def mass_above_one(logs: Array, xp: Namespace) -> tuple[Array, Array]:
     return total, off & ~(total < 1.0)
 
 
-def checked(top: TopK, student_logits: Array, keep: Array | None, xp: Namespace) -> TopK:
+def checked(
+    name: str,
+    top: TopK,
+    student: tuple[str, Array],
+    vocabulary: int,
+    keep: Array | None,
+    xp: Namespace,
+) -> TopK:
     """The lists as rows (N, k), the tokens as signed integers that can hold any vocabulary.
 
     Args:
+        name: the argument's.
         top: as it was given.
-        student_logits: shape (..., V), what the lists belong to.
+        student: the name and the array, of shape (..., any), of what the lists belong to.
+        vocabulary: how many tokens there are.
         keep: shape (N,), None for all; other positions list nothing.
-        xp: the namespace of the student's logits.
+        xp: the namespace of the student's array.
 
     Raises:
         TypeError: not a TopK, not of arrays of one library, or of wrong dtypes.
@@ -140,22 +149,22 @@ def checked(top: TopK, student_logits: Array, keep: Array | None, xp: Namespace)
     """
     if not isinstance(top, TopK):
         raise TypeError(
-            "teacher must be am.TopK(log_probs, indices), such as am.top_k(teacher_logits, 64), "
+            f"{name} must be am.TopK(log_probs, indices), such as am.top_k(teacher_logits, 64), "
             f"got {type(top).__name__}: {_checks.shortened(top)}"
         )
-    logits = {"student_logits": student_logits}
-    named = {"teacher.log_probs": top.log_probs, "teacher.indices": top.indices}
-    _checks.namespace(**logits, **named)
-    _checks.real_floating(xp, **{"teacher.log_probs": top.log_probs})
+    beside, array = student
+    named = {f"{name}.log_probs": top.log_probs, f"{name}.indices": top.indices}
+    _checks.namespace(**{beside: array}, **named)
+    _checks.real_floating(xp, **{f"{name}.log_probs": top.log_probs})
     if not xp.isdtype(top.indices.dtype, "integral"):
-        raise TypeError(f"teacher.indices must be integers, got dtype {top.indices.dtype}")
+        raise TypeError(f"{name}.indices must be integers, got dtype {top.indices.dtype}")
     _checks.same_shape(**named)
-    _checks.same_device(**logits, **named)
-    shape, vocabulary = tuple(top.indices.shape), int(student_logits.shape[-1])
-    if shape[:-1] != tuple(student_logits.shape[:-1]) or not shape or shape[-1] == 0:
+    _checks.same_device(**{beside: array}, **named)
+    shape = tuple(top.indices.shape)
+    if shape[:-1] != tuple(array.shape[:-1]) or not shape or shape[-1] == 0:
         raise ValueError(
-            "teacher.indices must have the positions of student_logits and a last axis of k >= 1 "
-            f"tokens, got {shape} and {tuple(student_logits.shape)}"
+            f"{name}.indices must have the positions of {beside} and a last axis of k >= 1 "
+            f"tokens, got {shape} and {tuple(array.shape)}"
         )
     flat = (-1, shape[-1])
     # Signed, since -1 means something. What does not fit comes out negative, and is refused.
@@ -165,19 +174,19 @@ def checked(top: TopK, student_logits: Array, keep: Array | None, xp: Namespace)
         indices = xp.where(keep[:, None], indices, -1)
     rows = TopK(xp.reshape(top.log_probs, flat), indices)
     _checks.values_hold(
-        "teacher.indices",
+        f"{name}.indices",
         indices,
         outside(indices, vocabulary),
         f"tokens in [0, {vocabulary}), or -1 for no token",
     )
     _checks.values_hold(
-        "teacher.indices of every position",
+        f"{name}.indices of every position",
         indices,
         repeated(indices, xp),
         "different tokens (pad with -1)",
     )
     logs = listed_logs(rows, xp)
-    _checks.values_hold("teacher.log_probs", logs, xp.isnan(logs), "numbers or -inf")
+    _checks.values_hold(f"{name}.log_probs", logs, xp.isnan(logs), "numbers or -inf")
     total, above = mass_above_one(logs, xp)
-    _checks.values_hold("the sums of exp(teacher.log_probs)", total, above, "at most 1")
+    _checks.values_hold(f"the sums of exp({name}.log_probs)", total, above, "at most 1")
     return rows

@@ -1,6 +1,6 @@
 """JAX: the loss from hidden states as one compiled loop, with custom rules."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,10 @@ from jax.custom_derivatives import SymbolicZero
 
 from amidmath._linear_arguments import Given
 from amidmath._linear_form import LinearForm
-from amidmath._linear_rows import Chunks, Library, Sums
+from amidmath._linear_layer import Library
+from amidmath._linear_rows import Chunks, Sums
+from amidmath._linear_teacher import LOG_PROBS
+from amidmath._sparse_rows import CONSTANT
 from amidmath._typing import Array
 
 
@@ -93,6 +96,14 @@ def linear(of: Given) -> Array:
     return total if of.scale is None else total * of.scale
 
 
+def _students(moving: Iterable[str]) -> list[str]:
+    """What to differentiate by, of what moves: the teacher is constant."""
+    names = list(moving)
+    if LOG_PROBS in names:
+        raise ValueError(CONSTANT.format(LOG_PROBS))
+    return [name for name in names if not name.startswith("teacher_")]
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _total(form: LinearForm, names: tuple[str, ...], *operands: Array) -> Array:
     """The sum of all values."""
@@ -103,11 +114,9 @@ def _total(form: LinearForm, names: tuple[str, ...], *operands: Array) -> Array:
 def _tangent(
     form: LinearForm, names: tuple[str, ...], primals: tuple[Array, ...], tangents: tuple[Any, ...]
 ) -> tuple[Array, Array]:
-    moving = {
-        name: tangent
-        for name, tangent in zip(names, tangents, strict=True)
-        if not isinstance(tangent, SymbolicZero) and not name.startswith("teacher_")
-    }
+    given = dict(zip(names, tangents, strict=True))
+    wanted = _students(k for k, tangent in given.items() if not isinstance(tangent, SymbolicZero))
+    moving = {name: given[name] for name in wanted}
     values, grads = _run(form, names, tuple(moving), None, *primals)
     value = xp.sum(values)
     total = xp.zeros_like(value)
@@ -126,11 +135,8 @@ def _forward(
     form: LinearForm, names: tuple[str, ...], *operands: Any
 ) -> tuple[Array, tuple[dict[str, None], tuple[Array, ...]]]:
     primals = tuple(operand.value for operand in operands)
-    wanted = {  # as keys, which are no values to JAX
-        name: None
-        for name, operand in zip(names, operands, strict=True)
-        if operand.perturbed and not name.startswith("teacher_")
-    }
+    moving = (name for name, o in zip(names, operands, strict=True) if o.perturbed)
+    wanted = dict.fromkeys(_students(moving))  # as keys, which are no values to JAX
     return _values(form, names, *primals), (wanted, primals)
 
 

@@ -10,10 +10,12 @@ from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.autograd.function import once_differentiable
 
+from amidmath._checks import computing_dtype
 from amidmath._dispatch import scaled_sum
 from amidmath._linear_arguments import Given, given
 from amidmath._linear_form import LinearForm
-from amidmath._linear_rows import Library, Sums, run
+from amidmath._linear_layer import Library
+from amidmath._linear_rows import Sums, run
 from amidmath._typing import Array
 from amidmath.backends.torch import at_hand
 
@@ -161,10 +163,9 @@ def _scale(of: Given) -> Array | None:
     """The scale as a tensor in the computing dtype."""
     if of.scale is None:
         return None
-    hidden, other = of.arrays["student_hidden"], of.arrays["teacher_hidden"]
-    double = torch.float64 in (hidden.dtype, other.dtype)
-    dtype = torch.float64 if double else torch.float32
-    return torch.as_tensor(of.scale, dtype=dtype, device=hidden.device).detach()
+    pair = of.form.pair(of.arrays)
+    dtype = computing_dtype(xp, *pair)
+    return torch.as_tensor(of.scale, dtype=dtype, device=pair[0].device).detach()
 
 
 def _by_rows(scale: Array | None, arrays: dict[str, Array]) -> Array | None:

@@ -11,6 +11,7 @@ command again goes on with a run that did not end.
 
 import os
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -33,7 +34,7 @@ from amidmath.integrations.shared.quality import Quality, as_table, plain, warni
 from amidmath.integrations.torch_loop.arguments import Arguments, parse_arguments
 from amidmath.integrations.torch_loop.callbacks import MetricsLog, ProgressBar, Speed
 from amidmath.integrations.torch_loop.checkpoints import on_main_process, save_model
-from amidmath.integrations.torch_loop.console import judge, print_header
+from amidmath.integrations.torch_loop.console import caption, judge, print_header
 from amidmath.integrations.torch_loop.dry_run import estimate_of
 from amidmath.integrations.torch_loop.loading import cross_entropy_trainer, prepare
 from amidmath.integrations.torch_loop.processes import (
@@ -42,6 +43,7 @@ from amidmath.integrations.torch_loop.processes import (
     whole_weights,
 )
 from amidmath.integrations.torch_loop.records import card, record
+from amidmath.integrations.torch_loop.task_scores import in_words
 
 
 def distill(arguments: Arguments, console: Console) -> Path:
@@ -98,14 +100,20 @@ def distill(arguments: Arguments, console: Console) -> Path:
     student = folder / run_folder.STUDENT
     on_main_process(lambda: save_model(student, trainer.student, trainer.tokenizer, weights))
     trained = {"student after": trainer.student}
+    scores = (
+        {} if trainer.task_scores is None else {"student after": trainer.task_scores.of(trainer)}
+    )
     if arguments.script.baseline:
         baseline = cross_entropy_trainer(trainer, arguments)
         train(baseline, "cross-entropy baseline", folder, "baseline", None)
         trained["cross-entropy only"] = cast("PreTrainedModel", baseline.model)
+        if trainer.task_scores is not None:
+            scores["cross-entropy only"] = trainer.task_scores.of(baseline)
     results = before | judge(trainer, trained, limit)
-    on_main_process(lambda: finish(arguments, trainer, results))
-    count = next(iter(results.values())).tokens
-    console.print(as_table(results, f"on {count:,} held-out tokens; KL in nats a token"))
+    on_main_process(lambda: finish(arguments, trainer, results, scores))
+    console.print(as_table(results, caption(trainer, results)))
+    for model, found in scores.items():
+        console.print(f"{model}: {in_words(found)}", highlight=False, soft_wrap=True)
     console.print(f"Student, metrics and curves are in {folder}/", highlight=False)
     if trainer.args.push_to_hub:
         trainer.push_to_hub(dataset_name=arguments.script.dataset_name)
@@ -126,9 +134,15 @@ def train(
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
-def finish(arguments: Arguments, trainer: SFTTrainer, results: dict[str, Quality]) -> None:
-    """Write results, curves and the model card; the run is complete then."""
-    folder, figures = arguments.output_dir, plain(results)
+def finish(
+    arguments: Arguments,
+    trainer: SFTTrainer,
+    results: dict[str, Quality],
+    scores: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Write results, scores, curves and the model card; the run is complete then."""
+    folder = arguments.output_dir
+    figures = {name: {**of, **scores.get(name, {})} for name, of in plain(results).items()}
     run_folder.write_figures(folder / run_folder.RESULTS, figures)
     lines, title = run_folder.read_metrics(folder), arguments.config.recipe().describe()
     plot(folder / run_folder.CURVES, lines, figures, title)

@@ -244,7 +244,7 @@ class Decoder(nnx.Module):
         """The hidden states after the last norm, (B, T, hidden), in ``dtype``.
 
         Args:
-            ids: tokens, (B, T); one outside of the vocabulary gives NaN.
+            ids: tokens, (B, T); one that is not in the vocabulary makes its row NaN.
             segments: (B, T): 0 for padding, and a number for each document, whose tokens lie side
                 by side; a token sees those before it in its own. None: each row is one document.
             positions: (B, T), of each token in its document; counted from the segments if None.

@@ -46,10 +46,10 @@ class Rotary:
     def frequencies(self, head_dim: int) -> NDArray[np.float32]:
         """Angle per position, (head_dim / 2,), rounded as transformers rounds it."""
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-        plain = (1.0 / np.float32(self.theta) ** exponents).astype(np.float32)
+        plain: NDArray[np.float32] = (1.0 / np.float32(self.theta) ** exponents).astype(np.float32)
         scaling = self.scaling
         if not isinstance(scaling, Llama3Scaling):
-            return plain / np.float32(scaling)
+            return np.asarray(plain / np.float32(scaling), np.float32)
         turns = np.float32(scaling.context) * plain / np.float32(2 * math.pi)
         smooth = (turns - scaling.low) / (scaling.high - scaling.low)
         share = np.clip(smooth, 0.0, 1.0).astype(np.float32)

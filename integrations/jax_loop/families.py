@@ -363,8 +363,10 @@ def _rotary(parameters: Mapping[str, Any] | None) -> Rotary:
             f"its rope_parameters {parameters!r} are not supported: those of type {kind} are "
             f"{', '.join(('rope_theta', *known[kind]))}"
         )
-    scaling = {"default": lambda: 1.0, "linear": float, "llama3": Llama3Scaling}[kind]
-    return Rotary(float(theta), scaling(*map(float, values)))
+    numbers = [float(value) for value in values]
+    if kind == "llama3":
+        return Rotary(float(theta), Llama3Scaling(*numbers))
+    return Rotary(float(theta), *numbers)
 
 
 def _named(
@@ -387,7 +389,7 @@ _HEAD = Tensor("lm_head.weight", ("output_head",), "inputs_first")
 _LAYER = "model.layers.{}"
 
 
-def _since_llama(norms: Mapping[str, str]) -> tuple[Tensor, ...]:
+def _since_llama(norms: dict[str, str]) -> tuple[Tensor, ...]:
     """The tensors of the families since Llama, whose names differ for norms only."""
     linear = {
         "query": "self_attn.q_proj",

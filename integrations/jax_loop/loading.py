@@ -1,6 +1,6 @@
 """From arguments to a trainer: student, teacher and data, checked to fit together."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from amidmath.integrations.jax_loop.arguments import Arguments, JaxConfig
-from amidmath.integrations.jax_loop.mesh import make_mesh, parse_mesh, place, row_shards
+from amidmath.integrations.jax_loop.mesh import make_mesh, place, row_shards
 from amidmath.integrations.jax_loop.model_files import LoadedModel, load_model
 from amidmath.integrations.jax_loop.objective import CrossEntropy
 from amidmath.integrations.jax_loop.teachers import CachedTeacher, ModelTeacher, NoTeacher, Teacher
@@ -60,18 +60,21 @@ class Prepared:
         return replace(self.student, decoder=self.trainer.student)
 
 
-def prepare(arguments: Arguments, say: Say) -> Prepared:
+def prepare(
+    arguments: Arguments, say: Say, devices: Sequence[jax.Device] | None = None
+) -> Prepared:
     """Load everything and find out whether it fits together, up to the first optimiser step.
 
     Args:
         arguments: of the run.
         say: takes what should be known of the rows.
+        devices: to train on; None for all.
 
     Raises:
         InputError: something does not.
     """
     script, config = arguments.script, arguments.config
-    mesh = make_mesh(parse_mesh(config.mesh, jax.device_count()))
+    mesh = make_mesh(config.mesh, devices)
     datasets.disable_progress_bars()
     raw = load_splits(script, config.dataset_text_field, config.seed)
     tokenizer = load_tokenizer(STUDENT_FLAG, arguments.student, revision=script.model_revision)

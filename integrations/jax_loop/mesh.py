@@ -71,10 +71,24 @@ def parse_mesh(text: str, devices: int) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(sizes: Mapping[str, int]) -> Mesh:
-    """A mesh of all devices."""
-    kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes[name] for name in AXES), AXES, axis_types=kinds)
+def make_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh that ``--mesh`` asks for.
+
+    Args:
+        text: as given.
+        devices: that it is of; None for all.
+
+    Raises:
+        InputError: see :func:`parse_mesh`.
+    """
+    listed = jax.devices() if devices is None else list(devices)
+    sizes = parse_mesh(text, len(listed))
+    return jax.make_mesh(
+        tuple(sizes[name] for name in AXES),
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),
+        devices=listed,
+    )
 
 
 def place(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
@@ -126,7 +140,7 @@ def spread(
     """
     if mesh.size == 1:
         return function
-    vocabulary = "tensor" if by_vocabulary else None
+    vocabulary = "tensor" if by_vocabulary and mesh.shape["tensor"] > 1 else None
 
     def on_devices(
         values: Mapping[str, Any], student: States, reference: Reference, positions: Positions
@@ -136,7 +150,7 @@ def spread(
 
         operands = (values, student, reference, positions)
         specs = (
-            jax.tree.map(lambda _: P(), values),
+            P(),
             _specs(student, vocabulary),
             _specs(reference, vocabulary) if isinstance(reference, States) else P(ROWS),
             P(ROWS),

@@ -101,8 +101,8 @@ def load_model(
         raise InputError(
             f"{flag}: {name} holds no model that can be loaded: {first_paragraph(error)}"
         ) from error
-    state = nnx.from_flat_state({tuple(path.split(".")): value for path, value in found.items()})
-    decoder = nnx.merge(nnx.graphdef(abstract), state)
+    flat = {tuple(path.split(".")): value for path, value in found.items()}
+    decoder = nnx.merge(nnx.graphdef(abstract), nnx.from_flat_state(cast("Any", flat)))
     return LoadedModel(decoder, hf_config, generation_config)
 
 
@@ -367,7 +367,8 @@ def _shards(
 def _placed(value: NDArray[Any], parameter: Any, sharding_of: ShardingOf | None) -> jax.Array:
     sharding = sharding_of(parameter.axes, value.shape) if sharding_of else None
     if sharding is None:
-        return jax.device_put(value)
+        placed: jax.Array = jax.device_put(value)
+        return placed
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 import amidmath as am
+from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.objective import (
     KL_TO_TEACHER,
     SAMPLE,
@@ -231,6 +232,26 @@ class CrossEntropy:
         """There is no teacher to compare with."""
         del student, reference, positions
         return jnp.zeros(3, jnp.float32)
+
+
+def traceable(recipe: Recipe) -> frozenset[str]:
+    """Which scheduled parameters can be arrays, so that no value of theirs compiles anew.
+
+    The others (an order of a divergence, a weight of a sum) shape what is computed.
+    """
+
+    def fits(name: str, value: float) -> bool:
+        try:
+            others = {k: v for k, v in recipe.values(0, 2).items() if k != name}
+            jax.eval_shape(
+                lambda x: (recipe.losses_at({**others, name: x}), x)[1], jnp.float32(value)
+            )
+        except (InputError, TypeError):
+            return False
+        return True
+
+    values = recipe.values(0, 2)
+    return frozenset(name for name in values if name == "temperature" or fits(name, values[name]))
 
 
 def sampled(mask: Array) -> Array:

@@ -77,6 +77,8 @@ def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> 
     rows, held_out = map(len, prepared.rows)
     batches = trainer.batches
     axes = ", ".join(f"{name} {size}" for name, size in trainer.mesh.shape.items() if size > 1)
+    fixed = set(trainer.recipe.values(0, 2)) - trainer.traced
+    anew = f"; compiled anew whenever {' or '.join(sorted(fixed))} changes" if fixed else ""
     print_facts(
         console,
         {
@@ -94,7 +96,7 @@ def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> 
             + (", then the same with plain cross-entropy" if script.baseline else ""),
             "device": f"{jax.device_count()} {jax.default_backend()}"
             + (f" ({axes})" if axes else "")
-            + f", {np.dtype(computing_dtype(config)).name}",
+            + f", {np.dtype(computing_dtype(config)).name}{anew}",
             "output": f"{arguments.output_dir}/",
         },
     )

@@ -21,6 +21,7 @@ from amidmath.integrations.jax_loop.objective import Array, Positions, Reference
 from amidmath.integrations.shared.batches import counted, targets
 
 Batch = Mapping[str, Array]
+Fixed = tuple[tuple[str, float], ...]
 Sums = Callable[[Mapping[str, Array], States, Any, Positions], Any]
 """What :func:`.mesh.spread` makes: sums over all positions that count."""
 
@@ -75,6 +76,7 @@ class Steps:
         optimizer: Optax's.
         loss: sums of the loss.
         statistics: sums of KL, overlap and count.
+        places: where the state lies, before a step and after it.
     """
 
     graph: Any
@@ -82,16 +84,25 @@ class Steps:
     optimizer: optax.GradientTransformation
     loss: Sums
     statistics: Sums
+    places: TrainState
 
     @cached_property
     def train(self) -> Callable[..., tuple[TrainState, StepResult]]:
-        """``train(state, teacher, batch, values, denominator, look)``: one optimiser step."""
-        return jax.jit(self._train, donate_argnums=0)
+        """``train(state, teacher, batch, values, fixed, denominator, look)``: an optimiser step."""
+        return jax.jit(
+            self._train,
+            static_argnames="fixed",
+            donate_argnames="state",
+            out_shardings=(self.places, None),
+        )
 
     @cached_property
     def evaluate(self) -> Callable[..., Array]:
-        """``evaluate(state, teacher, batch, values)``: sums of loss, count, KL, overlap, looked."""
-        return jax.jit(self._evaluate)
+        """``evaluate(state, teacher, batch, values, fixed)``: sums over a held-out batch.
+
+        Of the loss, positions, KL, overlap, and positions that these two are of: (5,).
+        """
+        return jax.jit(self._evaluate, static_argnames="fixed")
 
     def _train(
         self,
@@ -99,6 +110,7 @@ class Steps:
         teacher: Any,
         batch: Batch,
         values: Mapping[str, Array],
+        fixed: Fixed,
         denominator: Array,
         look: Array,
     ) -> tuple[TrainState, StepResult]:
@@ -109,16 +121,18 @@ class Steps:
             teacher: its parameters, or None.
             batch: arrays with a leading axis of micro-batches, (A, B, L).
             values: of the parameters of the loss that have a schedule.
+            fixed: the same of those that are a part of what is compiled.
             denominator: how many positions count in all micro-batches.
             look: whether KL and overlap are wanted.
         """
+        every: dict[str, Any] = {**values, **dict(fixed)}
 
         def loss_of(trained: Any, micro: Batch) -> tuple[Array, Array]:
             student, reference, positions = self._seen(trained, state.frozen, teacher, micro)
-            total = self.loss(values, student, reference, positions)
+            total = self.loss(every, student, reference, positions)
             statistics = jax.lax.cond(
                 look,
-                lambda: self.statistics(values, student, reference, positions),
+                lambda: self.statistics({}, student, reference, positions),
                 lambda: jnp.zeros(3, jnp.float32),
             )
             return total / denominator, statistics
@@ -149,11 +163,16 @@ class Steps:
         return TrainState(trained, state.frozen, optimizer), StepResult(loss, norm, statistics)
 
     def _evaluate(
-        self, state: TrainState, teacher: Any, batch: Batch, values: Mapping[str, Array]
+        self,
+        state: TrainState,
+        teacher: Any,
+        batch: Batch,
+        values: Mapping[str, Array],
+        fixed: Fixed,
     ) -> Array:
         student, reference, positions = self._seen(state.trained, state.frozen, teacher, batch)
-        total = self.loss(values, student, reference, positions)
-        looked = self.statistics(values, student, reference, positions)
+        total = self.loss({**values, **dict(fixed)}, student, reference, positions)
+        looked = self.statistics({}, student, reference, positions)
         return jnp.concatenate([jnp.stack([total, jnp.sum(positions.mask)]), looked])
 
     def _seen(

@@ -10,18 +10,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from tqdm.auto import tqdm
 
 from amidmath.integrations.jax_loop import checkpoints
 from amidmath.integrations.jax_loop.arguments import JaxConfig
 from amidmath.integrations.jax_loop.decoder import Decoder
 from amidmath.integrations.jax_loop.mesh import comparer, on_mesh, spread
-from amidmath.integrations.jax_loop.objective import CrossEntropy, Objective
+from amidmath.integrations.jax_loop.objective import CrossEntropy, Objective, traceable
 from amidmath.integrations.jax_loop.optimizers import learning_rate, optimizer
 from amidmath.integrations.jax_loop.rollouts import Rollouts
-from amidmath.integrations.jax_loop.step import Steps, TrainState
+from amidmath.integrations.jax_loop.step import Fixed, Steps, TrainState
 from amidmath.integrations.jax_loop.teachers import Teacher
 from amidmath.integrations.shared.batches import Batches, counted
 from amidmath.integrations.shared.checkpoints import ExtraState, step_of
@@ -67,7 +69,7 @@ class JaxTrainer:
         trains = trained_parameters(student, config.freeze_embeddings)
         self.graph, trained, frozen = nnx.split(student, trains, ...)
         rule = optimizer(config, self.total, decays)
-        self.state = TrainState(trained, frozen, rule.init(trained))
+        self.state = TrainState(trained, frozen, placed_like(rule, trained, mesh))
         of_recipe = Objective(self.recipe, comparer(mesh, config.vocab), config.label_weight)
         measured = of_recipe if objective is None else objective
         self.steps = Steps(
@@ -76,7 +78,9 @@ class JaxTrainer:
             rule,
             spread(mesh, measured.loss, objective is None),
             spread(mesh, lambda values, *seen: measured.statistics(*seen)),
+            jax.tree.map(lambda array: array.sharding, self.state),
         )
+        self.traced = traceable(self.recipe)
         self.rollouts = Rollouts(self, batches.rows, end_tokens)
         self.clock, self.figures = Clock(), Figures()
         self.metrics: MetricsFile | None = None
@@ -115,10 +119,12 @@ class JaxTrainer:
     def evaluate(self) -> dict[str, float]:
         """Loss, KL and overlap on the held-out rows, logged; the data policy hears of the loss."""
         sums = np.zeros(5)
-        values = self._values()
+        values, fixed = self._values()
         for batch in self.held_out():
             placed = on_mesh(self.mesh, self.teacher.with_lists(batch))
-            found = self.steps.evaluate(self.state, self.teacher.parameters, placed, values)
+            found = self.steps.evaluate(
+                self.state, self.teacher.parameters, placed, values, fixed=fixed
+            )
             sums += np.asarray(found, np.float64)
         total, count, kl, overlap, looked = sums
         logs = {"eval_loss": total / count if count else math.nan}
@@ -136,13 +142,15 @@ class JaxTrainer:
         looks = self.recipe.schedules.needs_overlap or (
             (self.step + 1) % self.config.logging_steps == 0
         )
+        values, fixed = self._values()
         self.state, result = self.steps.train(
             self.state,
             self.teacher.parameters,
             on_mesh(self.mesh, self.teacher.with_lists(batch), lead=1),
-            self._values(),
-            jnp.float32(max(count, 1)),
-            jnp.asarray(looks),
+            values,
+            fixed=fixed,
+            denominator=jnp.float32(max(count, 1)),
+            look=jnp.asarray(looks),
         )
         loss, norm = float(result.loss), float(result.grad_norm)
         if not math.isfinite(norm):
@@ -187,10 +195,12 @@ class JaxTrainer:
         if self.bar is not None and "loss" in logs:
             self.bar.set_postfix_str(in_words(logs))
 
-    def _values(self) -> dict[str, jax.Array]:
-        """The scheduled parameters of this step, as arrays: no step compiles anew for them."""
+    def _values(self) -> tuple[dict[str, jax.Array], Fixed]:
+        """The scheduled parameters of this step: arrays, and those that are compiled in."""
         step = min(self.step, self.total - 1)
-        return {k: jnp.float32(v) for k, v in self.recipe.values(step, self.total).items()}
+        values = self.recipe.values(step, self.total)
+        arrays = {k: jnp.float32(v) for k, v in values.items() if k in self.traced}
+        return arrays, tuple((k, v) for k, v in values.items() if k not in self.traced)
 
     def _summed(self, count: int) -> int:
         """Over all processes."""
@@ -245,8 +255,16 @@ class JaxTrainer:
         """The training step as XLA has compiled it, of the first batch; nothing is run."""
         batch = self.rollouts.batch(Source.DATASET, self.batches.step(0))
         placed = on_mesh(self.mesh, self.teacher.with_lists(batch), lead=1)
-        operands = (placed, self._values(), jnp.float32(1), jnp.asarray(False))
-        lowered = self.steps.train.lower(self.state, self.teacher.parameters, *operands)
+        values, fixed = self._values()
+        lowered = self.steps.train.lower(
+            self.state,
+            self.teacher.parameters,
+            placed,
+            values,
+            fixed=fixed,
+            denominator=jnp.float32(1),
+            look=jnp.asarray(False),
+        )
         return lowered.compile()
 
 
@@ -286,6 +304,23 @@ def trained_parameters(student: Decoder, freeze_embeddings: bool) -> nnx.filterl
     if not freeze_embeddings:
         return nnx.Param
     return nnx.All(nnx.Param, nnx.Not(nnx.PathContains("embedding")))
+
+
+def placed_like(rule: optax.GradientTransformation, trained: Any, mesh: Mesh) -> Any:
+    """An optimiser's first state: what belongs to a parameter lies where that does."""
+    everywhere = NamedSharding(mesh, P())
+
+    def beside(leaf: jax.Array, parameter: jax.Array) -> jax.Array:
+        fits = leaf.shape == parameter.shape
+        return jax.device_put(leaf, parameter.sharding if fits else everywhere)
+
+    return optax.tree.map_params(
+        rule,
+        beside,
+        rule.init(trained),
+        trained,
+        transform_non_params=lambda leaf: jax.device_put(leaf, everywhere),
+    )
 
 
 def decays(parameters: Any) -> Any:

@@ -265,4 +265,5 @@ def _spread(numbers: NDArray[Any], present: NDArray[np.bool_], filling: int) -> 
 
 def _counted_up(counts: NDArray[Any]) -> NDArray[np.int64]:
     """0, 1, … up to each count, one after the other."""
-    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts: NDArray[np.int64] = np.repeat(np.cumsum(counts) - counts, counts)
+    return np.arange(len(starts)) - starts

@@ -2,6 +2,7 @@
 
 import json
 import re
+from abc import abstractmethod
 from bisect import bisect_left, insort
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,39 +29,30 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 class RowSettings(Protocol):
-    """How rows are made, under the names of TRL's SFTConfig."""
+    """How rows are made, under the names of TRL's SFTConfig.
+
+    Attributes:
+        packing: whether several rows are put into one of ``max_length``.
+        packing_strategy: one of ``STRATEGIES``.
+        completion_only_loss: whether prompts are not learned; None for not, where there are some.
+        assistant_only_loss: whether of conversations only what the assistant says is learned.
+        dataset_text_field: the column of rows that are text only.
+        dataset_num_proc: how many processes tokenise.
+        drop_unlearnable_rows: whether rows without a token to learn are left out, and no error.
+    """
+
+    packing: bool
+    packing_strategy: str
+    completion_only_loss: bool | None
+    assistant_only_loss: bool
+    dataset_text_field: str
+    dataset_num_proc: int | None
+    drop_unlearnable_rows: bool
 
     @property
+    @abstractmethod
     def max_length(self) -> int | None:
         """How many tokens a row may have; None for any number."""
-
-    @property
-    def packing(self) -> bool:
-        """Whether several rows are put into one of ``max_length``."""
-
-    @property
-    def packing_strategy(self) -> str:
-        """One of ``STRATEGIES``."""
-
-    @property
-    def completion_only_loss(self) -> bool | None:
-        """Whether prompts are not learned; None for not, where there are prompts."""
-
-    @property
-    def assistant_only_loss(self) -> bool:
-        """Whether of conversations only what the assistant says is learned."""
-
-    @property
-    def dataset_text_field(self) -> str:
-        """The column of rows that are text only."""
-
-    @property
-    def dataset_num_proc(self) -> int | None:
-        """How many processes tokenise."""
-
-    @property
-    def drop_unlearnable_rows(self) -> bool:
-        """Whether rows without a token to learn are left out, and not an error."""
 
 
 def prepare_rows(
@@ -384,6 +376,7 @@ def _tokenise_chats(
     *prompts, lasts = (batch[name] for name in columns)
     wholes = list(map(add, *prompts, lasts)) if prompts else lasts
     options = [_options(batch, row) for row in range(len(wholes))]
+    masks: list[list[int]] = []
     if assistant:
         chats = [
             tokenizer.apply_chat_template(
@@ -392,12 +385,12 @@ def _tokenise_chats(
             for chat, given in zip(wholes, options, strict=True)
         ]
         ids = [chat["input_ids"] for chat in chats]
+        masks = [chat["assistant_masks"] for chat in chats]
     else:
         ids = _written(tokenizer, wholes, options, False)
     begins = _written(tokenizer, prompts[0], options, True) if prompts else None
     made = _rows(batch, ids, begins, completions, tokenizer)
     if assistant:
-        masks = [chat["assistant_masks"] for chat in chats]
         made["labels"] = list(map(_masked, made["labels"], masks))
     return made
 

@@ -69,7 +69,8 @@ class Header:
         temperature: by which the teacher's logits were divided.
         batch_rows: rows a forward pass; results depend on it in their last bits.
         fingerprints: of "model", "tokenizer" and "data".
-        teacher: for people: name, revision, dtype.
+        teacher: its name, revision and dtype, and the precision of its multiplications; for people,
+            and so that shards of one cache have one precision.
         common: how many first tokens are the same for the tokenizer that prepared the rows; None
             for all.
         arguments: for people: what the rows were prepared with, by the flags' names.

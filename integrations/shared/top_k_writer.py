@@ -266,6 +266,12 @@ def _differences(begun: Header, wanted: Header) -> list[str]:
                 for part in FINGERPRINTS
                 if begun.fingerprints[part] != wanted.fingerprints[part]
             ]
-        elif ours[name] != theirs[name] and name not in ("teacher", "arguments"):
+        elif name == "teacher":
+            found += [
+                f"its teacher's {part} is {begun.teacher.get(part)}, not {wanted.teacher.get(part)}"
+                for part in ("dtype", "precision")
+                if begun.teacher.get(part) != wanted.teacher.get(part)
+            ]
+        elif ours[name] != theirs[name] and name != "arguments":
             found.append(f"its {name} is {ours[name]}, not {theirs[name]}")
     return found

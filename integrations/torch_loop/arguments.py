@@ -1,14 +1,25 @@
 """What the distillation script can be told, beside TRL's and transformers' own arguments."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from trl import ModelConfig, ScriptArguments
 
-from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG, parse, require
+from amidmath.integrations.shared.command_line import (
+    STUDENT_FLAG,
+    TEACHER_FLAG,
+    Groups,
+    parse,
+    require,
+)
 from amidmath.integrations.shared.errors import InputError
-from amidmath.integrations.shared.settings import HeldOutSettings
+from amidmath.integrations.shared.settings import (
+    HeldOutSettings,
+    LossSettings,
+    PolicySettings,
+)
+from amidmath.integrations.shared.task_settings import TaskScoreSettings
 from amidmath.integrations.torch_loop.config import CODE_IS_NEVER_RUN, AMiDConfig
 
 # What from_pretrained must not be told here: it would run code, load pickles, or end up in files.
@@ -16,6 +27,49 @@ _REFUSED_INIT = {
     "trust_remote_code": CODE_IS_NEVER_RUN,
     "use_safetensors": "only safetensors weights are read",
     "token": "it would be written to the run folder; log in with `hf auth login`, or set HF_TOKEN",
+}
+
+# What --help puts together.
+GROUPS: Groups = {
+    "student and LoRA": (ModelConfig, "model_init_kwargs", "freeze_embeddings"),
+    "teacher": ("teacher_*", "vocab"),
+    "loss": (LossSettings, "label_weight"),
+    "sequences to learn from": (PolicySettings,),
+    "data": (
+        *("dataset_*", "max_length", "packing*", "padding_free", "pad_to_multiple_of"),
+        *("completion_only_loss", "assistant_only_loss", "chat_template_path", "eos_token"),
+        *("pad_token", "shuffle_dataset", "drop_unlearnable_rows", "train_sampling_strategy"),
+        *("dataloader_*", "remove_unused_columns", "label_names", "length_column_name"),
+    ),
+    "training": (AMiDConfig, "learning_rate", "optim*"),
+    "held-out rows and scores": (
+        *(HeldOutSettings, TaskScoreSettings, "eval_*", "*_for_best_model", "greater_is_better"),
+        *("per_device_eval_batch_size", "batch_eval_metrics", "prediction_loss_only"),
+        *("include_for_metrics", "*_full_eval", "do_*"),
+    ),
+    "run folder and checkpoints": (
+        *("output_dir", "overwrite_output_dir", "dry_run", "resume_from_checkpoint", "save_*"),
+        *("restore_callback_states_from_checkpoint", "ignore_data_skip", "enable_jit_checkpoint"),
+        "load_best_model_at_end",
+    ),
+    "reporting": (
+        *("logging_*", "log_*", "report_to", "run_name", "project", "trackio_*", "disable_tqdm"),
+        *("include_num_input_tokens_seen", "skip_memory_metrics"),
+    ),
+    "publishing": ("push_to_hub", "hub_*"),
+    "precision and speed": (
+        *("bf16", "fp16", "tf32", "torch_*", "*_checkpointing*", "*_offloading", "use_cache"),
+        *("auto_find_batch_size", "full_determinism", "use_cpu", "debug"),
+    ),
+    "processes": (
+        *("ddp_*", "fsdp*", "deepspeed", "accelerator_config", "parallelism_config", "local_rank"),
+        "average_tokens_across_devices",
+    ),
+    "refused (they would change nothing here, or run code)": (
+        *("ignore_bias_buffers", "dataset_streaming", "trust_remote_code", "loss_type"),
+        *("label_smoothing_factor", "save_only_model", "use_liger_kernel", "liger_kernel_config"),
+        *("router_aux_loss_coef", "truncation_mode"),
+    ),
 }
 
 
@@ -48,6 +102,7 @@ class Arguments:
         config: training and loss.
         model: how the student is loaded, LoRA included.
         model_init: further arguments of the student's ``from_pretrained``.
+        scores: the task on which answers are scored.
     """
 
     student: str
@@ -57,6 +112,7 @@ class Arguments:
     config: AMiDConfig
     model: ModelConfig
     model_init: dict[str, Any]
+    scores: TaskScoreSettings = field(default_factory=TaskScoreSettings)
 
 
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
@@ -66,9 +122,10 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         InputError: a value that does not fit, an unknown argument, or one that is missing.
         SystemExit: after --help.
     """
-    script, config, model = parse(
-        (DistillScriptArguments, AMiDConfig, ModelConfig),
+    script, config, model, scores = parse(
+        (DistillScriptArguments, AMiDConfig, ModelConfig, TaskScoreSettings),
         argv,
+        groups=GROUPS,
         prog="torch_distill.py",
         description="Distil a causal language model with the AMiD loss (torch, TRL's SFTTrainer).",
     )
@@ -86,7 +143,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     model_init = _model_init(config.model_init_kwargs)
     config.model_init_kwargs = None  # the student is loaded before the trainer sees it
     folder = Path(str(config.output_dir))
-    return Arguments(str(student), teacher, folder, script, config, model, model_init)
+    return Arguments(str(student), teacher, folder, script, config, model, model_init, scores)
 
 
 def _model_init(given: dict[str, Any] | str | None) -> dict[str, Any]:

@@ -8,12 +8,15 @@ from rich.console import Console
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, SchedulerType
 
+from amidmath.integrations.shared.prepared import ROW
 from amidmath.integrations.shared.progress import print_facts
 from amidmath.integrations.shared.quality import Quality
 from amidmath.integrations.torch_loop.arguments import Arguments
+from amidmath.integrations.torch_loop.collators import Carrying
 from amidmath.integrations.torch_loop.evaluation import evaluate
 from amidmath.integrations.torch_loop.models import parameter_counts
 from amidmath.integrations.torch_loop.processes import own_batches
+from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
 from amidmath.integrations.torch_loop.teachers import ModelTeacher
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
@@ -44,18 +47,24 @@ def print_header(console: Console, trainer: AMiDTrainer, arguments: Arguments) -
         "device": f"{config.device.type}, {precision}, {torch.get_num_threads()} threads",
         "output": f"{arguments.output_dir}/",
     }
+    if trainer.task_scores is not None:
+        facts["scores"] = trainer.task_scores.describe()
     print_facts(console, facts)
 
 
 def judge(
     trainer: AMiDTrainer, models: Mapping[str, PreTrainedModel], limit: int | None
 ) -> dict[str, Quality]:
-    """Figures of the teacher, if it is in memory, and some models, on the first held-out rows."""
+    """Figures of some models, and of a teacher in memory, on the first held-out rows."""
     args, rows = trainer.args, trainer.eval_rows
     if limit is not None:
         rows = rows.select(range(min(limit, len(rows))))
     batches = list(
-        own_batches(cast("Any", rows), trainer.plain_collator, args.per_device_eval_batch_size)
+        own_batches(
+            cast("Any", rows),
+            Carrying(trainer.plain_collator, (ROW,)),
+            args.per_device_eval_batch_size,
+        )
     )
     bar = tqdm(
         batches,
@@ -65,4 +74,19 @@ def judge(
         dynamic_ncols=True,
         disable=args.disable_tqdm or not trainer.is_world_process_zero(),
     )
-    return evaluate(models, trainer.teacher.model, bar, args.device)
+    return evaluate(models, _judge_of(trainer), bar, args.device)
+
+
+def caption(trainer: AMiDTrainer, results: Mapping[str, Quality]) -> str:
+    """What the figures of the table are."""
+    count, teacher = next(iter(results.values())).tokens, _judge_of(trainer)
+    over = f", {teacher.rows.compared()}" if isinstance(teacher, CachedTeacher) else ""
+    return f"on {count:,} held-out tokens; KL in nats a token{over}"
+
+
+def _judge_of(trainer: AMiDTrainer) -> torch.nn.Module | CachedTeacher | None:
+    """What students are compared with on held-out rows: a model, a cache that has those rows."""
+    teacher = trainer.teacher
+    if isinstance(teacher, CachedTeacher):
+        return teacher if teacher.rows.held_out is not None else None
+    return teacher.model

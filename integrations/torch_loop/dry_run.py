@@ -3,7 +3,7 @@
 The estimate is a sum of parts that are known (weights, gradients, optimiser states, the chunk of
 logits) and one that is counted for a Llama-like layer (activations). The runtime itself (Python,
 libraries, a GPU's context) is left out, and so are what an allocator keeps back and the buffers of
-collectives. Against the measured peaks of five small runs on a CPU it was 22 to 24 % low.
+collectives. The first loss brings some 100 MB of the runtime: its kernels are compiled.
 """
 
 from collections.abc import Mapping
@@ -159,7 +159,7 @@ class Estimate:
             "steps": f"{plan.steps:,} of {sequences:,} sequences, up to "
             f"{sequences * plan.length:,} tokens each",
             "memory": f"{_mib(self.total)} on each of {plan.processes} ({plan.engine}), "
-            "beside the runtime itself; a measured peak may be a third higher:",
+            "beside the runtime itself (libraries, compiled kernels: some 100 MB and more):",
             **{f"  {name}": _mib(size) for name, size in self.parts.items() if size},
         }
         width = max(map(len, facts))

@@ -2,7 +2,6 @@
 
 import math
 import os
-from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -108,13 +107,6 @@ class OutputArguments:
     overwrite_output_dir: bool = _help("Replace an earlier evaluation there.", False)
 
 
-class _Lines(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Shows the defaults there are, and keeps the lines of what follows the arguments."""
-
-    def _get_help_string(self, action: Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
 @dataclass(frozen=True)
 class Arguments:
     """All that one evaluation was told, checked as far as it can be without reading anything."""
@@ -160,7 +152,6 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         prog="torch_eval.py",
         description="Evaluate a student, beside its teacher, on held-out text and on a task.",
         epilog="tasks:\n" + "\n".join(f"  {task.name:14} {task.about}" for task in TASKS.values()),
-        formatter_class=_Lines,
     )
     arguments = Arguments(*groups)
     _check(arguments)

@@ -8,11 +8,14 @@ from array_api_compat import torch as xp
 from torch.nn import functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
+import amidmath as am
 from amidmath._buckets import fold
+from amidmath.integrations.shared.prepared import ROW
 from amidmath.integrations.shared.quality import Quality
 from amidmath.integrations.torch_loop.generation import evaluation_mode
 from amidmath.integrations.torch_loop.objective import KL_TO_TEACHER, next_token_targets
 from amidmath.integrations.torch_loop.processes import reshard, summed
+from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
 
 # Tokens at a time: their logits are copied in float32, 150 MB each for 150,000 words.
 _CHUNK = 256
@@ -21,7 +24,7 @@ _CHUNK = 256
 @torch.no_grad()
 def evaluate(
     models: Mapping[str, PreTrainedModel],
-    teacher: torch.nn.Module | None,
+    teacher: torch.nn.Module | CachedTeacher | None,
     batches: Iterable[dict[str, Any]],
     device: torch.device,
 ) -> dict[str, Quality]:
@@ -36,15 +39,20 @@ def evaluate(
         models: the models to judge by name. Where one has logits over more or fewer tokens than
             the teacher, KL and agreement are over the first tokens that both have, and all others
             as one more token; perplexity is over a model's own.
-        teacher: the reference; None if there is none, and KL and agreement are NaN.
-        batches: collated batches with ``input_ids`` and ``labels``.
+        teacher: the reference. Of a cache, which has no figures of its own, KL is over the listed
+            tokens and all others as one more, at the temperature of the lists. None if there is
+            none, and KL and agreement are NaN.
+        batches: collated batches with ``input_ids`` and ``labels``, and ``row`` for a cache.
         device: where the models are.
 
     Returns:
         One entry a model, in the order given, the teacher first if there is one.
     """
-    everyone: dict[str, torch.nn.Module] = {} if teacher is None else {"teacher": teacher}
+    cached = teacher if isinstance(teacher, CachedTeacher) else None
+    in_memory = None if isinstance(teacher, CachedTeacher) else teacher
+    everyone: dict[str, torch.nn.Module] = {} if in_memory is None else {"teacher": in_memory}
     everyone |= models
+    kl = KL_TO_TEACHER if cached is None else cached.rows.kl_to_teacher
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in everyone}
     count = 0
     with evaluation_mode(*everyone.values()):
@@ -55,11 +63,13 @@ def evaluate(
             positions = (predicted != -100).nonzero().squeeze(-1)
             targets = predicted[positions]
             count += targets.numel()
+            lists = None if cached is None else cached.give(inputs, _flat)
+            inputs.pop(ROW, None)
             reference: torch.Tensor | None = None
-            if teacher is not None:
-                reference = teacher(**inputs, use_cache=False).logits.flatten(0, 1)
+            if in_memory is not None:
+                reference = in_memory(**inputs, use_cache=False).logits.flatten(0, 1)
             for name, model in everyone.items():
-                same = model is teacher
+                same = model is in_memory
                 logits: torch.Tensor = (
                     reference
                     if same and reference is not None
@@ -68,11 +78,13 @@ def evaluate(
                 for chunk, words in zip(
                     positions.split(_CHUNK), targets.split(_CHUNK), strict=True
                 ):
-                    sums[name] += _figures(
-                        logits[chunk].float(),
-                        None if same or reference is None else reference[chunk].float(),
-                        words,
-                    ).to("cpu", torch.float64)
+                    theirs: torch.Tensor | am.TopK | None = None
+                    if lists is not None:
+                        theirs = am.TopK(*(array[chunk] for array in lists))
+                    elif reference is not None and not same:
+                        theirs = reference[chunk].float()
+                    found = _figures(logits[chunk].float(), theirs, words, kl)
+                    sums[name] += found.to("cpu", torch.float64)
     for model in everyone.values():
         reshard(model)
     added = summed(torch.cat([*sums.values(), torch.tensor([float(count)])]))
@@ -85,22 +97,34 @@ def evaluate(
     }
 
 
+def _flat(top: am.TopK) -> am.TopK:
+    """One list after the other, (B · L, k)."""
+    return am.TopK(*(array.flatten(0, 1) for array in top))
+
+
 def _figures(
-    logits: torch.Tensor, reference: torch.Tensor | None, targets: torch.Tensor
+    logits: torch.Tensor,
+    reference: torch.Tensor | am.TopK | None,
+    targets: torch.Tensor,
+    kl: am.AMiD,
 ) -> torch.Tensor:
     """KL, agreements and negative log-likelihood, summed; without a reference, to the model itself.
 
     Args:
         logits: (tokens, vocabulary).
-        reference: the teacher's, (tokens, its vocabulary).
+        reference: the teacher's, (tokens, its vocabulary), or lists (tokens, k).
         targets: (tokens,).
+        kl: to the teacher.
     """
     nll = F.cross_entropy(logits, targets, reduction="sum")
     if reference is None:
         return torch.stack([torch.zeros_like(nll), torch.full_like(nll, len(targets)), nll])
+    if isinstance(reference, am.TopK):  # the first of a list is the most probable
+        agreements = (logits.argmax(-1) == reference.indices[:, 0]).sum()
+        return torch.stack([kl.sparse(logits, reference, reduction="sum"), agreements, nll])
     ours, theirs = logits, reference
     if logits.shape[-1] != reference.shape[-1]:
         common = min(logits.shape[-1], reference.shape[-1])
         ours, theirs = fold(logits, common, xp), fold(reference, common, xp)
     agreements = (ours.argmax(-1) == theirs.argmax(-1)).sum()
-    return torch.stack([KL_TO_TEACHER(ours, theirs, reduction="sum"), agreements, nll])
+    return torch.stack([kl(ours, theirs, reduction="sum"), agreements, nll])

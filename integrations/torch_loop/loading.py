@@ -11,19 +11,17 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging as transformers_logging
 from trl import SFTTrainer, get_peft_config, get_quantization_config
 
+from amidmath.integrations.shared.cached_rows import open_for_run
 from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
 from amidmath.integrations.shared.data import load_splits
-from amidmath.integrations.shared.errors import InputError
-from amidmath.integrations.shared.policy_base import Source
+from amidmath.integrations.shared.prepared import PreparedRows
+from amidmath.integrations.shared.tokenizers import load_tokenizer
+from amidmath.integrations.shared.top_k_store import data_arguments
 from amidmath.integrations.shared.vocabularies import compare_vocabularies
 from amidmath.integrations.torch_loop.arguments import Arguments
 from amidmath.integrations.torch_loop.config import AMiDConfig
-from amidmath.integrations.torch_loop.models import (
-    freeze_embeddings,
-    load_model,
-    load_tokenizer,
-)
-from amidmath.integrations.torch_loop.prepared import PreparedRows, model_fingerprint
+from amidmath.integrations.torch_loop.models import freeze_embeddings, load_model
+from amidmath.integrations.torch_loop.task_scores import TaskScores
 from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
 from amidmath.integrations.torch_loop.teachers import Teacher
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
@@ -50,10 +48,12 @@ def prepare(arguments: Arguments) -> AMiDTrainer:
         STUDENT_FLAG, arguments.student, revision=arguments.model.model_revision
     )
     student = load_student(arguments)
+    task_scores = TaskScores.read(arguments.scores, tokenizer, student)
     trainer = AMiDTrainer(
         student,
         load_teacher(arguments, student, tokenizer),
         config,
+        task_scores,
         train_dataset=train_rows,
         eval_dataset=test_rows,
         processing_class=tokenizer,
@@ -128,42 +128,24 @@ def fewer_bars(rows: int) -> None:
 def _open_cache(arguments: Arguments, trainer: AMiDTrainer) -> CachedTeacher:
     """The cache of the trainer's rows, which then carry their numbers."""
     config = arguments.config
-    if trainer.policy.sources != {Source.DATASET}:
-        raise InputError(
-            f"--policy {trainer.policy.name} needs a teacher that can judge new sequences; a cache "
-            "knows the dataset's rows only: leave out --teacher_cache, or give --policy off_policy"
+    train, held_out = (
+        PreparedRows(
+            rows, trainer.tokenizer, getattr(trainer.plain_collator, "padding_free", False)
         )
-    if config.eval_strategy != IntervalStrategy.NO:
-        raise InputError(
-            f"--eval_strategy {IntervalStrategy(config.eval_strategy).value}: a cache knows the "
-            "training rows only; leave it out with --teacher_cache"
-        )
-    if "temperature" in trainer.recipe.schedules.by_name:
-        raise InputError(
-            "--schedule temperature: a cache was taken at one temperature; leave one of them out"
-        )
-    prepared = PreparedRows(trainer.train_rows, trainer.plain_collator, trainer.tokenizer)
-    name = arguments.teacher
-    expect = {
-        **prepared.fingerprints,
-        "model": None if name is None else model_fingerprint(name, config.teacher_model_revision),
-    }
-    ours = trainer.student.config.get_text_config().vocab_size
-    cached = CachedTeacher.open(
-        str(config.teacher_cache),
-        expect,
-        rows=len(trainer.train_rows),
-        temperature=float(trainer.recipe.params["temperature"]),
-        common=ours if config.vocab == "common" else None,
+        for rows in (trainer.train_rows, trainer.eval_rows)
     )
-    theirs = cached.store.header.vocabulary
-    if ours != theirs and config.vocab == "strict":
-        raise InputError(
-            f"the student gives {ours} logits and the cached teacher {theirs}: one is padded. "
-            "--vocab common compares the tokens that both have, and the others as one"
-        )
-    trainer.train_dataset = prepared.numbered
-    return cached
+    cached = open_for_run(
+        config,
+        train,
+        held_out,
+        recipe=trainer.recipe,
+        policy=trainer.policy,
+        eval_strategy=IntervalStrategy(config.eval_strategy).value,
+        logits=trainer.student.config.get_text_config().vocab_size,
+        arguments=data_arguments(arguments.script, config),
+    )
+    trainer.train_dataset, trainer.eval_dataset = cached.number(train, held_out)
+    return CachedTeacher(cached)
 
 
 def cross_entropy_trainer(distilled: AMiDTrainer, arguments: Arguments) -> SFTTrainer:

@@ -8,7 +8,6 @@ import torch
 
 import amidmath as am
 from amidmath.integrations.shared.recipe import Recipe
-from amidmath.integrations.torch_loop.sparse_states import sparse_from_states
 from amidmath.integrations.torch_loop.states import States
 from amidmath.integrations.torch_loop.teachers import BaseStates, Reference
 
@@ -98,31 +97,25 @@ def compare(
     reduction: str = "mean",
 ) -> torch.Tensor:
     """One loss over the positions of a mask."""
-    denominator = batch.denominator if reduction == "mean" else None
     labels: dict[str, Any] = {"labels": batch.targets, "label_weight": batch.label_weight}
-    if isinstance(reference, am.TopK):
-        sparse: torch.Tensor = sparse_from_states(
-            loss,
-            student,
-            reference,
-            mask,
-            reduction,
-            denominator,
-            **(labels if batch.label_weight else {}),
-        )
-        return sparse
     value: torch.Tensor = loss.linear(
         student.hidden,
         student.head,
-        reference.hidden,
-        student.base_head if isinstance(reference, BaseStates) else reference.head,
-        mask,
-        reduction,
-        denominator,
-        vocab=batch.vocab,
+        mask=mask,
+        reduction=reduction,
+        denominator=batch.denominator if reduction == "mean" else None,
+        **_teacher(student, reference, batch.vocab),
         **(labels if batch.label_weight else {}),
     )
     return value
+
+
+def _teacher(student: States, reference: Reference, vocab: str) -> dict[str, Any]:
+    """What ``am.Loss.linear`` takes of a teacher: hidden states and a head, or lists alone."""
+    if isinstance(reference, am.TopK):  # of common tokens only, wherever it comes from
+        return {"teacher_hidden": reference}
+    head = student.base_head if isinstance(reference, BaseStates) else reference.head
+    return {"teacher_hidden": reference.hidden, "teacher_head": head, "vocab": vocab}
 
 
 @torch.no_grad()

@@ -16,6 +16,9 @@ from trl.models.utils import prepare_deepspeed
 T = TypeVar("T")
 Batch = dict[str, Any]
 
+LENGTHS = "row_lengths"
+"""The entry of a batch with the tokens of each row, where a collator joins rows into one."""
+
 
 def prepare_frozen(model: PreTrainedModel, accelerator: Accelerator) -> torch.nn.Module:
     """A model that does not train, on this process's device, in parts where the engine has parts.
@@ -71,20 +74,45 @@ def reshard(model: torch.nn.Module) -> None:
             module.reshard()
 
 
-def ignore_repeated_rows(labels: torch.Tensor, accelerator: Accelerator) -> None:
+def ignore_repeated_rows(
+    labels: torch.Tensor, accelerator: Accelerator, lengths: Sequence[int] | None = None
+) -> None:
     """Take the labels off rows that the last batch of a loader repeats to be of full size.
 
     accelerate gives every process as many rows, the first ones again where they do not suffice.
-    Rows that a collator joins into one (``padding_free``) cannot be told apart and stay.
 
     Args:
         labels: of this process's batch, (B, L); changed in place.
         accelerator: whose loader gave the batch.
+        lengths: the tokens of each row, where a collator joins all rows into one
+            (``padding_free``): labels are (1, L) then.
     """
     state = accelerator.gradient_state
-    if state.end_of_dataloader and state.remainder > 0:
-        kept = state.remainder - accelerator.process_index * len(labels)
-        labels[max(0, kept) :] = -100
+    if not state.end_of_dataloader or state.remainder <= 0:
+        return
+    rows = len(labels) if lengths is None else len(lengths)
+    kept = max(0, state.remainder - accelerator.process_index * rows)
+    if lengths is None:
+        labels[kept:] = -100
+    else:
+        labels[:, sum(lengths[:kept]) :] = -100
+
+
+class WithLengths:
+    """A collator whose batches say how many tokens each row has, under ``LENGTHS``.
+
+    Args:
+        collator: of examples with ``input_ids``.
+    """
+
+    def __init__(self, collator: Callable[[list[dict[str, Any]]], Batch]) -> None:
+        """See the class."""
+        self.collator = collator
+
+    def __call__(self, examples: list[dict[str, Any]]) -> Batch:
+        """The collator's batch and the lengths, (B,)."""
+        lengths = torch.tensor([len(example["input_ids"]) for example in examples])
+        return {**self.collator(examples), LENGTHS: lengths}
 
 
 def own_batches(
@@ -109,6 +137,22 @@ def own_batches(
         if not share:
             batch["labels"] = torch.full_like(batch["labels"], -100)
         yield batch
+
+
+def own_rows(count: int) -> tuple[list[int], list[bool]]:
+    """This process's share of rows, as ``own_batches`` has it, as many on each process.
+
+    Args:
+        count: how many rows there are in all; at least one.
+
+    Returns:
+        Their numbers, and which of them are its own; where a share does not suffice, row 0 fills
+        it up. ``in_order`` puts together what all processes have of their own rows.
+    """
+    state = PartialState()
+    mine = list(range(state.process_index, count, state.num_processes))
+    filled = -(-count // state.num_processes) - len(mine)
+    return mine + [0] * filled, [True] * len(mine) + [False] * filled
 
 
 def summed(values: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ def record(arguments: Arguments) -> Record:
             "training": config.to_dict(),  # leaves hub tokens out
             "model": asdict(arguments.model),
             "model_init": arguments.model_init,
+            "scores": asdict(arguments.scores),
         },
         reads={
             STUDENT_FLAG: arguments.student,
@@ -30,6 +31,7 @@ def record(arguments: Arguments) -> Record:
             "--teacher_cache": config.teacher_cache,
             "--dataset_name": script.dataset_name,
             "--eval_dataset_name": script.eval_dataset_name,
+            "--eval_task_dataset": arguments.scores.eval_task_dataset,
         },
         facts={
             "loss": config.recipe().describe(),

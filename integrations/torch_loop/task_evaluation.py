@@ -111,12 +111,52 @@ def evaluate_task(
     """
     how = decoding or Decoding(task.max_new_tokens, task.temperature, seeds=task.seeds)
     encoded = prompts or encode_prompts(tokenizer, rows)
+    answers = answer(model, tokenizer, encoded.ids, task, how, on_batch)
+    scores = score(answers.texts, rows, task)
+    if teacher_answers is not None:
+        as_references = [[(text,) for text in texts] for texts in teacher_answers]
+        scores["rouge_l_to_teacher"] = _score("rouge_l", answers.texts, as_references, len(rows))
+    unfinished = sum(map(sum, answers.unfinished)) / (len(rows) * len(how.seeds))
+    return TaskResult(scores, answers.texts, unfinished)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model answered.
+
+    Args:
+        texts: one list a seed, in the prompts' order.
+        unfinished: of each, whether it reached max_new_tokens without an end.
+    """
+
+    texts: list[list[str]]
+    unfinished: list[list[bool]]
+
+
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[torch.Tensor],
+    task: Task,
+    how: Decoding,
+    on_batch: Callable[[int], object] | None = None,
+) -> Answers:
+    """A model's answers to some prompts, as texts that end where the task says.
+
+    Args:
+        model: as for ``evaluate_task``.
+        tokenizer: the model's.
+        prompts: token ids.
+        task: where an answer stops.
+        how: how to answer.
+        on_batch: called after each batch with its number of prompts.
+    """
     ends = end_tokens(model, tokenizer)
-    answers, unfinished = [], 0
+    texts, unfinished = [], []
     for seed in how.seeds:
         found = generate(
             model,
-            encoded.ids,
+            prompts,
             tokenizer=tokenizer,
             max_new_tokens=how.max_new_tokens,
             temperature=how.temperature,
@@ -125,19 +165,24 @@ def evaluate_task(
             batch_size=how.batch_size,
             on_batch=on_batch,
         )
-        unfinished += sum(int(ids[-1]) not in ends for ids in found)
+        unfinished.append([int(ids[-1]) not in ends for ids in found])
         # A padded vocabulary has ids without a token, which stand for no text.
         known = [ids[ids < len(tokenizer)] for ids in found]
-        texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in known]
-        answers.append([cut_at_stop(text, task.stop).strip() for text in texts])
-    references = [row.references for row in rows]
-    scores = {
-        name: _score(name, answers, [references] * len(answers), len(rows)) for name in task.metrics
-    }
-    if teacher_answers is not None:
-        as_references = [[(text,) for text in texts] for texts in teacher_answers]
-        scores["rouge_l_to_teacher"] = _score("rouge_l", answers, as_references, len(rows))
-    return TaskResult(scores, answers, unfinished / (len(rows) * len(how.seeds)))
+        whole = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in known]
+        texts.append([cut_at_stop(text, task.stop).strip() for text in whole])
+    return Answers(texts, unfinished)
+
+
+def score(answers: Sequence[Sequence[str]], rows: Sequence[Row], task: Task) -> dict[str, Score]:
+    """The task's metrics of some answers.
+
+    Args:
+        answers: one list a seed, in the rows' order.
+        rows: with the references.
+        task: which metrics.
+    """
+    references = [[row.references for row in rows]] * len(answers)
+    return {name: _score(name, answers, references, len(rows)) for name in task.metrics}
 
 
 def _score(
@@ -167,6 +212,7 @@ def encode_prompts(
     *,
     style: str = "published",
     max_length: int | None = None,
+    flag: str = "--prompt_style",
 ) -> Prompts:
     """The prompts as token ids.
 
@@ -176,24 +222,24 @@ def encode_prompts(
         style: "published": texts as texts and messages as a chat; "plain": all as texts; "chat":
             all as a chat, a text being what the user says.
         max_length: longer prompts lose their end, as in MiniLLM's evaluation.
+        flag: the argument that names the style, for messages.
 
     Raises:
         InputError: a chat without a template, or one that the template refuses.
     """
     if style not in PROMPT_STYLES:
         raise ValueError(f"style must be one of {', '.join(PROMPT_STYLES)}, got {style!r}")
-    ids = [_prompt_ids(tokenizer, row, style) for row in rows]
+    ids = [_prompt_ids(tokenizer, row, style, flag) for row in rows]
     cut = sum(max_length is not None and len(prompt) > max_length for prompt in ids)
     return Prompts([torch.tensor(prompt[:max_length], dtype=torch.int64) for prompt in ids], cut)
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, row: Row, style: str) -> list[int]:
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, row: Row, style: str, flag: str) -> list[int]:
     if style == "plain" or (style == "published" and isinstance(row.prompt, str)):
         return _text_ids(tokenizer, as_text(row.prompt))
     if not tokenizer.chat_template:
         raise InputError(
-            "the prompts are chats, but the tokenizer has no chat template: give "
-            "--prompt_style plain"
+            f"the prompts are chats, but the tokenizer has no chat template: give {flag} plain"
         )
     try:
         text = tokenizer.apply_chat_template(

@@ -13,8 +13,9 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import SFTConfig, SFTTrainer
 
 from amidmath.integrations.shared.checkpoints import ExtraState
-from amidmath.integrations.shared.data import is_paired, unpaired
-from amidmath.integrations.shared.errors import InputError, TrainingError
+from amidmath.integrations.shared.data import is_paired
+from amidmath.integrations.shared.errors import TrainingError
+from amidmath.integrations.shared.rows import in_one_format, learnable
 from amidmath.integrations.torch_loop.checkpoints import WholeCheckpoints
 from amidmath.integrations.torch_loop.collators import Carrying
 from amidmath.integrations.torch_loop.config import AMiDConfig
@@ -25,6 +26,8 @@ from amidmath.integrations.torch_loop.objective import (
     sampled_statistics,
 )
 from amidmath.integrations.torch_loop.processes import (
+    LENGTHS,
+    WithLengths,
     ignore_repeated_rows,
     keep_loss_wide,
     prepare_frozen,
@@ -33,6 +36,7 @@ from amidmath.integrations.torch_loop.processes import (
 )
 from amidmath.integrations.torch_loop.rollouts import Rollouts
 from amidmath.integrations.torch_loop.states import States, expose_states
+from amidmath.integrations.torch_loop.task_scores import TaskScores, with_prefix
 from amidmath.integrations.torch_loop.teachers import (
     AdapterBaseTeacher,
     ModelTeacher,
@@ -40,6 +44,7 @@ from amidmath.integrations.torch_loop.teachers import (
     Teacher,
     freeze,
 )
+from amidmath.integrations.torch_loop.vocabularies import OutsideMass
 
 # What of a batch is for the loss or the teacher, and no model takes.
 _NOT_FOR_MODELS = ("row", "source")
@@ -57,6 +62,7 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
             training; "base" for the student's own base model, with ``peft_config``; any other
             :class:`Teacher`; or what makes one of the trainer, once its rows are prepared.
         args: the configuration, loss and data policy included.
+        task_scores: a task on which the student's answers are scored at every evaluation.
         **kwargs: for SFTTrainer.
 
     Raises:
@@ -72,12 +78,14 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         model: PreTrainedModel,
         teacher: "PreTrainedModel | Teacher | str | Callable[[AMiDTrainer], Teacher]",
         args: AMiDConfig,
+        task_scores: TaskScores | None = None,
         **kwargs: Any,
     ) -> None:
         """Check that teacher and student fit, and prepare the data."""
         self.recipe = args.recipe()
         self.policy = args.data_policy()
         self.vocab, self.label_weight = args.vocab, args.label_weight
+        self.task_scores = task_scores
         contexts = {"student": model}
         if isinstance(teacher, PreTrainedModel):
             contexts["teacher"] = teacher
@@ -85,7 +93,9 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         self.drop_unlearnable_rows = args.drop_unlearnable_rows
         super().__init__(model=model, args=args, **kwargs)
         self.plain_collator = self.data_collator
-        self.data_collator = Carrying(self.plain_collator, _NOT_FOR_MODELS)
+        joined = getattr(self.plain_collator, "padding_free", False)
+        collator = WithLengths(self.plain_collator) if joined else self.plain_collator
+        self.data_collator = Carrying(collator, _NOT_FOR_MODELS)
         inner = self.student
         inner = cast("Any", inner).get_base_model() if _has_adapter(inner) else inner
         expose_states(inner)
@@ -94,6 +104,7 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         self.rollouts = Rollouts(self)
         self._step_sums: torch.Tensor | float = 0.0
         self._statistics: torch.Tensor | None = None
+        self._outside = OutsideMass(self.teacher) if self.vocab == "common" else None
         self._held_out: torch.Tensor | float = 0.0  # sum of the losses, and of how many tokens
         self.add_callback(_AfterStep(self))
 
@@ -153,6 +164,7 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
     ) -> Any:
         """The distillation loss of a batch, over the positions whose next token has a label."""
         labels = inputs.pop("labels")
+        inputs.pop(LENGTHS, None)
         denominator = None
         if num_items_in_batch is not None:  # 0 where no token of any batch counts
             denominator = torch.as_tensor(num_items_in_batch).clamp(min=1)
@@ -188,6 +200,9 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         if not self.student.training or self._looks():
             found = sampled_statistics(student, reference, batch)
             self._statistics = found if self._statistics is None else self._statistics + found
+            if self._outside is not None:
+                mode = "train" if self.student.training else "eval"
+                self._outside.look(mode, student, reference, batch)
         return recipe_loss(self.recipe, step, total, student, reference, batch)
 
     def _looks(self) -> bool:
@@ -212,6 +227,9 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
             if count:
                 self._metrics["train"]["kl"] = [kl / count]
                 self._metrics["train"]["overlap"] = [statistics["overlap"]]
+        if self._outside is not None:
+            for name, value in self._outside.take("train").items():
+                self._metrics["train"][name] = [value]
         if schedules.observes:
             statistics["loss"] = float(summed(torch.as_tensor(self._step_sums)))
             if not self.args.average_tokens_across_devices:
@@ -257,7 +275,10 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[Any, Any, Any]:
         """A held-out batch, its rows counted once."""
-        ignore_repeated_rows(inputs["labels"], self.accelerator)
+        lengths = inputs.pop(LENGTHS, None)
+        ignore_repeated_rows(
+            inputs["labels"], self.accelerator, None if lengths is None else lengths.tolist()
+        )
         step: Any = super().prediction_step(model, inputs, *args, **kwargs)
         return cast("tuple[Any, Any, Any]", step)
 
@@ -275,6 +296,10 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         if looked:
             metrics |= {f"{prefix}_kl": kl / looked, f"{prefix}_overlap": overlap / looked}
         self._statistics = of_training
+        if self._outside is not None:
+            metrics |= with_prefix(prefix, self._outside.take("eval"))
+        if self.task_scores is not None:
+            metrics |= with_prefix(prefix, self.task_scores.of(self))
         return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -300,14 +325,16 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         dataset_name: str,
     ) -> Dataset | IterableDataset:
         """SFTTrainer's preparation, in two steps so that what it would drop is seen first."""
-        if isinstance(dataset, Dataset) and is_paired(dataset):
-            if "any" in self.recipe.method.sources or packing or args.padding_free:
-                raise InputError(
-                    "the data has pairs of answers (chosen, rejected), which --method distillm2 "
-                    "trains on, without --packing or --padding_free; other methods take a column "
-                    "'completion'"
-                )
-            dataset = unpaired(dataset)
+        if isinstance(dataset, Dataset) and formatting_func is None:
+            if is_paired(dataset) and args.completion_only_loss is None:
+                self.completion_only_loss = True  # SFTTrainer sees no completions in pairs
+            dataset = in_one_format(
+                dataset,
+                args.dataset_text_field,
+                pairs="any" not in self.recipe.method.sources,
+                joined=packing or args.padding_free,
+                num_proc=args.dataset_num_proc,
+            )
         whole = copy.copy(args)
         whole.max_length, whole.shuffle_dataset = None, False
         rows = super()._prepare_dataset(
@@ -315,33 +342,14 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         )
         if isinstance(rows, Dataset):
             cut = packing and args.packing_strategy in ("wrapped", "bfd_split")
-            rows = self._learnable(rows, None if cut else args.max_length, dataset_name)
+            rows = learnable(
+                rows,
+                None if cut else args.max_length,
+                dataset_name,
+                drop=self.drop_unlearnable_rows,
+                say=PartialState().print,  # the accelerator comes later
+            )
         return super()._prepare_dataset(rows, processing_class, args, packing, None, dataset_name)
-
-    def _learnable(self, rows: Dataset, limit: int | None, name: str) -> Dataset:
-        """The rows with a token to learn among the first ``limit``; InputError on the others."""
-        first_targets = [_first_target(labels) for labels in rows["labels"]]
-        end = math.inf if limit is None else limit
-        learnable = [i for i, first in enumerate(first_targets) if first < end]
-        if len(learnable) == len(rows):
-            return rows
-        lost, first = next((i, f) for i, f in enumerate(first_targets) if not f < end)
-        if first == math.inf:
-            reason = "it has no token to learn (no answer, or all of it masked)"
-            advice = "complete or remove such rows"
-        else:
-            reason = f"its prompt has {first} tokens, --max_length {limit} leaves no room to answer"
-            advice = "raise --max_length (within the models' context) or shorten the prompts"
-        message = (
-            f"{len(rows) - len(learnable)} of {len(rows)} {name} rows cannot be learned from, "
-            f"first row {lost}: {reason}"
-        )
-        if not self.drop_unlearnable_rows:
-            raise InputError(f"{message}; {advice}, or give --drop_unlearnable_rows")
-        if not learnable:
-            raise InputError(f"{message}; nothing would be left: {advice}")
-        PartialState().print(f"Left out: {message}.")  # the accelerator comes later
-        return rows.select(learnable)
 
 
 class _AfterStep(TrainerCallback):
@@ -365,8 +373,3 @@ def count_tokens(inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
 
 def _has_adapter(model: Any) -> bool:
     return hasattr(model, "get_base_model")
-
-
-def _first_target(labels: list[int]) -> float:
-    """Index of the first token that counts, inf if none; the very first is never predicted."""
-    return next((i for i, label in enumerate(labels) if i > 0 and label != -100), math.inf)

@@ -9,7 +9,7 @@ from amidmath.integrations.torch_loop.objective import Batch, sampled_positions
 from amidmath.integrations.torch_loop.processes import summed
 from amidmath.integrations.torch_loop.states import States, logits_of
 from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
-from amidmath.integrations.torch_loop.teachers import Reference, Teacher
+from amidmath.integrations.torch_loop.teachers import BaseStates, Reference, Teacher
 
 _CHUNK_BYTES = 2**26
 
@@ -41,9 +41,11 @@ class OutsideMass:
 
     def __init__(self, teacher: Teacher) -> None:
         """Start with nothing seen."""
-        self.cache_size: int | None = None
+        # How many logits a cached teacher gave, and how many of them are common.
+        self.of_cache = (0, 0)
         if isinstance(teacher, CachedTeacher):
-            self.cache_size = teacher.store.header.vocabulary
+            size = teacher.store.header.vocabulary
+            self.of_cache = (size, size if teacher.rows.common is None else teacher.rows.common)
         self.sums: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
@@ -56,14 +58,18 @@ class OutsideMass:
             reference: the teacher's.
             batch: the rest.
         """
+        if isinstance(reference, BaseStates):
+            return  # the student's base model has the student's tokens
         ours = student.head.weight.shape[0]
-        theirs = self.cache_size or ours  # the student's base model has the student's tokens
         if isinstance(reference, States):
             theirs = reference.head.weight.shape[0]
-        if ours == theirs:
+            common = min(ours, theirs)
+        else:
+            theirs, common = self.of_cache
+        if common == ours == theirs:
             return
         mask = sampled_positions(batch)
-        sums = [_outside_sum(side, min(ours, theirs), mask) for side in (reference, student)]
+        sums = [_outside_sum(side, common, mask, True) for side in (reference, student)]
         found = torch.stack([*sums, mask.sum().float()])
         self.sums[mode] = self.sums[mode] + found if mode in self.sums else found
 
@@ -77,12 +83,17 @@ class OutsideMass:
         return {"outside_teacher": teacher / count, "outside_student": student / count}
 
 
-def _outside_sum(reference: Any, common: int, mask: torch.Tensor) -> torch.Tensor:
-    """As ``outside_mass``, added up over the positions."""
+def _outside_sum(
+    reference: Any, common: int, mask: torch.Tensor, taken_off: bool = False
+) -> torch.Tensor:
+    """As ``outside_mass``, added up over the positions.
+
+    A token that ``CachedTeacher`` takes off a list keeps its place and probability; with
+    ``taken_off`` it counts.
+    """
     if isinstance(reference, am.TopK):
         logs, indices = reference.log_probs[mask].float(), reference.indices[mask]
-        # A token that was taken off a list keeps its probability, which counts as the tail's.
-        outside = (indices >= common) | (indices < 0)
+        outside = (indices >= common) | ((indices < 0) & taken_off)
         return torch.where(outside, logs.exp(), 0.0).sum()
     hidden, head = reference.hidden[mask], reference.head
     step = max(1, _CHUNK_BYTES // (4 * head.weight.shape[0]))

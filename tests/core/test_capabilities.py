@@ -22,6 +22,14 @@ STEP = 1e-5
 BY_NAME = {row.name: row for row in ROWS}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quickly_compiled():
+    """XLA with few optimizations: what is asked of it here is whether, not how fast."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def has_cupy():
     if importlib.util.find_spec("cupy") is None:
         return False

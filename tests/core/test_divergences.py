@@ -181,6 +181,12 @@ def test_zeros(any_library, oracle, divergence):
     check(divergence, any_library, oracle, xs, ys)
 
 
+@functools.cache
+def value_from_afar(divergence, log_x, log_y):
+    with mpmath.workdps(2000):
+        return value_of(divergence, log_x, log_y)
+
+
 @by_divergence
 def test_far_apart_is_infinite_or_right_and_not_nan(any_library, oracle, divergence):
     """Logarithms so far apart, or so low, that powers of them overflow."""
@@ -192,8 +198,7 @@ def test_far_apart_is_infinite_or_right_and_not_nan(any_library, oracle, diverge
     assert np.all(any_library.numpy(divergence(any_library.array(x), any_library.array(x))) == 0.0)
     ratios_are_formed = isinstance(divergence, (am.FDivergence, am.Bregman))
     for row, pair in enumerate(zip(oracle.exact(x), oracle.exact(y), strict=True)):
-        with mpmath.workdps(2000):
-            wanted = value_of(divergence, *pair)
+        wanted = value_from_afar(divergence, *pair)
         if ratios_are_formed or wanted > np.finfo(any_library.dtype).max / 8:
             continue
         assert math.isfinite(value[row]), (divergence, float(wanted))
@@ -297,16 +302,16 @@ ONE_OF_EACH = {name: cls(*cls.examples[0]) for name, cls in am.divergences.REGIS
 
 
 @pytest.mark.parametrize("divergence", ONE_OF_EACH.values(), ids=ONE_OF_EACH)
-def test_differentiation_gives_the_partials(autodiff, divergence):
+def test_differentiation_gives_the_partials(any_autodiff, divergence):
     """And scales them by what is done with the value afterwards."""
-    x, y = (autodiff.array(a) for a in log_probabilities(autodiff.dtype))
+    x, y = (any_autodiff.array(a) for a in log_probabilities(any_autodiff.dtype))
     cotangent = np.array([1.0, -2.0, 0.5, 3.0])
-    value, grads = autodiff.derivatives(divergence, x, y, cotangent=cotangent)
+    value, grads = any_autodiff.derivatives(divergence, x, y, cotangent=cotangent)
     wanted, partials = divergence.value_and_grad(x, y)
-    np.testing.assert_allclose(value, autodiff.numpy(wanted), rtol=4 * autodiff.eps)
+    np.testing.assert_allclose(value, any_autodiff.numpy(wanted), rtol=4 * any_autodiff.eps)
     for grad, partial in zip(grads, partials, strict=True):
         np.testing.assert_allclose(
-            grad, autodiff.numpy(partial) * cotangent[:, None], rtol=8 * autodiff.eps
+            grad, any_autodiff.numpy(partial) * cotangent[:, None], rtol=8 * any_autodiff.eps
         )
 
 

@@ -297,37 +297,35 @@ def test_dtypes_of_knobs(logits, knob):
 # The libraries' own differentiation
 
 
-def compiled(f, library):
-    """JAX in one piece, which is faster than compiling every operation by itself."""
-    return jax.jit(f) if library.name == "jax" else f
-
-
 @pytest.mark.parametrize("shapes", SHAPES, ids=str)
-def test_autodiff_through_arrays(autodiff, shapes):
+def test_autodiff_through_arrays(any_autodiff, shapes):
     """What torch and JAX make of it is value_and_grad's, with a factor for every position."""
-    arrays = batch(autodiff, *shapes)
-    keep = autodiff.array([[1, 0], [1, 1]], "bool")
+    arrays = batch(any_autodiff, *shapes)
+    keep = any_autodiff.array([[1, 0], [1, 1]], "bool")
     factors = np.array([[1.0, -2.0], [3.0, 0.5]])
 
     def f(student, teacher, alpha, lam):
         return am.AMiD(order="rq", alpha=alpha, lam=lam)(student, teacher, keep, reduction="none")
 
-    value, grads = autodiff.derivatives(compiled(f, autodiff), *arrays, cotangent=factors)
-    full = [autodiff.array(np.broadcast_to(autodiff.numpy(a), (2, 2)).copy()) for a in arrays[2:]]
+    value, grads = any_autodiff.derivatives(any_autodiff.compiled(f), *arrays, cotangent=factors)
+    full = [
+        any_autodiff.array(np.broadcast_to(any_autodiff.numpy(a), (2, 2)).copy())
+        for a in arrays[2:]
+    ]
     loss = am.AMiD(order="rq", alpha=full[0], lam=full[1])
     wanted, each = loss.value_and_grad(*arrays[:2], keep, "none", wrt=WRT)
-    np.testing.assert_allclose(value, autodiff.numpy(wanted), rtol=8 * autodiff.eps)
+    np.testing.assert_allclose(value, any_autodiff.numpy(wanted), rtol=8 * any_autodiff.eps)
     for grad, whole, array in zip(grads, each, arrays, strict=True):
-        whole = autodiff.numpy(whole)
+        whole = any_autodiff.numpy(whole)
         scaled = whole * (factors if whole.ndim == 2 else factors[..., None])
         want = summed_back(scaled, tuple(array.shape))
-        assert grad.dtype == autodiff.dtype
-        atol = 16 * autodiff.eps * np.abs(scaled).max()
+        assert grad.dtype == any_autodiff.dtype
+        atol = 16 * any_autodiff.eps * np.abs(scaled).max()
         np.testing.assert_allclose(grad, want, rtol=0, atol=atol)
 
 
 @by_order
-def test_derivatives_by_the_knobs_at_zeros(autodiff, order):
+def test_derivatives_by_the_knobs_at_zeros(any_autodiff, order):
     """Entries at -inf, on either side or both, make no NaN where the loss is finite."""
     student = np.array([[0.5, -INF, 1.0, -INF], [0.0, 1.0, -1.0, 0.5]] * len(ALPHAS))
     teacher = np.array([[1.0, 0.0, -0.5, -INF], [0.5, 0.0, 1.0, -INF]] * len(ALPHAS))
@@ -336,8 +334,8 @@ def test_derivatives_by_the_knobs_at_zeros(autodiff, order):
     def f(s, t, a, lam):
         return am.AMiD(order=order, alpha=a, lam=lam)(s, t, reduction="none")
 
-    arrays = [autodiff.array(a) for a in (student, teacher, alpha, np.full(alpha.shape, 0.25))]
-    value, grads = autodiff.derivatives(compiled(f, autodiff), *arrays)
+    arrays = [any_autodiff.array(a) for a in (student, teacher, alpha, np.full(alpha.shape, 0.25))]
+    value, grads = any_autodiff.derivatives(any_autodiff.compiled(f), *arrays)
     assert not np.any(np.isnan(value))
     finite = np.isfinite(value)
     assert np.any(finite)

@@ -12,7 +12,7 @@ import torch
 from linear_oracle import bucketed, case, expected
 
 import amidmath as am
-from amidmath import _buckets, _linear_rows
+from amidmath import _buckets, _linear_layer
 
 KL = am.AMiD(am.KL(), order="qr", alpha=-1.0, lam=0.3)
 MASK = np.array([1, 0, 1, 1, 1, 0, 0, 1, 1, 1, 1, 1, 0], bool)
@@ -130,11 +130,11 @@ def test_what_is_left_out_is_not_read(any_library):
 @pytest.mark.parametrize("name", ["numpy", "torch"])
 def test_what_is_left_out_is_not_multiplied(name, monkeypatch):
     rows = []
-    outputs = _linear_rows._Layer.outputs
+    outputs = _linear_layer.Layer.outputs
     monkeypatch.setattr(
-        _linear_rows._Layer,
+        _linear_layer.Layer,
         "outputs",
-        lambda self, hidden, out: rows.append(hidden.shape[0]) or outputs(self, hidden, out),
+        lambda self, hidden: rows.append(hidden.shape[0]) or outputs(self, hidden),
     )
     array = np.asarray if name == "numpy" else torch.from_numpy
     KL.linear(*case().arguments(am, array), array(MASK), chunk_rows=4)

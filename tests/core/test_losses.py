@@ -251,10 +251,10 @@ def test_masks_and_reductions_of_sums(any_library, loss):
         np.testing.assert_array_equal(any_library.numpy(called), any_library.numpy(value))
 
 
-def test_differentiation_of_a_sum_with_knobs(autodiff):
+def test_differentiation_of_a_sum_with_knobs(any_autodiff):
     """What torch and JAX make of it is value_and_grad's; a knob in two parts adds up."""
-    student, teacher = (autodiff.array(a) for a in logits(autodiff.dtype))
-    alpha, lam = knobs(autodiff)
+    student, teacher = (any_autodiff.array(a) for a in logits(any_autodiff.dtype))
+    alpha, lam = knobs(any_autodiff)
 
     def make(alpha, lam):
         return 0.5 * am.AMiD(order="pr", alpha=alpha, lam=lam) + 2.0 * am.AMiD(
@@ -264,15 +264,17 @@ def test_differentiation_of_a_sum_with_knobs(autodiff):
     def f(student, teacher, alpha, lam):
         return make(alpha, lam)(student, teacher)
 
-    f = jax.jit(f) if autodiff.name == "jax" else f
-    value, grads = autodiff.derivatives(f, student, teacher, alpha, lam)
+    f = jax.jit(f) if any_autodiff.name == "jax" else f
+    value, grads = any_autodiff.derivatives(f, student, teacher, alpha, lam)
     loss = make(alpha, lam)
     names = (*BOTH, "parts[0].alpha", "parts[0].lam", "parts[1].alpha")
     wanted, (by_s, by_t, first, by_lam, second) = loss.value_and_grad(student, teacher, wrt=names)
-    np.testing.assert_allclose(value, autodiff.numpy(wanted), rtol=8 * autodiff.eps)
+    np.testing.assert_allclose(value, any_autodiff.numpy(wanted), rtol=8 * any_autodiff.eps)
     for grad, want in zip(grads, (by_s, by_t, first + second, by_lam), strict=True):
-        want = autodiff.numpy(want)
-        np.testing.assert_allclose(grad, want, rtol=0, atol=16 * autodiff.eps * np.abs(want).max())
+        want = any_autodiff.numpy(want)
+        np.testing.assert_allclose(
+            grad, want, rtol=0, atol=16 * any_autodiff.eps * np.abs(want).max()
+        )
 
 
 def test_a_sum_is_a_static_argument_of_jax():
@@ -420,22 +422,22 @@ def test_alpha_jensen_shannon_is_the_minimum_over_assistants(alpha):
         assert torch.all(objective(torch.log_softmax(log_r + nudge, -1)) > least)
 
 
-def test_differentiation_of_alpha_jensen_shannon(autodiff):
-    student, teacher = (autodiff.array(a) for a in logits(autodiff.dtype))
-    mask = autodiff.array([True, False, True, True], "bool")
+def test_differentiation_of_alpha_jensen_shannon(any_autodiff):
+    student, teacher = (any_autodiff.array(a) for a in logits(any_autodiff.dtype))
+    mask = any_autodiff.array([True, False, True, True], "bool")
     for alpha in (-1.0, 3.0):
         loss = am.AlphaJensenShannon(alpha, 0.25)
 
         def f(s, t, loss=loss):
             return loss(s, t, mask, denominator=5)
 
-        f = jax.jit(f) if autodiff.name == "jax" else f
-        value, grads = autodiff.derivatives(f, student, teacher)
+        f = jax.jit(f) if any_autodiff.name == "jax" else f
+        value, grads = any_autodiff.derivatives(f, student, teacher)
         wanted, wanted_grads = loss.value_and_grad(student, teacher, mask, denominator=5, wrt=BOTH)
-        np.testing.assert_allclose(value, autodiff.numpy(wanted), rtol=8 * autodiff.eps)
+        np.testing.assert_allclose(value, any_autodiff.numpy(wanted), rtol=8 * any_autodiff.eps)
         for grad, want in zip(grads, wanted_grads, strict=True):
-            want = autodiff.numpy(want)
-            atol = 8 * autodiff.eps * np.abs(want).max()
+            want = any_autodiff.numpy(want)
+            atol = 8 * any_autodiff.eps * np.abs(want).max()
             np.testing.assert_allclose(grad, want, rtol=0, atol=atol)
 
 

@@ -71,15 +71,15 @@ def test_chunks_change_nothing(any_library, chunk_of, loss, per_chunk):
     close(any_library, loss(student, teacher, mask, reduction="none"), wanted[0])
 
 
-def test_chunks_change_nothing_under_differentiation(autodiff, chunk_of):
-    student, teacher = logits(autodiff)
+def test_chunks_change_nothing_under_differentiation(any_autodiff, chunk_of):
+    student, teacher = logits(any_autodiff)
     loss = am.AMiD(order="qr", alpha=3.0, lam=0.31)  # which JAX has not traced yet
     value, grad = loss.value_and_grad(student, teacher)
     shapes = chunk_of(4)
-    chunked, (chunked_grad, _) = autodiff.derivatives(loss, student, teacher)
-    assert shapes == {(4,) if autodiff.name == "jax" else (1, 4)}
-    close(autodiff, autodiff.array(chunked), value)
-    close(autodiff, autodiff.array(chunked_grad), grad)
+    chunked, (chunked_grad, _) = any_autodiff.derivatives(loss, student, teacher)
+    assert shapes == {(4,) if any_autodiff.name == "jax" else (1, 4)}
+    close(any_autodiff, any_autodiff.array(chunked), value)
+    close(any_autodiff, any_autodiff.array(chunked_grad), grad)
 
 
 def test_chunks_of_a_divergence(any_library, chunk_of):
@@ -144,18 +144,18 @@ def test_denominators(any_library, masked):
         np.testing.assert_allclose(any_library.numpy(called), total / 7, rtol=rtol)
 
 
-def test_gradient_accumulation_by_denominator(autodiff):
+def test_gradient_accumulation_by_denominator(any_autodiff):
     """Two halves of a batch over the count of the whole add up to the whole."""
-    student, teacher = logits(autodiff)
+    student, teacher = logits(any_autodiff)
     loss = LOSSES["KL"]
-    value, (grad, _) = autodiff.derivatives(loss, student, teacher)
+    value, (grad, _) = any_autodiff.derivatives(loss, student, teacher)
     halves = []
     for rows in ([[1, 0], [1, 0]], [[0, 1], [0, 1]]):
-        mask = autodiff.array(rows, "bool")
+        mask = any_autodiff.array(rows, "bool")
         part = partial(loss, mask=mask, denominator=4)
-        halves.append(autodiff.derivatives(part, student, teacher))
-    np.testing.assert_allclose(sum(v for v, _ in halves), value, rtol=8 * autodiff.eps)
-    np.testing.assert_allclose(sum(g for _, (g, _) in halves), grad, rtol=8 * autodiff.eps)
+        halves.append(any_autodiff.derivatives(part, student, teacher))
+    np.testing.assert_allclose(sum(v for v, _ in halves), value, rtol=8 * any_autodiff.eps)
+    np.testing.assert_allclose(sum(g for _, (g, _) in halves), grad, rtol=8 * any_autodiff.eps)
 
 
 def test_integer_masks_keep_where_they_are_not_zero(any_library):

@@ -45,7 +45,7 @@ FACTORIES = {
     "Head": "what `Loss.linear` multiplies with",
     "Loss": "the base class of the losses",
     "ModeReport": "what `mode_report` returns",
-    "TopK": "what `Loss.sparse` takes",
+    "TopK": "what `Loss.sparse` and `Loss.linear` take",
     "VocabParallel": "a loss of sharded logits, which needs several ranks",
     "divergences": "a module",
     "geometry": "a module, below",
@@ -255,8 +255,8 @@ GENERAL = (
     "dask arrays need chunks of known size (`compute_chunk_sizes()`), and an empty one cannot be "
     "computed: its own maximum refuses. Values are not checked, as that would compute them.",
     "`amidmath.methods` makes losses of the classes above; `akl` alone has one of its own.",
-    "`Loss.linear` and `Loss.sparse`: values and `..._value_and_grad` on NumPy and "
-    "array-api-strict; on torch also grad and compile, on JAX jit, grad and vmap "
+    "`Loss.linear`, against a head or a `TopK`, and `Loss.sparse`: values and `..._value_and_grad` "
+    "on NumPy and array-api-strict; on torch also grad and compile, on JAX jit, grad and vmap "
     "(tests/core/test_linear*.py, test_sparse.py). Not on dask.",
     f"CuPy: {UNTRIED} is what the tests run where there is a GPU; none has run them yet.",
     "Not in the tables: "

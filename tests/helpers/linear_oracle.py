@@ -1,4 +1,7 @@
-"""The loss from hidden states by definition: logits multiplied out in float64, torch's autograd."""
+"""The loss from hidden states by definition: logits multiplied out in float64, torch's autograd.
+
+Against lists, ``loss.sparse`` of those logits, whose own oracle is ``sparse_oracle``.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from amidmath import TopK
 
 STUDENT = ("student_hidden", "student_head", "student_bias", "student_low_rank")
 
@@ -24,6 +29,7 @@ class Case:
     student: dict[str, Any] = field(default_factory=dict)
     teacher: dict[str, Any] = field(default_factory=dict)
     factor: float = 0.5
+    lists: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -31,12 +37,15 @@ class Case:
         return tuple(name for name in STUDENT if getattr(self, name) is not None)
 
     def arguments(self, am: Any, array: Any) -> tuple[Any, ...]:
-        """Positional arguments of ``linear``, made by ``array``."""
+        """Positional arguments of ``linear``, made by ``array``; lists, where there are any."""
         low = self.student_low_rank and (*map(array, self.student_low_rank), self.factor)
         bias = None if self.student_bias is None else array(self.student_bias)
+        student = am.Head(array(self.student_head), bias, low_rank=low, **self.student)
+        if self.lists is not None:
+            return array(self.student_hidden), student, am.TopK(*map(array, self.lists))
         return (
             array(self.student_hidden),
-            am.Head(array(self.student_head), bias, low_rank=low, **self.student),
+            student,
             array(self.teacher_hidden),
             am.Head(array(self.teacher_head), **self.teacher),
         )
@@ -52,11 +61,13 @@ def case(
     student: dict[str, Any] | None = None,
     teacher: dict[str, Any] | None = None,
     seed: int = 7,
+    k: int | None = None,
+    temperature: float = 1.0,
 ) -> Case:
-    """Random arguments."""
+    """Random arguments; the teacher by its k most probable tokens, where that is not None."""
     rng = np.random.default_rng(seed)
     (v_s, v_t), (h_s, h_t) = vocabulary, sizes
-    return Case(
+    made = Case(
         rng.normal(size=(*shape, h_s)),
         rng.normal(size=(*shape, h_t)),
         rng.normal(size=(v_s, h_s)),
@@ -66,6 +77,19 @@ def case(
         student or {},
         teacher or {},
     )
+    if k is not None:
+        made.lists = most_probable(made, k, temperature)
+    return made
+
+
+def most_probable(case: Case, k: int, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+    """The teacher's k most probable tokens; the second position has one less, padded."""
+    logits = case.teacher_hidden @ case.teacher_head.T / temperature
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    indices = np.argsort(-logs, axis=-1)[..., :k]
+    logs = np.take_along_axis(logs, indices, -1)
+    logs.reshape(-1, k)[1:2, k - 1], indices.reshape(-1, k)[1:2, k - 1] = np.nan, -1
+    return logs, indices
 
 
 def logits(out: torch.Tensor, scale: float = 1.0, softcap: float | None = None) -> torch.Tensor:
@@ -107,11 +131,15 @@ def expected(
         a, b = leaves["student_low_rank"]
         out = out + case.factor * (leaves["student_hidden"][kept] @ a.T) @ b.T
     s = logits(out, **case.student)
-    t = logits(torch.from_numpy(case.teacher_hidden)[kept] @ torch.from_numpy(case.teacher_head).T,
-               **case.teacher)  # fmt: skip
-    common = min(s.shape[-1], t.shape[-1])
-    pair = (bucketed(s, common), bucketed(t, common)) if vocab == "common" else (s, t)
-    values = loss(*pair, reduction="none")
+    if case.lists is not None:
+        lists = TopK(*(torch.from_numpy(a)[kept] for a in case.lists))
+        values = loss.sparse(s, lists, reduction="none")
+    else:
+        other, head = torch.from_numpy(case.teacher_hidden), torch.from_numpy(case.teacher_head)
+        t = logits(other[kept] @ head.T, **case.teacher)
+        common = min(s.shape[-1], t.shape[-1])
+        pair = (bucketed(s, common), bucketed(t, common)) if vocab == "common" else (s, t)
+        values = loss(*pair, reduction="none")
     if labels is not None:
         wanted = torch.from_numpy(labels)[kept]
         values = values + label_weight * torch.nn.functional.cross_entropy(

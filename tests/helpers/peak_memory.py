@@ -55,14 +55,15 @@ def trainer(folder: str, rows: int, length: int, checkpointing: bool, big: bool)
 
 def _tiny(length: int) -> tuple[torch.nn.Module, torch.nn.Module]:
     return (
-        tiny_model(1, 2, max_position_embeddings=length),
-        tiny_model(1, 1, max_position_embeddings=length),
+        tiny_model(1, 2, max_position_embeddings=length, vocab_size=8192),
+        tiny_model(1, 1, max_position_embeddings=length, vocab_size=8192),
     )
 
 
 def main() -> None:
     folder, rows, length, checkpointing = sys.argv[1], *map(int, sys.argv[2:])
-    trainer(folder, 1, 16, False, big=False).train()  # whatever is loaded on first use
+    # Whatever is loaded on first use: kernels are compiled for this vocabulary (some 100 MB).
+    trainer(folder, 1, 16, False, big=False).train()
     before = status("VmRSS")
     big = trainer(folder, rows, length, bool(checkpointing), big=True)
     plan = Plan(rows, length, 1, 3, optimizer=big.args.optim, checkpointing=bool(checkpointing))

@@ -1,5 +1,6 @@
 """Models and text small enough to distil in seconds."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,17 @@ def byte_tokenizer() -> ByT5Tokenizer:
     return tokenizer
 
 
+@functools.cache
+def vocabulary_size() -> int:
+    """How many tokens the byte-level tokenizer has."""
+    return len(byte_tokenizer())
+
+
 def tiny_model(layers: int, seed: int, **changes: Any) -> LlamaForCausalLM:
     """A Llama with random weights over bytes."""
     torch.manual_seed(seed)
     sizes = {
-        "vocab_size": len(byte_tokenizer()),
+        "vocab_size": vocabulary_size(),
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": layers,

@@ -210,6 +210,7 @@ def main(rank: int, ranks: int, folder: Path) -> None:
         "LOCAL_WORLD_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
     }
+    torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     jobs = json.loads((folder / "jobs.json").read_text(encoding="utf-8"))

@@ -16,6 +16,8 @@ from transformers import AutoTokenizer
 
 from amidmath.integrations.cache_teacher import main
 from amidmath.integrations.shared.top_k_store import TopKStore
+from amidmath.integrations.torch_loop import cache_estimate
+from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
 
 @pytest.fixture
@@ -77,6 +79,7 @@ def test_what_it_says(
     assert main([*words(good), "--dry_run", "true"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert not (tmp_path / "cache").exists()
+    assert "processes" not in said
     for part in ("60 rows", "MB in", "a second: about", "mass covered", "384 tokens, the same"):
         assert part in said
     assert main(words(good)) == 0
@@ -105,11 +108,20 @@ def test_a_corrupt_shard_is_the_only_one_written_again(
             assert (tmp_path / "cache" / name).stat().st_mtime_ns == times[name]
 
 
-def test_held_out_rows(good: dict[str, str], tmp_path: Path) -> None:
+def test_held_out_rows(
+    good: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     held_out = write_jsonl(tmp_path / "test.jsonl", [{"prompt": "a ", "completion": "bc"}] * 3)
     changed = good | {"--eval_dataset_name": str(held_out), "--held_out": "true"}
-    assert main(words(changed)) == 0
-    assert TopKStore(tmp_path / "cache").rows == 3
+    assert main(words(changed)) == 0  # before the training rows
+    assert TopKStore(tmp_path / "cache" / "held_out").rows == 3
+    assert main(words(good | {"--eval_dataset_name": str(held_out)})) == 0
+    assert main(words(changed)) == 0  # and after them
+    assert [TopKStore(tmp_path / "cache" / part).rows for part in ("", "held_out")] == [60, 3]
+    capsys.readouterr()
+    assert main([*words(changed | {"--k": "9"}), "--overwrite_output_dir", "true"]) == 2
+    assert "held-out rows need the same (k 9 instead of 8)" in capsys.readouterr().err
+    assert TopKStore(tmp_path / "cache" / "held_out").header.k == 8
 
 
 def test_packed_rows_have_no_lists_where_one_document_follows_another(
@@ -179,12 +191,20 @@ def test_a_student_of_another_vocabulary(
     assert "'mine'" in refuse({"--model_name_or_path": str(folder)})
     changed = good | {"--model_name_or_path": str(folder), "--vocab": "common"}
     assert main(words(changed)) == 0
+    assert TopKStore(tmp_path / "cache").header.common == 384
+
+
+def test_a_teacher_in_parts(
+    refuse: Callable[[dict[str, str]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AMiDTrainer, "is_sharded", True)
+    assert "needs all of it: launch with the DDP configuration" in refuse({})
 
 
 def test_a_disk_without_room(
     refuse: Callable[[dict[str, str]], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amidmath.integrations.cache_teacher.free_bytes", lambda folder: 1000)
+    monkeypatch.setattr(cache_estimate, "free_bytes", lambda folder: 1000)
     said = refuse({})
     assert "needs" in said
     assert "smaller --k" in said

@@ -10,15 +10,15 @@ import pytest
 
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.full_disk import DiskFullError
-from amidmath.integrations.shared.top_k_store import (
+from amidmath.integrations.shared.top_k_format import (
     Header,
     Lists,
-    TopKStore,
-    TopKWriter,
-    check_fingerprints,
+    other_than,
     payload_bytes,
     plan_shards,
 )
+from amidmath.integrations.shared.top_k_store import TopKStore, check_fingerprints, data_arguments
+from amidmath.integrations.shared.top_k_writer import TopKWriter
 
 COUNTS = [3, 0, 5, 2, 7, 1, 4]
 LENGTHS = [5, 2, 6, 9, 8, 3, 5]
@@ -55,8 +55,9 @@ def writer(folder: Path, of: Header, **kwargs: Any) -> TopKWriter:
     return TopKWriter(folder, of, COUNTS, LENGTHS, 5 * of.position_bytes, **kwargs)
 
 
-def write(to: TopKWriter, numbers: list[int]) -> None:
-    to.begin()
+def write(to: TopKWriter, numbers: list[int], *, begin: bool = True) -> None:
+    if begin:
+        to.begin()
     for number in numbers:
         shard = to.shards[number]
         rows = range(shard.first_row, shard.first_row + shard.rows)
@@ -131,12 +132,58 @@ def test_a_shard_that_is_not_in_the_index_yet_is_written_again(tmp_path: Path) -
     TopKStore(folder).read(2)
 
 
+def test_several_processes_write_the_bytes_of_one(complete: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    main = writer(folder, header())
+    main.begin()
+    second, third = (writer(folder, header(), keeps_index=False) for _ in range(2))
+    numbers = main.missing()
+    for to, share in ((second, numbers[1::3]), (main, numbers[::3]), (third, numbers[2::3])):
+        write(to, share, begin=False)
+    assert list(folder.glob("shard-*.json"))
+    main.collect()
+    names = sorted(path.name for path in complete.iterdir())
+    assert names == sorted(path.name for path in folder.iterdir())
+    for name in names:
+        assert (folder / name).read_bytes() == (complete / name).read_bytes(), name
+
+
+def test_what_another_process_wrote_is_kept_when_all_are_killed(
+    complete: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "other"
+    writer(folder, header()).begin()
+    write(writer(folder, header(), keeps_index=False), [1, 2], begin=False)
+    (folder / "shard-00002.json").write_text('{"size": 1')  # the machine went off
+    (folder / "shard-00000.json").write_text("3")
+    with pytest.raises(InputError, match=r"shard-00000\.safetensors has not been written yet"):
+        TopKStore(folder)
+    again = writer(folder, header())
+    assert again.missing() == [0, *range(2, len(again.shards))]
+    write(again, again.missing())
+    assert {path.name for path in folder.iterdir()} == {path.name for path in complete.iterdir()}
+    TopKStore(folder).read(2)
+
+
+def test_notes_of_a_cache_without_index_are_not_believed(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    to = writer(folder, header())
+    to.begin()
+    write(writer(folder, header(), keeps_index=False), [1], begin=False)
+    (folder / "index.json").unlink()
+    again = writer(folder, header(k=3))
+    again.begin()
+    assert [path.name for path in folder.iterdir()] == ["index.json"]
+    assert again.missing() == list(range(len(again.shards)))
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"k": 5}, "its k is 4, not 5"),
         ({"temperature": 2.0}, "its temperature is 1.0, not 2.0"),
         ({"batch_rows": 8}, "its batch_rows is 2, not 8"),
+        ({"teacher": {"precision": "bf16"}}, "its teacher's precision is None, not bf16"),
         (
             {"fingerprints": PRINTS | {"data": "x" * 64}},
             "its data is dddddddddddd, not xxxxxxxxxxxx",
@@ -256,7 +303,7 @@ def test_folders_that_are_no_cache(tmp_path: Path, complete: Path) -> None:
         ({"format": "other"}, "its format is 'other'"),
         ({"fingerprints": {}}, "fingerprints"),
         ({"shards": [{"file": "a"}]}, "first_row"),
-        (None, "is no index"),
+        (None, "is no index.*--overwrite_output_dir"),
     ],
 )
 def test_an_index_that_is_not_known(
@@ -267,6 +314,21 @@ def test_an_index_that_is_not_known(
     path.write_text("{" if change is None else json.dumps(content | change))
     with pytest.raises(InputError, match=says):
         TopKStore(complete)
+
+
+def test_what_is_there_in_place_of_a_cache(tmp_path: Path, complete: Path) -> None:
+    with pytest.raises(InputError, match="there is no such folder"):
+        TopKStore(tmp_path / "nowhere")
+    (tmp_path / "mine").mkdir()
+    complete.rename(tmp_path / "mine" / "held_out")
+    with pytest.raises(InputError, match="only held-out rows in held_out/"):
+        TopKStore(tmp_path / "mine")
+    path = tmp_path / "mine" / "held_out" / "index.json"
+    content = json.loads(path.read_text())
+    del content["k"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="it has no entry 'k'"):
+        TopKStore(path.parent)
 
 
 def test_rows_that_are_not_there(complete: Path) -> None:
@@ -284,11 +346,54 @@ def test_lists_of_another_shape_are_refused(tmp_path: Path) -> None:
 
 
 def test_fingerprints_say_which_of_them_differs() -> None:
-    check_fingerprints(Path("c"), PRINTS, {**PRINTS, "model": None})
+    check_fingerprints(Path("c"), header(), {**PRINTS, "model": None})
     for name in PRINTS:
         with pytest.raises(InputError) as caught:
-            check_fingerprints(Path("c"), PRINTS, PRINTS | {name: "z" * 64})
+            check_fingerprints(Path("c"), header(), PRINTS | {name: "z" * 64})
         text = str(caught.value)
         assert f"{name} (cached {PRINTS[name][:12]}, now zzzzzzzzzzzz: " in text
         assert "z" * 13 not in text
         assert not any(f"{other} (cached" in text for other in set(PRINTS) - {name})
+    with pytest.raises(InputError, match="it is of somebody, another model"):
+        check_fingerprints(Path("c"), header(), {"model": "z" * 64})
+
+
+@pytest.mark.parametrize(
+    ("cached", "now", "says"),
+    [
+        (None, {"seed": 1}, "another dataset, split, seed"),
+        ({"seed": 1}, None, "another dataset, split, seed"),
+        (
+            {"seed": 1, "max_length": 8, "old": 3},
+            {"seed": 2, "max_length": 8, "new": 4},
+            "the prepared rows differ: --seed 2 (cached with 1))",
+        ),
+        ({"seed": 1}, {"seed": 1}, "although the arguments are the same"),
+    ],
+)
+def test_other_rows_are_explained_by_the_arguments(
+    cached: dict[str, int] | None, now: dict[str, int] | None, says: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        check_fingerprints(Path("c"), header(arguments=cached), {"data": "z" * 64}, now)
+    assert says in str(caught.value)
+
+
+def test_data_arguments() -> None:
+    class Script:
+        dataset_name, k = "rows.jsonl", 8
+
+    class Config:
+        max_length, learning_rate = 40, 0.1
+
+    assert data_arguments(Script(), Config()) == {"dataset_name": "rows.jsonl", "max_length": 40}
+
+
+def test_held_out_rows_are_cached_as_the_training_rows_are() -> None:
+    assert other_than(header(), header(log_probs="float32", batch_rows=7)) == ""
+    prints = PRINTS | {"model": "z" * 64}
+    said = other_than(header(), header(k=3, temperature=2.0, fingerprints=prints))
+    assert said == (
+        "k 3 instead of 4, temperature 2.0 instead of 1.0, another teacher, zzzzzzzzzzzz instead "
+        "of mmmmmmmmmmmm"
+    )

@@ -1,10 +1,12 @@
 """The distillation script from end to end, on a byte-level model made on the spot."""
 
 import json
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -25,19 +27,24 @@ def text_file(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "text.jsonl", TEXT_ROWS)
 
 
-@pytest.fixture
-def arguments(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> list[str]:
+def arguments_of(student: Path, teacher: Path, run: Path) -> list[str]:
     """What every run needs but a dataset."""
     return [
-        *("--model_name_or_path", str(student_dir)),
-        *("--teacher_model_name_or_path", str(teacher_dir)),
-        *("--output_dir", str(tmp_path / "run")),
+        *("--model_name_or_path", str(student)),
+        *("--teacher_model_name_or_path", str(teacher)),
+        *("--output_dir", str(run)),
         *("--max_length", "64"),
         *("--per_device_train_batch_size", "4"),
         *("--max_steps", "2"),
         *("--gradient_checkpointing", "false"),
         *("--logging_steps", "1"),
     ]
+
+
+@pytest.fixture
+def arguments(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> list[str]:
+    """Those of a run in a folder of its own."""
+    return arguments_of(student_dir, teacher_dir, tmp_path / "run")
 
 
 def test_a_whole_run(
@@ -107,7 +114,10 @@ def test_trl_formats(arguments: list[str], rows: list[dict[str, object]], tmp_pa
 
 
 @pytest.mark.parametrize("ending", [".json", ".parquet", ".txt", ".csv", "folder", "saved"])
-def test_files_and_folders(arguments: list[str], ending: str, tmp_path: Path) -> None:
+def test_files_and_folders(
+    arguments: list[str], ending: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One is trained on; of the others a dry run says that they are read and prepared."""
     rows = Dataset.from_list(TEXT_ROWS)
     data = tmp_path / f"data{ending}"
     if ending == ".json":
@@ -124,7 +134,11 @@ def test_files_and_folders(arguments: list[str], ending: str, tmp_path: Path) ->
         write_jsonl(data / "test.jsonl", TEXT_ROWS[:4])
     else:
         rows.save_to_disk(data)
-    assert main([*arguments, "--dataset_name", str(data)]) == 0
+    command = [*arguments, "--dataset_name", str(data)]
+    assert main(command if ending == ".parquet" else [*command, "--dry_run"]) == 0
+    total, held_out = {".txt": (12, 1), "folder": (28, 4)}.get(ending, (24, 2))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{total - held_out} sequences of up to 64 tokens, {held_out} held out" in said
 
 
 @pytest.mark.parametrize(
@@ -205,22 +219,41 @@ def test_a_lora_student_names_its_base(
     AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "student")
 
 
-@pytest.fixture
-def finished(arguments: list[str], text_file: Path) -> list[str]:
-    """The command of a run that has ended."""
-    command = [*arguments, "--dataset_name", str(text_file)]
+class Ended(NamedTuple):
+    """A run that has ended."""
+
+    command: list[str]
+    run: Path
+
+
+@pytest.fixture(scope="module")
+def trained_once(
+    student_dir: Path, teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Ended:
+    folder = tmp_path_factory.mktemp("ended")
+    text, run = write_jsonl(folder / "text.jsonl", TEXT_ROWS), folder / "run"
+    command = [*arguments_of(student_dir, teacher_dir, run), "--dataset_name", str(text)]
     assert main(command) == 0
-    return command
+    shutil.copytree(run, folder / "kept")
+    return Ended(command, run)
+
+
+@pytest.fixture
+def ended(trained_once: Ended) -> Ended:
+    """A run that has just ended, whatever earlier tests have done to it."""
+    shutil.rmtree(trained_once.run, ignore_errors=True)
+    shutil.copytree(trained_once.run.with_name("kept"), trained_once.run)
+    return trained_once
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
 
 
-def test_an_earlier_run_is_replaced_when_told(finished: list[str], tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def test_an_earlier_run_is_replaced_when_told(ended: Ended) -> None:
+    run = ended.run
     (run / "checkpoint-2" / "mine.txt").write_text("of the earlier run")
-    assert main([*finished, "--overwrite_output_dir", "--lam", "0.7"]) == 0
+    assert main([*ended.command, "--overwrite_output_dir", "--lam", "0.7"]) == 0
     assert json.loads((run / "run.json").read_text())["training"]["lam"] == 0.7
     assert not (run / "previous").exists()
     assert not list(run.rglob("mine.txt"))
@@ -239,21 +272,19 @@ def test_an_earlier_run_is_replaced_when_told(finished: list[str], tmp_path: Pat
     ],
     ids=lambda flags: "_".join(flags).replace("--", "").replace("/", "."),
 )
-def test_an_earlier_run_survives_what_does_not_fit(
-    finished: list[str], flags: list[str], tmp_path: Path
-) -> None:
-    before = files(tmp_path / "run")
-    assert main([*finished, *flags]) == 2
-    assert files(tmp_path / "run") == before
+def test_an_earlier_run_survives_what_does_not_fit(ended: Ended, flags: list[str]) -> None:
+    before = files(ended.run)
+    assert main([*ended.command, *flags]) == 2
+    assert files(ended.run) == before
 
 
 def test_the_same_command_again_has_nothing_to_do(
-    finished: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ended: Ended, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = files(tmp_path / "run")
-    assert main(finished) == 0
+    before = files(ended.run)
+    assert main(ended.command) == 0
     assert "is complete" in capsys.readouterr().out
-    assert files(tmp_path / "run") == before
+    assert files(ended.run) == before
 
 
 def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(
@@ -269,19 +300,18 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_the_card_names_method_and_meaning(finished: list[str], tmp_path: Path) -> None:
-    card = (tmp_path / "run" / "student" / "README.md").read_text("utf-8")
+def test_the_card_names_method_and_meaning(ended: Ended) -> None:
+    card = (ended.run / "student" / "README.md").read_text("utf-8")
     for words in ("library_name: transformers", "amid(", "lam = 0.1", "KL to teacher"):
         assert words in card
 
 
 def test_an_earlier_student_survives_an_interruption(
-    finished: list[str],
-    tmp_path: Path,
+    ended: Ended,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = tmp_path / "run"
+    run = ended.run
     before = files(run / "student")
 
     def interrupt(*_: object, **__: object) -> None:
@@ -290,11 +320,11 @@ def test_an_earlier_student_survives_an_interruption(
     for _ in range(2):  # the second time what is left of the first is in the way
         with monkeypatch.context() as patch:
             patch.setattr(AMiDTrainer, "compute_loss", interrupt)
-            assert main([*finished, "--overwrite_output_dir"]) == 130
+            assert main([*ended.command, "--overwrite_output_dir"]) == 130
         assert "interrupted" in capsys.readouterr().err
         assert not (run / "student").exists()
         assert files(run / "previous" / "student") == before
-    assert main([*finished, "--overwrite_output_dir"]) == 0
+    assert main([*ended.command, "--overwrite_output_dir"]) == 0
     assert not (run / "previous").exists()
 
 
@@ -311,27 +341,27 @@ def test_a_folder_with_other_files_is_not_touched(
 
 
 def test_a_checkpoint_from_elsewhere_is_no_permission(
-    finished: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ended: Ended, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = str(tmp_path / "run" / "checkpoint-2")
+    checkpoint = str(ended.run / "checkpoint-2")
     other = tmp_path / "other"
     other.mkdir()
     (other / "README.md").write_text("mine")
-    command = [*finished, "--resume_from_checkpoint", checkpoint, "--output_dir", str(other)]
+    command = [*ended.command, "--resume_from_checkpoint", checkpoint, "--output_dir", str(other)]
     assert main(command) == 2
     assert "no earlier run" in capsys.readouterr().err
     assert files(other) == {"README.md": b"mine"}
 
 
 def test_held_out_rows_are_not_overwritten(
-    finished: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ended: Ended, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    held_out = write_jsonl(tmp_path / "run" / "held_out.jsonl", TEXT_ROWS)
-    before = files(tmp_path / "run")
-    command = [*finished, "--overwrite_output_dir", "--eval_dataset_name", str(held_out)]
+    held_out = write_jsonl(ended.run / "held_out.jsonl", TEXT_ROWS)
+    before = files(ended.run)
+    command = [*ended.command, "--overwrite_output_dir", "--eval_dataset_name", str(held_out)]
     assert main(command) == 2
     assert "which the run reads" in capsys.readouterr().err
-    assert files(tmp_path / "run") == before
+    assert files(ended.run) == before
 
 
 def test_the_student_is_not_overwritten(

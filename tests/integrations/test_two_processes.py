@@ -1,13 +1,11 @@
 """Two processes with gloo, DDP and FSDP2, train as one process with all the rows does."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 import trainer_rank
@@ -77,18 +75,14 @@ def ranks(folder: Path) -> Results:
             for place in job.keys() & {"save", "output"}:
                 jobs[f"{name}, {engine}"][place] = f"{name}-{engine}"
     (folder / "jobs.json").write_text(json.dumps(jobs), encoding="utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = []
-    for rank in range(RANKS):
-        # Not a pipe, which when full would stop a process that the others wait for.
-        with (folder / f"{rank}.txt").open("w") as said:
-            command = [sys.executable, trainer_rank.__file__, str(rank), str(RANKS), str(folder)]
-            processes.append(
-                subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment)
-            )
+    processes = [
+        forked.start(trainer_rank.main, rank, RANKS, folder, said=folder / f"{rank}.txt")
+        for rank in range(RANKS)
+    ]
     try:
         for rank, process in enumerate(processes):
-            assert process.wait(timeout=300) == 0, (folder / f"{rank}.txt").read_text()
+            process.join(timeout=300)
+            assert process.exitcode == 0, (folder / f"{rank}.txt").read_text()
     finally:
         for process in processes:
             process.kill()

@@ -1,0 +1,177 @@
+"""A teacher and the rows that it is asked of, prepared as for training."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from transformers import (
+    AutoConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
+from amidmath.integrations.shared.data import load_splits
+from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.prepared import PreparedRows
+from amidmath.integrations.shared.tokenizers import load_tokenizer
+from amidmath.integrations.shared.top_k_format import Lists
+from amidmath.integrations.shared.vocabularies import compare_vocabularies
+from amidmath.integrations.torch_loop.cache_arguments import Arguments
+from amidmath.integrations.torch_loop.config import AMiDConfig
+from amidmath.integrations.torch_loop.loading import fewer_bars, load_teacher_model
+from amidmath.integrations.torch_loop.objective import next_token_mask
+from amidmath.integrations.torch_loop.states import States
+from amidmath.integrations.torch_loop.teacher_cache import lists_of
+from amidmath.integrations.torch_loop.teachers import Teacher
+from amidmath.integrations.torch_loop.trainer import AMiDTrainer
+
+
+@dataclass(frozen=True)
+class Source:
+    """A teacher and the rows that it is asked of.
+
+    Args:
+        teacher: in memory, on its device.
+        vocabulary: how many logits it gives.
+        prepared: the rows.
+        collator: makes batches of them, as in training.
+        common: how many first tokens are the same for the tokenizer that prepared the rows.
+        precision: in which accelerate lets it multiply: "bf16" or "fp16"; "no" for its own.
+        config: temperature, batch size, device.
+    """
+
+    teacher: Teacher
+    vocabulary: int
+    prepared: PreparedRows
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
+    common: int
+    precision: str
+    config: AMiDConfig
+
+    def batches(self, rows: range) -> list[list[int]]:
+        """Rows of about one length together, the same ones every time."""
+        by_length = sorted(rows, key=lambda row: (self.prepared.lengths[row], row))
+        size = self.config.per_device_eval_batch_size
+        return [by_length[i : i + size] for i in range(0, len(by_length), size)]
+
+    def ask(self, rows: Sequence[int], k: int) -> dict[int, Lists]:
+        """The lists of some rows, one forward pass."""
+        prepared = self.prepared
+        batch = self.collator([prepared.rows[row] for row in rows])
+        keep = next_token_mask(batch.pop("labels"))
+        expected = self._expected(rows, keep)
+        if not torch.equal(keep, expected):
+            raise RuntimeError(
+                f"rows {list(rows)}: the collator learns other positions than cached"
+            )
+        inputs = {
+            key: value.to(self.config.device) if torch.is_tensor(value) else value
+            for key, value in batch.items()
+        }
+
+        def of(states: States) -> tuple[torch.Tensor, ...]:
+            where = keep.to(states.hidden.device)
+            return lists_of(states, where, k, float(self.config.temperature))
+
+        ask: Callable[..., tuple[torch.Tensor, ...]] = self.teacher.give
+        arrays = [tensor.cpu().numpy() for tensor in ask(inputs, of)]
+        ends = np.cumsum([len(prepared.positions[row]) for row in rows])[:-1]
+        logs, indices, tails = (np.split(array, ends) for array in arrays)
+        return {
+            row: Lists(logs[i], indices[i], tails[i], prepared.positions[row])
+            for i, row in enumerate(rows)
+        }
+
+    def _expected(self, rows: Sequence[int], keep: torch.Tensor) -> torch.Tensor:
+        """The mask that the rows' positions make in a batch of this shape."""
+        flat = keep.shape[0] == 1 and len(rows) > 1
+        lengths = [self.prepared.lengths[row] for row in rows]
+        starts = [0, *np.cumsum(lengths)[:-1]] if flat else keep.shape[1] * np.arange(len(rows))
+        expected = torch.zeros(keep.numel(), dtype=torch.bool)
+        for row, start in zip(rows, starts, strict=True):
+            expected[torch.from_numpy(self.prepared.positions[row] + int(start))] = True
+        return expected.view(keep.shape)
+
+
+def load(arguments: Arguments, console: Console) -> Source:
+    """The teacher, and the rows as torch_distill.py would prepare them."""
+    config, script = arguments.config, arguments.script
+    with PartialState().main_process_first():  # the others find what it has read
+        train, test = load_splits(script, config.dataset_text_field, config.seed)
+    fewer_bars(len(train))
+    teacher_tokenizer = load_tokenizer(
+        TEACHER_FLAG, arguments.teacher, revision=config.teacher_model_revision
+    )
+    model = load_teacher_model(arguments.teacher, config)
+    size = int(model.config.get_text_config().vocab_size)
+    if script.k > size:
+        raise InputError(f"--k {script.k}: the teacher has {size} tokens only")
+    tokenizer, common = _tokenizer(arguments, teacher_tokenizer, size, console)
+    trainer = AMiDTrainer(
+        _stand_in(model, int(config.max_length or 0)),
+        model,
+        config,
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=tokenizer,
+    )
+    if trainer.is_sharded:
+        raise InputError(
+            "each process asks the teacher of rows of its own, and needs all of it: launch with "
+            "the DDP configuration (ddp.yaml), or a single process; --teacher_load_in_4bit makes a "
+            "teacher smaller"
+        )
+    collator = cast("Any", trainer.plain_collator)
+    rows = trainer.eval_rows if script.held_out else trainer.train_rows
+    apart = getattr(collator, "padding_free", False)
+    prepared = PreparedRows(rows, trainer.tokenizer, apart)
+    precision = trainer.accelerator.mixed_precision
+    return Source(trainer.teacher, size, prepared, collator, common, precision, config)
+
+
+def _tokenizer(
+    arguments: Arguments, theirs: PreTrainedTokenizerBase, size: int, console: Console
+) -> tuple[PreTrainedTokenizerBase, int]:
+    """The student's tokenizer, or the teacher's without one, and for how many tokens both agree."""
+    if arguments.student is None:
+        return theirs, size
+    revision = arguments.model.model_revision
+    ours = load_tokenizer(STUDENT_FLAG, arguments.student, revision=revision)
+    config = AutoConfig.from_pretrained(
+        arguments.student, revision=revision, trust_remote_code=False
+    )
+    found = compare_vocabularies(
+        ours.get_vocab(),
+        theirs.get_vocab(),
+        int(config.get_text_config().vocab_size),
+        size,
+        arguments.config.vocab,
+        cached=True,
+    )
+    console.print(f"Vocabularies: {found.describe()}", highlight=False)
+    return ours, found.common
+
+
+def _stand_in(teacher: PreTrainedModel, max_length: int) -> PreTrainedModel:
+    """The smallest model with the teacher's vocabulary: a trainer prepares rows with a student."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=teacher.config.get_text_config().vocab_size,
+            hidden_size=2,
+            intermediate_size=2,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            num_key_value_heads=1,
+            max_position_embeddings=max_length,
+            pad_token_id=None,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )

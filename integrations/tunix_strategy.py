@@ -1,0 +1,262 @@
+"""Tunix's distillation with these losses: a strategy for its ``DistillationTrainer``.
+
+    strategy = AMiDStrategy(forward, forward, next_token_labels, "distillm", skew=0.1)
+    DistillationTrainer(student, teacher, strategy, optax.adamw(1e-4), config).train(batches)
+
+Beside the losses it differs from Tunix's ``LogitStrategy`` in that the means are over the positions
+that count, and in that forward functions may give :class:`HiddenStates`, so that logits are never
+whole. Needs google-tunix. docs: jax-plugins.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import amidmath as am
+from amidmath import _checks
+from amidmath.integrations.jax_loop.objective import sampled
+from amidmath.integrations.jax_losses import chosen_loss
+from amidmath.integrations.shared.objective import (
+    KL_TO_TEACHER,
+    NO_LABEL,
+    SAMPLE,
+    TOTAL_VARIATION,
+)
+
+try:
+    import optax
+    from tunix.distillation.strategies.base_strategy import (  # type: ignore[import-not-found]
+        BaseStrategy,  # pyright: ignore[reportMissingImports]
+    )
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"amidmath.integrations.tunix_strategy needs google-tunix, and there is no {error.name}: "
+        "pip install google-tunix (it has other versions of transformers and safetensors than "
+        "amidmath[distill-jax], so into an environment without that)",
+        name=error.name,
+    ) from error
+
+Metrics = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class HiddenStates:
+    """What a forward function gives instead of logits, so that they are never whole.
+
+    logits = softcap·tanh(scale·(hidden Wᵀ + bias)/softcap), see ``am.Head``.
+
+    Args:
+        hidden: shape (..., H), after the last norm.
+        weight: W of the output layer, shape (V, H); a tied head is the embedding.
+        bias: shape (V,), or None.
+        softcap: a positive number, or None for no cap.
+        scale: what the layer's output is multiplied by, before the cap.
+    """
+
+    hidden: jax.Array
+    weight: jax.Array
+    bias: jax.Array | None = None
+    softcap: float | None = field(default=None, metadata={"static": True})
+    scale: float = field(default=1.0, metadata={"static": True})
+
+    @property
+    def head(self) -> am.Head:
+        """The output layer."""
+        return am.Head(self.weight, self.bias, self.softcap, self.scale)
+
+    def logits(self) -> jax.Array:
+        """The logits of all of these positions, in float32."""
+        outputs = jnp.matmul(self.hidden, self.weight.T, preferred_element_type=jnp.float32)
+        if self.bias is not None:
+            outputs += self.bias
+        logits: jax.Array = self.head.projection.logits(outputs, jnp)
+        return logits
+
+
+def next_token_labels(input_tokens: jax.Array, input_mask: jax.Array, **_: Any) -> jax.Array:
+    """Labels for next-token prediction from what Tunix's trainer gives by default.
+
+    Args:
+        input_tokens: shape (B, L).
+        input_mask: shape (B, L), which tokens are learned: 0 for padding, and for prompts that are
+            not learned. As in Tunix's own fine-tuning, a position counts by the token after it.
+
+    Returns:
+        Shape (B, L): the next token of every position, -100 where it is not learned and at the end.
+    """
+    learned = jnp.where(input_mask.astype(bool), input_tokens, NO_LABEL)
+    return jnp.pad(learned[:, 1:], ((0, 0), (0, 1)), constant_values=NO_LABEL)
+
+
+class AMiDStrategy(BaseStrategy):  # type: ignore[misc]
+    """Distillation by any loss of amidmath, in Tunix.
+
+    The loss is ``loss`` + ``label_weight`` · cross-entropy, each a mean over the positions that
+    count; 0 if none does. Which ones count is said by the labels, which are all that Tunix passes
+    on beside the models' outputs: a position without a label is left out of both terms and of every
+    metric, and never read, whatever it holds.
+
+    ``LogitStrategy(temperature=T, alpha=a)`` is ``loss=a * T**2 * am.methods.kl(T)`` and
+    ``label_weight=1 - a``, but for that.
+
+    Args:
+        student_forward_fn: ``f(model, **inputs)``, the student's logits (..., V), or its
+            :class:`HiddenStates`.
+        teacher_forward_fn: the teacher's, of the same kind.
+        labels_fn: ``f(**inputs)``, the target of every position: integers (...), -100 for none,
+            such as :func:`next_token_labels`; or distributions over the tokens (..., V) such as
+            one-hot rows, all zeros for none (as MaxText makes them), for logits only.
+        loss: the name of a method in ``am.methods.METHODS``, or a loss.
+        label_weight: what the cross-entropy with the labels counts; not negative.
+        **parameters: the method's.
+
+    Raises:
+        TypeError: a loss that is neither a name nor a loss, or parameters that do not go with it.
+        ValueError: an unknown method, a parameter out of its range, or a negative label weight.
+    """
+
+    def __init__(
+        self,
+        student_forward_fn: Callable[..., Any],
+        teacher_forward_fn: Callable[..., Any],
+        labels_fn: Callable[..., jax.Array],
+        loss: str | am.Loss = "amid",
+        label_weight: float = 0.0,
+        **parameters: Any,
+    ) -> None:
+        """See the class."""
+        super().__init__(student_forward_fn, teacher_forward_fn, labels_fn)
+        self.loss = chosen_loss(loss, parameters)
+        self.label_weight = _checks.number("label_weight", label_weight)
+        if self.label_weight < 0.0:
+            raise ValueError(f"label_weight must not be negative, got {label_weight!r}")
+
+    def compute_loss(
+        self,
+        student_output: jax.Array | HiddenStates,
+        teacher_output: jax.Array | HiddenStates,
+        labels: jax.Array,
+    ) -> tuple[jax.Array, Metrics]:
+        """The loss of a batch, and what to log.
+
+        Args:
+            student_output: logits (..., V), or hidden states.
+            teacher_output: likewise; constant.
+            labels: integers (...), or distributions (..., V).
+
+        Returns:
+            The loss, and, as means over up to 64 of the positions that count, spread over the
+            batch: "distill/soft_loss", the distillation loss; "distill/hard_loss" and
+            "distill/teacher_loss", the student's and the teacher's cross-entropy; "distill/kl_div",
+            KL(teacher‖student) at temperature 1; "distill/overlap", Σ min(p, q).
+
+        Raises:
+            TypeError: logits of the one and hidden states of the other.
+            ValueError: labels that do not fit.
+        """
+        mask = _counting(labels, student_output)
+        if isinstance(student_output, HiddenStates) and isinstance(teacher_output, HiddenStates):
+            weighted: dict[str, Any] = {"labels": labels, "label_weight": self.label_weight}
+            value = self.loss.linear(
+                student_output.hidden,
+                student_output.head,
+                teacher_output.hidden,
+                teacher_output.head,
+                mask,
+                **(weighted if self.label_weight else {}),
+            )
+        elif isinstance(student_output, HiddenStates) or isinstance(teacher_output, HiddenStates):
+            raise TypeError(
+                "student_forward_fn and teacher_forward_fn must both give logits or both "
+                f"HiddenStates, got {type(student_output).__name__} and "
+                f"{type(teacher_output).__name__}"
+            )
+        else:
+            value = self.loss(student_output, teacher_output, mask)
+            if self.label_weight:
+                value += self.label_weight * _cross_entropy(student_output, labels, mask)
+        return value, self._metrics(student_output, teacher_output, labels, mask)
+
+    def compute_eval_loss(
+        self, student_output: jax.Array | HiddenStates, labels: jax.Array
+    ) -> tuple[jax.Array, Metrics]:
+        """The student's cross-entropy, a mean over the positions that count; no metrics.
+
+        Args:
+            student_output: logits (..., V), or hidden states.
+            labels: integers (...), or distributions (..., V).
+
+        Raises:
+            ValueError: labels that do not fit.
+        """
+        mask = _counting(labels, student_output)
+        if not isinstance(student_output, HiddenStates):
+            return _cross_entropy(student_output, labels, mask), {}
+        # Of the divergence from itself, which is 0, the cross-entropy is left, chunk by chunk.
+        own = (student_output.hidden, student_output.head)
+        value = KL_TO_TEACHER.linear(*own, *own, mask, labels=labels)
+        return value, {}
+
+    def _metrics(
+        self,
+        student_output: jax.Array | HiddenStates,
+        teacher_output: jax.Array | HiddenStates,
+        labels: jax.Array,
+        mask: jax.Array,
+    ) -> Metrics:
+        chosen = sampled(mask).reshape(-1)
+        size = min(SAMPLE, chosen.shape[0])
+        (at,) = jnp.nonzero(chosen, size=size, fill_value=0)
+        keep = jnp.arange(size) < jnp.sum(chosen)
+        student, teacher = (_logits_at(o, at) for o in (student_output, teacher_output))
+        targets = labels.reshape(-1, *labels.shape[mask.ndim :])[at]
+        count = jnp.minimum(jnp.sum(chosen), 1)  # 0 where there is nothing to be close to
+        return {
+            "distill/soft_loss": self.loss(student, teacher, keep),
+            "distill/hard_loss": _cross_entropy(student, targets, keep),
+            "distill/kl_div": KL_TO_TEACHER(student, teacher, keep),
+            "distill/teacher_loss": _cross_entropy(teacher, targets, keep),
+            "distill/overlap": count - TOTAL_VARIATION(student, teacher, keep),
+        }
+
+
+def _counting(labels: jax.Array, output: jax.Array | HiddenStates) -> jax.Array:
+    """Which positions have a label."""
+    if isinstance(output, HiddenStates):
+        shape, whole = output.hidden.shape[:-1], None
+    else:
+        shape, whole = output.shape[:-1], output.shape
+    if labels.shape == shape and jnp.issubdtype(labels.dtype, jnp.integer):
+        return labels != NO_LABEL
+    if labels.shape == whole:
+        return jnp.any(labels != 0, axis=-1)
+    rows = "" if whole is None else f", or rows over the tokens of shape {whole}"
+    raise ValueError(
+        f"labels_fn must give integers of the shape of the positions, {shape}{rows}; "
+        f"got shape {labels.shape} and dtype {labels.dtype}"
+    )
+
+
+def _logits_at(output: jax.Array | HiddenStates, at: jax.Array) -> jax.Array:
+    """The logits of some positions, held constant."""
+    output = jax.lax.stop_gradient(output)
+    if not isinstance(output, HiddenStates):
+        return output.reshape(-1, output.shape[-1])[at]
+    hidden = output.hidden.reshape(-1, output.hidden.shape[-1])[at]
+    return HiddenStates(hidden, output.weight, output.bias, output.softcap, output.scale).logits()
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mean over a mask, 0 if that is empty."""
+    computing = jnp.promote_types(logits.dtype, jnp.float32)
+    # Rows left out may hold anything, and must not reach the gradient either.
+    logits = jnp.where(mask[..., None], logits.astype(computing), 0.0)
+    if labels.ndim == logits.ndim:
+        values = optax.safe_softmax_cross_entropy(logits, labels)
+    else:
+        values = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(mask, labels, 0))
+    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)

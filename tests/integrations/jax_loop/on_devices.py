@@ -1,0 +1,60 @@
+"""The process of test_mesh.py, which has eight devices: trains on meshes, and says what came out.
+
+Usage: on_devices.py folder. The folder has jobs.json, and gets done.json.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (  # code that compiles fast
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
+
+import jax
+import numpy as np
+
+from amidmath.integrations.jax_loop.arguments import Arguments, JaxConfig, JaxScriptArguments
+from amidmath.integrations.jax_loop.evaluation import evaluate
+from amidmath.integrations.jax_loop.loading import prepare
+
+
+def run(job):
+    """Losses, gradient norms, held-out figures and weights of a run."""
+    config = JaxConfig(**job["config"])
+    script = JaxScriptArguments(dataset_name=job["data"], eval_dataset_name=job["data"])
+    folder = Path(config.output_dir)
+    arguments = Arguments(job["student"], job["teacher"], folder, script, config)
+    prepared = prepare(arguments, print, jax.devices()[: job["devices"]])
+    trainer = prepared.trainer
+    lines, log = [], trainer._log
+
+    def watch(logs):
+        lines.append(dict(logs))
+        log(logs)
+
+    trainer._log = watch
+    trainer.train()
+    models = {"student": trainer.student}
+    quality = evaluate(models, trainer.teacher, prepared.held_out(None), trainer.mesh)
+    parameters = jax.tree.leaves(trainer.state.trained)
+    return {
+        "lines": lines,
+        "quality": {name: vars(of) for name, of in quality.items()},
+        "sums": [float(np.abs(np.asarray(a, np.float64)).sum()) for a in parameters],
+        "parts": sorted({len(a.sharding.device_set) for a in parameters}),
+        "bytes": sum(a.addressable_shards[0].data.nbytes for a in parameters),
+        "programs": trainer.steps.train._cache_size(),
+    }
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    jobs = json.loads((folder / "jobs.json").read_text())
+    done = {}
+    for name, job in jobs.items():
+        done[name] = run(job)
+    (folder / "done.json").write_text(json.dumps(done))
