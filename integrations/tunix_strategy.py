@@ -4,27 +4,16 @@
     DistillationTrainer(student, teacher, strategy, optax.adamw(1e-4), config).train(batches)
 
 Beside the losses it differs from Tunix's ``LogitStrategy`` in that the means are over the positions
-that count, and in that forward functions may give :class:`HiddenStates`, so that logits are never
+that count, and in that forward functions may give :class:`States`, so that logits are never
 whole. Needs google-tunix. docs: jax-plugins.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-
-import amidmath as am
-from amidmath import _checks
-from amidmath.integrations.jax_loop.objective import sampled
-from amidmath.integrations.jax_losses import chosen_loss
-from amidmath.integrations.shared.objective import (
-    KL_TO_TEACHER,
-    NO_LABEL,
-    SAMPLE,
-    TOTAL_VARIATION,
-)
 
 try:
     import optax
@@ -39,42 +28,20 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
+import amidmath as am
+from amidmath import _checks
+from amidmath.integrations.jax_loop.objective import States as States
+from amidmath.integrations.jax_loop.objective import sampled
+from amidmath.integrations.jax_losses import chosen_loss
+from amidmath.integrations.shared.objective import (
+    KL_TO_TEACHER,
+    NO_LABEL,
+    SAMPLE,
+    TOTAL_VARIATION,
+)
+
+Output = jax.Array | States
 Metrics = dict[str, jax.Array]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class HiddenStates:
-    """What a forward function gives instead of logits, so that they are never whole.
-
-    logits = softcap·tanh(scale·(hidden Wᵀ + bias)/softcap), see ``am.Head``.
-
-    Args:
-        hidden: shape (..., H), after the last norm.
-        weight: W of the output layer, shape (V, H); a tied head is the embedding.
-        bias: shape (V,), or None.
-        softcap: a positive number, or None for no cap.
-        scale: what the layer's output is multiplied by, before the cap.
-    """
-
-    hidden: jax.Array
-    weight: jax.Array
-    bias: jax.Array | None = None
-    softcap: float | None = field(default=None, metadata={"static": True})
-    scale: float = field(default=1.0, metadata={"static": True})
-
-    @property
-    def head(self) -> am.Head:
-        """The output layer."""
-        return am.Head(self.weight, self.bias, self.softcap, self.scale)
-
-    def logits(self) -> jax.Array:
-        """The logits of all of these positions, in float32."""
-        outputs = jnp.matmul(self.hidden, self.weight.T, preferred_element_type=jnp.float32)
-        if self.bias is not None:
-            outputs += self.bias
-        logits: jax.Array = self.head.projection.logits(outputs, jnp)
-        return logits
 
 
 def next_token_labels(input_tokens: jax.Array, input_mask: jax.Array, **_: Any) -> jax.Array:
@@ -105,7 +72,7 @@ class AMiDStrategy(BaseStrategy):  # type: ignore[misc]
 
     Args:
         student_forward_fn: ``f(model, **inputs)``, the student's logits (..., V), or its
-            :class:`HiddenStates`.
+            :class:`States`.
         teacher_forward_fn: the teacher's, of the same kind.
         labels_fn: ``f(**inputs)``, the target of every position: integers (...), -100 for none,
             such as :func:`next_token_labels`; or distributions over the tokens (..., V) such as
@@ -137,8 +104,8 @@ class AMiDStrategy(BaseStrategy):  # type: ignore[misc]
 
     def compute_loss(
         self,
-        student_output: jax.Array | HiddenStates,
-        teacher_output: jax.Array | HiddenStates,
+        student_output: Output,
+        teacher_output: Output,
         labels: jax.Array,
     ) -> tuple[jax.Array, Metrics]:
         """The loss of a batch, and what to log.
@@ -159,30 +126,13 @@ class AMiDStrategy(BaseStrategy):  # type: ignore[misc]
             ValueError: labels that do not fit.
         """
         mask = _counting(labels, student_output)
-        if isinstance(student_output, HiddenStates) and isinstance(teacher_output, HiddenStates):
-            weighted: dict[str, Any] = {"labels": labels, "label_weight": self.label_weight}
-            value = self.loss.linear(
-                student_output.hidden,
-                student_output.head,
-                teacher_output.hidden,
-                teacher_output.head,
-                mask,
-                **(weighted if self.label_weight else {}),
-            )
-        elif isinstance(student_output, HiddenStates) or isinstance(teacher_output, HiddenStates):
-            raise TypeError(
-                "student_forward_fn and teacher_forward_fn must both give logits or both "
-                f"HiddenStates, got {type(student_output).__name__} and "
-                f"{type(teacher_output).__name__}"
-            )
-        else:
-            value = self.loss(student_output, teacher_output, mask)
-            if self.label_weight:
-                value += self.label_weight * _cross_entropy(student_output, labels, mask)
+        value = _compared(
+            self.loss, student_output, teacher_output, mask, labels, self.label_weight
+        )
         return value, self._metrics(student_output, teacher_output, labels, mask)
 
     def compute_eval_loss(
-        self, student_output: jax.Array | HiddenStates, labels: jax.Array
+        self, student_output: Output, labels: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         """The student's cross-entropy, a mean over the positions that count; no metrics.
 
@@ -194,17 +144,12 @@ class AMiDStrategy(BaseStrategy):  # type: ignore[misc]
             ValueError: labels that do not fit.
         """
         mask = _counting(labels, student_output)
-        if not isinstance(student_output, HiddenStates):
-            return _cross_entropy(student_output, labels, mask), {}
-        # Of the divergence from itself, which is 0, the cross-entropy is left, chunk by chunk.
-        own = (student_output.hidden, student_output.head)
-        value = KL_TO_TEACHER.linear(*own, *own, mask, labels=labels)
-        return value, {}
+        return _cross_entropy(student_output, labels, mask), {}
 
     def _metrics(
         self,
-        student_output: jax.Array | HiddenStates,
-        teacher_output: jax.Array | HiddenStates,
+        student_output: Output,
+        teacher_output: Output,
         labels: jax.Array,
         mask: jax.Array,
     ) -> Metrics:
@@ -212,21 +157,21 @@ class AMiDStrategy(BaseStrategy):  # type: ignore[misc]
         size = min(SAMPLE, chosen.shape[0])
         (at,) = jnp.nonzero(chosen, size=size, fill_value=0)
         keep = jnp.arange(size) < jnp.sum(chosen)
-        student, teacher = (_logits_at(o, at) for o in (student_output, teacher_output))
+        student, teacher = (_rows(output, at) for output in (student_output, teacher_output))
         targets = labels.reshape(-1, *labels.shape[mask.ndim :])[at]
         count = jnp.minimum(jnp.sum(chosen), 1)  # 0 where there is nothing to be close to
         return {
-            "distill/soft_loss": self.loss(student, teacher, keep),
+            "distill/soft_loss": _compared(self.loss, student, teacher, keep),
             "distill/hard_loss": _cross_entropy(student, targets, keep),
-            "distill/kl_div": KL_TO_TEACHER(student, teacher, keep),
+            "distill/kl_div": _compared(KL_TO_TEACHER, student, teacher, keep),
             "distill/teacher_loss": _cross_entropy(teacher, targets, keep),
-            "distill/overlap": count - TOTAL_VARIATION(student, teacher, keep),
+            "distill/overlap": count - _compared(TOTAL_VARIATION, student, teacher, keep),
         }
 
 
-def _counting(labels: jax.Array, output: jax.Array | HiddenStates) -> jax.Array:
+def _counting(labels: jax.Array, output: Output) -> jax.Array:
     """Which positions have a label."""
-    if isinstance(output, HiddenStates):
+    if isinstance(output, States):
         shape, whole = output.hidden.shape[:-1], None
     else:
         shape, whole = output.shape[:-1], output.shape
@@ -241,22 +186,56 @@ def _counting(labels: jax.Array, output: jax.Array | HiddenStates) -> jax.Array:
     )
 
 
-def _logits_at(output: jax.Array | HiddenStates, at: jax.Array) -> jax.Array:
-    """The logits of some positions, held constant."""
+def _rows(output: Output, at: jax.Array) -> Output:
+    """Some of the positions, held constant."""
     output = jax.lax.stop_gradient(output)
-    if not isinstance(output, HiddenStates):
-        return output.reshape(-1, output.shape[-1])[at]
-    hidden = output.hidden.reshape(-1, output.hidden.shape[-1])[at]
-    return HiddenStates(hidden, output.weight, output.bias, output.softcap, output.scale).logits()
+    array = output.hidden if isinstance(output, States) else output
+    rows = array.reshape(-1, array.shape[-1])[at]
+    return replace(output, hidden=rows) if isinstance(output, States) else rows
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
-    """The mean over a mask, 0 if that is empty."""
-    computing = jnp.promote_types(logits.dtype, jnp.float32)
+def _compared(
+    loss: am.Loss,
+    student: Output,
+    teacher: Output,
+    mask: jax.Array,
+    labels: jax.Array | None = None,
+    label_weight: float = 0.0,
+) -> jax.Array:
+    """The mean of a loss over a mask, with so much of the cross-entropy."""
+    if isinstance(student, States) and isinstance(teacher, States):
+        value: jax.Array = loss.linear(
+            student.hidden,
+            student.head,
+            teacher.hidden,
+            teacher.head,
+            mask,
+            labels=labels if label_weight else None,
+            label_weight=label_weight,
+        )
+        return value
+    if isinstance(student, States) or isinstance(teacher, States):
+        raise TypeError(
+            "student_forward_fn and teacher_forward_fn must both give logits or both States, "
+            f"got {type(student).__name__} and {type(teacher).__name__}"
+        )
+    value = loss(student, teacher, mask)
+    if labels is not None and label_weight:
+        value += label_weight * _cross_entropy(student, labels, mask)
+    return value
+
+
+def _cross_entropy(output: Output, labels: jax.Array, mask: jax.Array) -> jax.Array:
+    """The mean of the cross-entropy over a mask, 0 if that is empty."""
+    if isinstance(output, States):
+        # The divergence from itself is 0, and what is left is the cross-entropy, chunk by chunk.
+        return _compared(KL_TO_TEACHER, output, output, mask, labels, 1.0)
+    computing = jnp.promote_types(output.dtype, jnp.float32)
     # Rows left out may hold anything, and must not reach the gradient either.
-    logits = jnp.where(mask[..., None], logits.astype(computing), 0.0)
+    logits = jnp.where(mask[..., None], output.astype(computing), 0.0)
     if labels.ndim == logits.ndim:
         values = optax.safe_softmax_cross_entropy(logits, labels)
     else:
-        values = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(mask, labels, 0))
+        targets = jnp.where(mask, labels, 0)
+        values = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)

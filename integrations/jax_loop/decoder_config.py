@@ -44,7 +44,7 @@ class Rotary:
     scaling: Llama3Scaling | float = 1.0
 
     def frequencies(self, head_dim: int) -> NDArray[np.float32]:
-        """Angle per position, (head_dim / 2,), rounded as transformers rounds it."""
+        """Angle per position, (head_dim / 2,), computed in float32 as transformers does."""
         exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
         plain: NDArray[np.float32] = (1.0 / np.float32(self.theta) ** exponents).astype(np.float32)
         scaling = self.scaling
@@ -53,7 +53,8 @@ class Rotary:
         turns = np.float32(scaling.context) * plain / np.float32(2 * math.pi)
         smooth = (turns - scaling.low) / (scaling.high - scaling.low)
         share = np.clip(smooth, 0.0, 1.0).astype(np.float32)
-        return ((1 - share) * plain / np.float32(scaling.factor) + share * plain).astype(np.float32)
+        mixed = (1 - share) * plain / np.float32(scaling.factor) + share * plain
+        return np.asarray(mixed, np.float32)
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,9 @@ def _tiny(length: int) -> tuple[torch.nn.Module, torch.nn.Module]:
 
 def main() -> None:
     folder, rows, length, checkpointing = sys.argv[1], *map(int, sys.argv[2:])
-    # Whatever is loaded on first use: kernels are compiled for this vocabulary (some 100 MB).
-    trainer(folder, 1, 16, False, big=False).train()
+    # What is loaded on first use: 128 rows of logits are enough to have kernels compiled (LLVM
+    # takes some 90 MB).
+    trainer(folder, 4, 32, False, big=False).train()
     before = status("VmRSS")
     big = trainer(folder, rows, length, bool(checkpointing), big=True)
     plan = Plan(rows, length, 1, 3, optimizer=big.args.optim, checkpointing=bool(checkpointing))

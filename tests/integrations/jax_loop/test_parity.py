@@ -1,6 +1,5 @@
 """The same student, teacher and data in torch and in JAX: the same losses, step by step."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from amidmath.integrations.jax_loop.arguments import Arguments, JaxConfig, JaxScriptArguments
 from amidmath.integrations.jax_loop.loading import Prepared, prepare
 from amidmath.integrations.torch_loop.config import AMiDConfig
+from amidmath.integrations.torch_loop.models import freeze_embeddings
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
 STEPS = 20
@@ -59,8 +59,11 @@ SETTINGS: dict[str, tuple[list[dict[str, str]], dict[str, Any]]] = {
 def losses_of_torch(
     student: Path, teacher: Path, rows: list[dict[str, str]], settings: dict[str, Any], folder: Path
 ) -> tuple[list[float], AMiDTrainer]:
+    model = AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32)
+    if settings.get("freeze_embeddings"):
+        freeze_embeddings(model)
     trainer = AMiDTrainer(
-        AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32),
+        model,
         AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32),
         AMiDConfig(output_dir=str(folder), report_to="none", use_cpu=True, **settings),
         train_dataset=Dataset.from_list(rows),
