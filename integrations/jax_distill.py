@@ -18,14 +18,13 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import jax
 from rich.console import Console
 from tqdm.auto import tqdm
 
 from amidmath.integrations.jax_loop.arguments import Arguments, parse_arguments
-from amidmath.integrations.jax_loop.checkpoints import is_main, wait_for_all
 from amidmath.integrations.jax_loop.decoder import Decoder
 from amidmath.integrations.jax_loop.evaluation import evaluate
+from amidmath.integrations.jax_loop.hosts import is_main, join, wait_for_all
 from amidmath.integrations.jax_loop.loading import Prepared, cross_entropy_trainer, prepare
 from amidmath.integrations.jax_loop.model_files import save_model
 from amidmath.integrations.jax_loop.report import card, memory_in_words, print_header, record
@@ -145,13 +144,14 @@ def main(argv: list[str] | None = None) -> int:
         0 when the run is complete, 1 when training cannot go on, 2 when something given does not
         fit, 130 when interrupted.
     """
-    return exit_status(
-        lambda: distill(parse_arguments(argv), Console(quiet=not is_main())),
-        "checkpoints, if any, are kept",
-    )
+
+    def work() -> None:
+        arguments = parse_arguments(argv)
+        join()
+        distill(arguments, Console(quiet=not is_main()))
+
+    return exit_status(work, "checkpoints, if any, are kept")
 
 
 if __name__ == "__main__":
-    if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        jax.distributed.initialize()
     sys.exit(main())

@@ -3,7 +3,13 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG, parse, require
+from amidmath.integrations.shared.command_line import (
+    STUDENT_FLAG,
+    TEACHER_FLAG,
+    Groups,
+    parse,
+    require,
+)
 from amidmath.integrations.shared.data import DEFAULT_TEST_SPLIT
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.settings import (
@@ -12,6 +18,28 @@ from amidmath.integrations.shared.settings import (
     PolicySettings,
     TeacherSettings,
 )
+
+GROUPS: Groups = {
+    "student": ("model_*", "freeze_embeddings"),
+    "teacher": ("teacher_*", "vocab"),
+    "loss": (LossSettings, "label_weight"),
+    "sequences to learn from": (PolicySettings,),
+    "data": (
+        *("dataset_*", "max_length", "packing*", "completion_only_loss", "assistant_only_loss"),
+        *("drop_unlearnable_rows", "train_sampling_strategy"),
+    ),
+    "training": (
+        *("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs"),
+        *("max_steps", "learning_rate", "lr_scheduler_type", "warmup_steps", "optim"),
+        *("weight_decay", "adam_*", "max_grad_norm", "seed"),
+    ),
+    "devices and precision": ("mesh", "bf16", "gradient_checkpointing"),
+    "held-out rows": (HeldOutSettings, "eval_*", "per_device_eval_batch_size"),
+    "run folder and checkpoints": (
+        *("output_dir", "overwrite_output_dir", "dry_run", "resume_from_checkpoint", "save_*"),
+    ),
+    "reporting": ("logging_steps", "disable_tqdm"),
+}
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 OPTIMIZERS = ("adamw", "adafactor", "lion", "sgd")
@@ -227,6 +255,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     script, config = parse(
         (JaxScriptArguments, JaxConfig),
         argv,
+        groups=GROUPS,
         prog="jax_distill.py",
         description="Distil a causal language model with the AMiD loss (JAX, Flax NNX).",
     )

@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from amidmath.integrations.jax_loop.hosts import is_main, wait_for_all
 from amidmath.integrations.shared.checkpoints import (
     ExtraState,
     publish,
@@ -23,17 +23,6 @@ from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.full_disk import saving
 
 _ARRAYS = "arrays"
-
-
-def is_main() -> bool:
-    """Whether this process writes what there is one of."""
-    return jax.process_index() == 0
-
-
-def wait_for_all(name: str) -> None:
-    """Wait until every process is here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def save(

@@ -107,10 +107,10 @@ def _figures(
 
     def of_chunk(chunk: tuple[Array, Any, Array, Array]) -> Array:
         hidden, theirs, keep, targets = chunk
-        logits = _logits(student, hidden)
+        logits = student.logits(hidden)
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(keep, targets, 0))
         if isinstance(reference, States):
-            ours, of_teacher = logits, _logits(reference, theirs)
+            ours, of_teacher = logits, reference.logits(theirs)
             if ours.shape[-1] != of_teacher.shape[-1]:
                 common = min(ours.shape[-1], of_teacher.shape[-1])
                 ours, of_teacher = fold(ours, common, jnp), fold(of_teacher, common, jnp)
@@ -124,12 +124,3 @@ def _figures(
 
     operands = (student.hidden, theirs, positions.mask, positions.targets)
     return jnp.sum(jax.lax.map(of_chunk, jax.tree.map(cut, operands)), axis=0)
-
-
-def _logits(states: States, hidden: Array) -> Array:
-    """The logits (N, V) of some hidden states (N, H), in float32."""
-    outputs = jnp.matmul(hidden, states.weight.T.astype(hidden.dtype)).astype(jnp.float32)
-    if states.bias is not None:
-        outputs += states.bias.astype(jnp.float32)
-    logits: Array = states.head.projection.logits(outputs, jnp)
-    return logits

@@ -16,6 +16,7 @@ from amidmath.integrations.jax_loop.arguments import Arguments, JaxConfig
 from amidmath.integrations.jax_loop.mesh import make_mesh, place, row_shards
 from amidmath.integrations.jax_loop.model_files import LoadedModel, load_model
 from amidmath.integrations.jax_loop.objective import CrossEntropy
+from amidmath.integrations.jax_loop.sampling import end_tokens
 from amidmath.integrations.jax_loop.teachers import CachedTeacher, ModelTeacher, NoTeacher, Teacher
 from amidmath.integrations.jax_loop.trainer import JaxTrainer
 from amidmath.integrations.shared.batches import Batch, Batches, held_out
@@ -25,7 +26,7 @@ from amidmath.integrations.shared.data import load_splits
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.prepared import PreparedRows
 from amidmath.integrations.shared.rows import prepare_rows
-from amidmath.integrations.shared.tokenizers import end_tokens, load_tokenizer
+from amidmath.integrations.shared.tokenizers import load_tokenizer
 from amidmath.integrations.shared.vocabularies import compare_vocabularies
 
 Say = Callable[[str], object]
@@ -90,8 +91,7 @@ def prepare(
         teacher, rows = _open_cache(config, student, tokenizer, rows)
     else:
         teacher = _load_teacher(arguments, student, tokenizer, mesh)
-    named = (student.generation_config or {}).get("eos_token_id")
-    ends = end_tokens(tokenizer, named)
+    ends = end_tokens(student, tokenizer)
     trainer = JaxTrainer(
         student.decoder,
         teacher,

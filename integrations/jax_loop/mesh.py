@@ -200,8 +200,8 @@ class ByVocabulary:
 
         def values_of(rows: tuple[Array, ...]) -> Array:
             hidden, theirs, keep, wanted = rows
-            ours = _logits(student, hidden)
-            values = sharded(ours, _logits(teacher, theirs), keep, reduction="none")
+            ours = student.logits(hidden)
+            values = sharded(ours, teacher.logits(theirs), keep, reduction="none")
             if label_weight:
                 wanted = jnp.where(keep, wanted, NO_LABEL)
                 values += label_weight * self._cross_entropy(ours, wanted)
@@ -241,12 +241,3 @@ def _in_chunks(
         return whole.reshape(chunks, step, *flat.shape[1:])
 
     return jax.lax.map(function, tuple(map(cut, rows))).reshape(-1)[:count]
-
-
-def _logits(states: States, hidden: Array) -> Array:
-    """This device's part of the logits of some rows, in float32."""
-    outputs = jnp.matmul(hidden, states.weight.T.astype(hidden.dtype)).astype(jnp.float32)
-    if states.bias is not None:
-        outputs += states.bias
-    projection = replace(states, hidden=hidden).head.projection
-    return projection.logits(outputs, jnp)

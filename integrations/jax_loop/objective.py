@@ -16,6 +16,7 @@ from amidmath.integrations.shared.objective import (
     SAMPLE,
     STUDENT_ROWS,
     TOTAL_VARIATION,
+    to_reference,
 )
 from amidmath.integrations.shared.recipe import Recipe
 
@@ -51,6 +52,15 @@ class States:
     def head(self) -> am.Head:
         """The head."""
         return am.Head(self.weight, bias=self.bias, softcap=self.softcap, scale=self.scale)
+
+    def logits(self, hidden: Array) -> Array:
+        """The logits (…, V) of some hidden states (…, H), whole, in float32."""
+        outputs = jnp.matmul(hidden, self.weight.T.astype(hidden.dtype))
+        outputs = outputs.astype(jnp.float32)
+        if self.bias is not None:
+            outputs += self.bias.astype(jnp.float32)
+        logits: Array = self.head.projection.logits(outputs, jnp)  # type: ignore[arg-type]
+        return logits
 
     def held(self) -> "States":
         """The same, without gradients."""
@@ -190,8 +200,8 @@ class Objective:
 
     def overlaps(self, student: States, reference: Reference, positions: Positions) -> Array:
         """Σ min(p, q) of every position, (B, L), a constant; 1 where it does not count."""
-        distance = self.compare(TOTAL_VARIATION, student.held(), reference, positions.mask, "none")
-        return 1.0 - distance
+        loss = self._measure(TOTAL_VARIATION, reference)
+        return 1.0 - self.compare(loss, student.held(), reference, positions.mask, "none")
 
     def statistics(self, student: States, reference: Reference, positions: Positions) -> Array:
         """Sums of KL(p‖q) and of the overlap, and the count: an array (3,), a constant.
@@ -200,10 +210,15 @@ class Objective:
         little.
         """
         chosen = sampled(positions.mask)
-        kl = self.compare(KL_TO_TEACHER, student.held(), reference, chosen)
-        distance = self.compare(TOTAL_VARIATION, student.held(), reference, chosen)
+        kl, distance = (
+            self.compare(self._measure(loss, reference), student.held(), reference, chosen)
+            for loss in (KL_TO_TEACHER, TOTAL_VARIATION)
+        )
         count = jnp.sum(chosen)
         return jnp.stack([kl, count - distance, count]).astype(jnp.float32)
+
+    def _measure(self, loss: am.AMiD, reference: Reference) -> am.AMiD:
+        return to_reference(loss, reference, float(self.recipe.params["temperature"]))
 
 
 @dataclass(frozen=True)
@@ -219,12 +234,8 @@ class CrossEntropy:
     ) -> Array:
         """The sum over the positions that count."""
         del values, reference
-        outputs = jnp.matmul(student.hidden, student.weight.T.astype(student.hidden.dtype))
-        outputs = outputs.astype(jnp.float32)
-        if student.bias is not None:
-            outputs += student.bias
-        logits = student.head.projection.logits(outputs, jnp)
         targets = jnp.where(positions.mask, positions.targets, 0)
+        logits = student.logits(student.hidden)
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return jnp.sum(jnp.where(positions.mask, nll, 0.0))
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from amidmath.integrations.jax_loop.decoder import Cache, Decoder
 from amidmath.integrations.jax_loop.model_files import LoadedModel, on_host
-from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared import tokenizers
 
 
 def generate(
@@ -68,7 +68,9 @@ def generate(
         raise ValueError(
             f"pad must be a token of the model, below {model.config.vocabulary}, got {pad}"
         )
-    check_lengths(model.config.context, [len(prompt) for prompt in prompts], max_new_tokens)
+    tokenizers.check_lengths(
+        model.config.context, [len(prompt) for prompt in prompts], max_new_tokens
+    )
     graph, state = nnx.split(model)
     ends = jnp.asarray(end_tokens, jnp.int32)
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
@@ -102,43 +104,11 @@ def generate(
     return [answers[row] for row in range(len(prompts))]
 
 
-def check_lengths(
-    context: int,
-    lengths: Sequence[int],
-    max_new_tokens: int,
-    numbers: Sequence[int] | None = None,
-) -> None:
-    """Raise InputError, with the row, unless each prompt and its answer fit the model's context.
-
-    Args:
-        context: how many tokens the model can read.
-        lengths: tokens of each prompt.
-        max_new_tokens: the longest answer.
-        numbers: what to call the rows; their order if not given.
-    """
-    for row, length in zip(numbers or range(len(lengths)), lengths, strict=True):
-        if length == 0:
-            raise InputError(
-                f"row {row}: its prompt has no tokens; a prompt must have at least one"
-            )
-        if length + max_new_tokens > context:
-            raise InputError(
-                f"row {row}: its prompt has {length} tokens, which with {max_new_tokens} new ones "
-                f"(--max_new_tokens) exceed the model's context of {context}: a prompt may have "
-                f"{max(context - max_new_tokens, 0)}. Lower --max_new_tokens, or cut prompts with "
-                "--max_prompt_length"
-            )
-
-
 def end_tokens(model: LoadedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end an answer: the tokenizer's, and those that the model names besides."""
     content = model.generation_config or {}
     named = content.get("eos_token_id", getattr(model.hf_config, "eos_token_id", None))
-    several = named if isinstance(named, list) else [named]
-    ends = [token for token in (tokenizer.eos_token_id, *several) if isinstance(token, int)]
-    if not ends:
-        raise InputError("neither the tokenizer nor the model names a token that ends an answer")
-    return list(dict.fromkeys(ends))
+    return tokenizers.end_tokens(tokenizer, named)
 
 
 class _Progress(NamedTuple):

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from amidmath.integrations.jax_loop import checkpoints
 from amidmath.integrations.jax_loop.arguments import JaxConfig
 from amidmath.integrations.jax_loop.decoder import Decoder
+from amidmath.integrations.jax_loop.hosts import summed
 from amidmath.integrations.jax_loop.mesh import comparer, on_mesh, spread
 from amidmath.integrations.jax_loop.objective import CrossEntropy, Objective, traceable
 from amidmath.integrations.jax_loop.optimizers import learning_rate, optimizer
@@ -138,7 +139,7 @@ class JaxTrainer:
         """One optimiser step."""
         source = self.policy.choose(self.step, self.total, self.rollouts.buffer)
         batch = self.rollouts.batch(source, self.batches.step(self.step))
-        count = self._summed(int(counted(batch).sum()))
+        count = summed(int(counted(batch).sum()))
         looks = self.recipe.schedules.needs_overlap or (
             (self.step + 1) % self.config.logging_steps == 0
         )
@@ -168,7 +169,7 @@ class JaxTrainer:
         figures.last["grad_norm"] = norm
         figures.loss_sum += loss
         figures.steps += 1
-        figures.tokens += self._summed(int((batch["segments"] > 0).sum()))
+        figures.tokens += summed(int((batch["segments"] > 0).sum()))
         mean = overlap / looked if looked else math.nan
         self.recipe.schedules.observe({"loss": loss, "overlap": mean})
         self.step += 1
@@ -201,14 +202,6 @@ class JaxTrainer:
         values = self.recipe.values(step, self.total)
         arrays = {k: jnp.float32(v) for k, v in values.items() if k in self.traced}
         return arrays, tuple((k, v) for k, v in values.items() if k not in self.traced)
-
-    def _summed(self, count: int) -> int:
-        """Over all processes."""
-        if jax.process_count() == 1:
-            return count
-        from jax.experimental import multihost_utils
-
-        return int(np.sum(multihost_utils.process_allgather(np.asarray(count))))
 
     def _due(self, when: str, every: int, ends_epoch: bool) -> bool:
         if when == "steps":

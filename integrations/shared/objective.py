@@ -1,5 +1,7 @@
 """What both loops measure of a batch beside its loss, and how rows are marked."""
 
+from dataclasses import replace
+
 import amidmath as am
 
 # At λ = 0 the assistant is the student itself.
@@ -14,3 +16,14 @@ SAMPLE = 64
 
 NO_LABEL = -100
 """The label of tokens that are not learned."""
+
+
+def to_reference(loss: am.AMiD, reference: object, temperature: float) -> am.AMiD:
+    """A measure of the distance to a reference.
+
+    Args:
+        loss: ``KL_TO_TEACHER`` or ``TOTAL_VARIATION``.
+        reference: what the teacher says.
+        temperature: of a teacher's lists, which tell of that one only.
+    """
+    return replace(loss, temperature=temperature) if isinstance(reference, am.TopK) else loss

@@ -1,5 +1,6 @@
-"""Loading a tokenizer, and saying of what lies at a name why it cannot be loaded."""
+"""Tokenizers: loading them, what ends an answer, whether a prompt leaves room for one."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,34 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, named: int | list[int] | None
     if not ends:
         raise InputError("neither the tokenizer nor the model names a token that ends an answer")
     return list(dict.fromkeys(ends))
+
+
+def check_lengths(
+    context: int | None,
+    lengths: Sequence[int],
+    max_new_tokens: int,
+    numbers: Sequence[int] | None = None,
+) -> None:
+    """Raise InputError, with the row, unless each prompt and its answer fit a model's context.
+
+    Args:
+        context: how many tokens the model can read; None for any number.
+        lengths: tokens of each prompt.
+        max_new_tokens: the longest answer.
+        numbers: what to call the rows; their order if not given.
+    """
+    for row, length in zip(numbers or range(len(lengths)), lengths, strict=True):
+        if length == 0:
+            raise InputError(
+                f"row {row}: its prompt has no tokens; a prompt must have at least one"
+            )
+        if context is not None and length + max_new_tokens > context:
+            raise InputError(
+                f"row {row}: its prompt has {length} tokens, which with {max_new_tokens} new ones "
+                f"(--max_new_tokens) exceed the model's context of {context}: a prompt may have "
+                f"{max(context - max_new_tokens, 0)}. Lower --max_new_tokens, or cut prompts with "
+                "--max_prompt_length"
+            )
 
 
 def place(name: str) -> str:

@@ -10,10 +10,11 @@ from transformers import PreTrainedModel
 
 import amidmath as am
 from amidmath._buckets import fold
+from amidmath.integrations.shared.objective import KL_TO_TEACHER
 from amidmath.integrations.shared.prepared import ROW
 from amidmath.integrations.shared.quality import Quality
 from amidmath.integrations.torch_loop.generation import evaluation_mode
-from amidmath.integrations.torch_loop.objective import KL_TO_TEACHER, next_token_targets
+from amidmath.integrations.torch_loop.objective import next_token_targets
 from amidmath.integrations.torch_loop.processes import reshard, summed
 from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
 

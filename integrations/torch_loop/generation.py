@@ -8,7 +8,6 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from amidmath.integrations.shared import tokenizers
-from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.torch_loop.models import context_of
 
 
@@ -108,27 +107,8 @@ def check_lengths(
     max_new_tokens: int,
     numbers: Sequence[int] | None = None,
 ) -> None:
-    """Raise InputError, with the row, unless each prompt and its answer fit the model's context.
-
-    Args:
-        model: a causal language model.
-        lengths: tokens of each prompt.
-        max_new_tokens: the longest answer.
-        numbers: what to call the rows; their order if not given.
-    """
-    context = context_of(model)
-    for row, length in zip(numbers or range(len(lengths)), lengths, strict=True):
-        if length == 0:
-            raise InputError(
-                f"row {row}: its prompt has no tokens; a prompt must have at least one"
-            )
-        if context is not None and length + max_new_tokens > context:
-            raise InputError(
-                f"row {row}: its prompt has {length} tokens, which with {max_new_tokens} new ones "
-                f"(--max_new_tokens) exceed the model's context of {context}: a prompt may have "
-                f"{max(context - max_new_tokens, 0)}. Lower --max_new_tokens, or cut prompts with "
-                "--max_prompt_length"
-            )
+    """Raise InputError, with the row, unless each prompt and its answer fit the model's context."""
+    tokenizers.check_lengths(context_of(model), lengths, max_new_tokens, numbers)
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

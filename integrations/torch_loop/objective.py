@@ -7,18 +7,17 @@ from typing import Any
 import torch
 
 import amidmath as am
+from amidmath.integrations.shared.objective import (
+    KL_TO_TEACHER,
+    NO_LABEL,
+    SAMPLE,
+    STUDENT_ROWS,
+    TOTAL_VARIATION,
+    to_reference,
+)
 from amidmath.integrations.shared.recipe import Recipe
 from amidmath.integrations.torch_loop.states import States
 from amidmath.integrations.torch_loop.teachers import BaseStates, Reference
-
-# At λ = 0 the assistant is the student itself.
-KL_TO_TEACHER = am.AMiD(am.KL(), order="pr", lam=0.0)
-TOTAL_VARIATION = am.AMiD(am.TotalVariation(), order="pr", lam=0.0)
-
-STUDENT_ROWS = 1
-"""How a batch's "source" marks rows that a student wrote; 0 is a teacher, or anyone."""
-
-SAMPLE = 64
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,7 @@ class Batch:
         vocab: "strict" or "common", as ``am.Loss.linear`` takes it.
         label_weight: what cross-entropy with the labels adds; 0 for none.
         source: shape (B,), who wrote a row (``STUDENT_ROWS``); None for anyone.
+        lists_at: the temperature of a teacher's lists.
     """
 
     labels: torch.Tensor
@@ -38,6 +38,7 @@ class Batch:
     vocab: str = "strict"
     label_weight: float = 0.0
     source: torch.Tensor | None = None
+    lists_at: float = 1.0
 
     @property
     def mask(self) -> torch.Tensor:
@@ -122,7 +123,8 @@ def _teacher(student: States, reference: Reference, vocab: str) -> dict[str, Any
 def overlaps(student: States, reference: Reference, batch: Batch) -> torch.Tensor:
     """Σ min(p, q) of every position, (B, L); 1 where it does not count."""
     plain = Batch(batch.labels, None, batch.vocab)
-    return 1.0 - compare(TOTAL_VARIATION, student, reference, batch.mask, plain, "none")
+    distance = to_reference(TOTAL_VARIATION, reference, batch.lists_at)
+    return 1.0 - compare(distance, student, reference, batch.mask, plain, "none")
 
 
 def sampled_positions(batch: Batch) -> torch.Tensor:
@@ -141,17 +143,26 @@ def sampled_statistics(student: States, reference: Reference, batch: Batch) -> t
     """
     chosen = sampled_positions(batch)
     plain = Batch(batch.labels, None, batch.vocab)
-    kl = compare(KL_TO_TEACHER, student, reference, chosen, plain, "sum")
-    distance = compare(TOTAL_VARIATION, student, reference, chosen, plain, "sum")
+    kl, distance = (
+        compare(
+            to_reference(loss, reference, batch.lists_at),
+            student,
+            reference,
+            chosen,
+            plain,
+            "sum",
+        )
+        for loss in (KL_TO_TEACHER, TOTAL_VARIATION)
+    )
     count = chosen.sum()
     return torch.stack([kl.float(), count - distance.float(), count.float()])
 
 
 def next_token_mask(labels: torch.Tensor) -> torch.Tensor:
     """Which positions predict a labelled token: True at t where the label of t + 1 counts."""
-    return next_token_targets(labels) != -100
+    return next_token_targets(labels) != NO_LABEL
 
 
 def next_token_targets(labels: torch.Tensor) -> torch.Tensor:
     """The label that each position predicts; -100 for none, as at the last position."""
-    return torch.nn.functional.pad(labels[..., 1:], (0, 1), value=-100)
+    return torch.nn.functional.pad(labels[..., 1:], (0, 1), value=NO_LABEL)

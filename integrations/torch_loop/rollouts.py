@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from trl.models.utils import unwrap_model_for_generation
 
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.objective import STUDENT_ROWS
 from amidmath.integrations.shared.policy_base import Source
 from amidmath.integrations.shared.replay_buffer import Example
 from amidmath.integrations.shared.rollout_rows import Memory, check_policy, prompts_of
 from amidmath.integrations.torch_loop.generation import generate
 from amidmath.integrations.torch_loop.models import context_of
-from amidmath.integrations.torch_loop.objective import STUDENT_ROWS
 from amidmath.integrations.torch_loop.teachers import ModelTeacher
 
 if TYPE_CHECKING:

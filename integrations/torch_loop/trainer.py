@@ -168,7 +168,14 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         denominator = None
         if num_items_in_batch is not None:  # 0 where no token of any batch counts
             denominator = torch.as_tensor(num_items_in_batch).clamp(min=1)
-        batch = Batch(labels, denominator, self.vocab, self.label_weight, inputs.get("source"))
+        batch = Batch(
+            labels,
+            denominator,
+            self.vocab,
+            self.label_weight,
+            inputs.get("source"),
+            float(self.recipe.params["temperature"]),
+        )
         inputs["use_cache"] = False
         to_model = {k: v for k, v in inputs.items() if k not in _NOT_FOR_MODELS}
 

@@ -117,7 +117,10 @@ class Library:
 
 
 LIBRARIES = ("numpy", "read-only numpy", "array-api-strict", "torch", "jax")
+# JAX in float64 takes the most time of all, for formulas that the others check in float64: it has
+# the tests of ONCE.
 EVERY = [Library(name, dtype) for dtype in ("float32", "float64") for name in LIBRARIES]
+EVERY.remove(Library("jax", "float64"))
 MIXED = [
     Library("numpy", "float64"),
     Library("read-only numpy", "float32"),
@@ -132,6 +135,16 @@ STRICTEST = {
     "data_dependent_shapes": False,
     "enabled_extensions": (),
 }
+
+
+@pytest.fixture(autouse=True, scope="package")
+def compile_fast() -> Iterator[None]:
+    """JAX's programs compile fast, and run slower."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)
 
 
 @contextlib.contextmanager

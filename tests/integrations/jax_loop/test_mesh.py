@@ -18,19 +18,18 @@ ROWS = [
     {"prompt": f"{name}: ", "completion": f"an answer of {n} words"}
     for n, name in enumerate("abcdefghijklmnopqrstuvwxyz")
 ]
+LABELS = {
+    "label_weight": 0.5,
+    "gradient_accumulation_steps": 2,
+    "schedule": ["alpha=overlap_token:-5:1"],
+}
 # Devices, --mesh, rows on each, and what else is set. Rows of a step are eight in all.
 MESHES: dict[str, tuple[int, str, int, dict[str, Any]]] = {
     "one": (1, "data=1", 8, {}),
-    "data": (8, "data=8", 1, {}),
     "fsdp": (8, "fsdp=-1", 1, {}),
     "all": (8, "data=2,fsdp=2,tensor=2", 2, {}),
-    "labels, one": (1, "data=1", 4, {"label_weight": 0.5, "gradient_accumulation_steps": 2}),
-    "labels, all": (
-        *(8, "data=2,fsdp=2,tensor=2", 1),
-        {"label_weight": 0.5, "gradient_accumulation_steps": 2},
-    ),
-    "tokens, one": (1, "data=1", 8, {"schedule": ["alpha=overlap_token:-5:1"]}),
-    "tokens, all": (8, "data=4,tensor=2", 2, {"schedule": ["alpha=overlap_token:-5:1"]}),
+    "labels, one": (1, "data=1", 4, LABELS),
+    "labels, several": (8, "data=4,tensor=2", 1, LABELS),
 }
 
 
@@ -78,11 +77,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize(
     ("one", "several", "devices"),
     [
-        ("one", "data", 8),
         ("one", "fsdp", 8),
         ("one", "all", 8),
-        ("labels, one", "labels, all", 8),
-        ("tokens, one", "tokens, all", 8),
+        ("labels, one", "labels, several", 8),
     ],
 )
 def test_a_mesh_trains_as_one_device(
@@ -103,9 +100,9 @@ def test_a_mesh_trains_as_one_device(
 
 
 def test_weights_are_shared_out(runs: dict[str, dict[str, Any]]) -> None:
-    assert runs["data"]["bytes"] == runs["one"]["bytes"]
     assert runs["fsdp"]["bytes"] < 0.2 * runs["one"]["bytes"]
     assert runs["all"]["bytes"] < 0.4 * runs["one"]["bytes"]
+    assert runs["labels, several"]["bytes"] < 0.6 * runs["one"]["bytes"]
 
 
 def test_the_mesh_is_what_the_flag_says() -> None:
