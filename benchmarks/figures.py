@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from benchmarks import peers, training
+from benchmarks import peers, training, training_jax
 from benchmarks.cases import DIVERGENCES, PLAIN_KL
 from benchmarks.results import Range, Results, Timing
 from benchmarks.subjects import IN_PLACE, OURS
@@ -88,6 +88,12 @@ def of(results: Results) -> list[Figure]:
             1.05,
             " ×",
             tuple(_steps(results)),
+        ),
+        Figure(
+            "JAX step, over one of cross-entropy with the teacher's logits, jitted, CPU",
+            1.05,
+            " ×",
+            tuple(_jax_steps(results)),
         ),
         Figure(
             "training step, memory above that of such a step, CPU",
@@ -187,6 +193,14 @@ def _steps(results: Results) -> Iterable[tuple[str, Range]]:
     for group in results.groups("training"):
         base = cross_entropy(results, group)
         for timing in results.select(group, name=training.OURS):
+            if base is not None:
+                yield timing.computes, timing.over(base)
+
+
+def _jax_steps(results: Results) -> Iterable[tuple[str, Range]]:
+    for group in results.groups("JAX step"):
+        base = cross_entropy(results, group)
+        for timing in results.select(group, name=training_jax.OURS):
             if base is not None:
                 yield timing.computes, timing.over(base)
 

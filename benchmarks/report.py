@@ -75,6 +75,7 @@ def render(results: Results) -> str:
         *(_dense(results, group) for group in results.groups("dense")),
         *(_linear(results, group) for group in results.groups("linear")),
         *(_training(results, group) for group in results.groups("training")),
+        *(_jax_steps(results, group) for group in results.groups("JAX step")),
         _memory(results),
         _accuracy(results),
         _scaling(results),
@@ -185,6 +186,27 @@ def _training(results: Results, group: str) -> list[str]:
         "gradients included.",
         "",
         *table(("", "ms (median ± IQR)", "least, ms", "over cross-entropy", "peak, MB"), rows),
+    ]
+
+
+def _jax_steps(results: Results, group: str) -> list[str]:
+    base = figures.cross_entropy(results, group)
+    rows = [
+        [
+            ", ".join((timing.name, timing.computes)),
+            _milliseconds(timing, spread=True),
+            number(1e3 * min(timing.rounds)),
+            "–" if base is None else interval(timing.over(base)),
+        ]
+        for timing in sorted(results.select(group), key=lambda timing: timing.median)
+    ]
+    return [
+        f"## Optimiser step in JAX: {group.removeprefix('JAX step ')}",
+        "",
+        "The same shapes as above, in Flax NNX, jitted, AdamW included. Beside cross-entropy the "
+        "teacher's logits are made by a compiled function of their own.",
+        "",
+        *table(("", "ms (median ± IQR)", "least, ms", "over cross-entropy"), rows),
     ]
 
 

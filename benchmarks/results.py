@@ -108,7 +108,7 @@ class Results:
         """Whether every part of the benchmarks ran, at full size."""
         groups = {group.split()[0] for group in self.groups()}
         others = (self.memory, self.accuracy, self.startup)
-        parts = {"dense", "linear", "scaling", "training"}
+        parts = {"dense", "linear", "scaling", "training", "JAX"}
         return self.sizes == "full" and groups == parts and all(others)
 
     def groups(self, start: str = "") -> list[str]:

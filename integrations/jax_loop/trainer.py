@@ -67,7 +67,7 @@ class JaxTrainer:
         self.recipe, self.policy = config.recipe(), config.data_policy()
         self.total = steps_of(config, batches)
         self.step = 0
-        trains = trained_parameters(student, config.freeze_embeddings)
+        trains = trained_parameters(config.freeze_embeddings)
         self.graph, trained, frozen = nnx.split(student, trains, ...)
         rule = optimizer(config, self.total, decays)
         self.state = TrainState(trained, frozen, placed_like(rule, trained, mesh))
@@ -292,7 +292,7 @@ def steps_of(config: JaxConfig, batches: Batches) -> int:
     return math.ceil(config.num_train_epochs * batches.steps_per_epoch)
 
 
-def trained_parameters(student: Decoder, freeze_embeddings: bool) -> nnx.filterlib.Filter:
+def trained_parameters(freeze_embeddings: bool) -> nnx.filterlib.Filter:
     """Which parameters train: all, or all but the embeddings (and a head that is tied to them)."""
     if not freeze_embeddings:
         return nnx.Param

@@ -49,7 +49,7 @@ def test_every_kind_is_measured(run: Path) -> None:
     found = [benchmark["extra_info"] for benchmark in _benchmarks(run)]
     assert {info["kind"] for info in found} == {"time", "memory", "accuracy", "startup"}
     groups = {info["group"].split()[0] for info in found if info["kind"] == "time"}
-    assert groups == {"dense", "linear", "scaling", "training"}
+    assert groups == {"dense", "linear", "scaling", "training", "JAX"}
 
 
 def test_peers_compute_what_they_say(run: Path) -> None:

@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from amidmath.integrations.jax_loop.decoder import Decoder
 from amidmath.integrations.jax_loop.model_files import LoadedModel
-from amidmath.integrations.jax_loop.sampling import check_lengths, end_tokens, generate
+from amidmath.integrations.jax_loop.sampling import end_tokens, generate
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.tokenizers import check_lengths
 
 Pairs = Callable[[str], tuple[PreTrainedModel, LoadedModel]]
 PROMPTS = [np.arange(5, 5 + n) for n in (3, 11, 1, 7, 7)]
