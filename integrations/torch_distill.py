@@ -21,6 +21,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # they save: with two cores, a step took ten times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from accelerate import PartialState
 from rich.console import Console
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, set_seed
 from trl import SFTTrainer
@@ -82,8 +83,11 @@ def distill(arguments: Arguments, console: Console) -> Path:
             elif not trainer.is_sharded:
                 before |= judge(trainer, {"student before": trainer.student}, limit)
     finally:
-        if is_new and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()  # the Trainer makes it early
+        # The Trainer makes it early. One process removes it: the first may be writing by the time
+        # that another is here.
+        first = PartialState().is_main_process
+        if first and is_new and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
     on_main_process(lambda: run_folder.open_folder(folder, start))
 

@@ -61,9 +61,7 @@ class Prepared:
         return replace(self.student, decoder=self.trainer.student)
 
 
-def prepare(
-    arguments: Arguments, say: Say, devices: Sequence[jax.Device] | None = None
-) -> Prepared:
+def prepare(arguments: Arguments, say: Say, devices: Sequence[Any] | None = None) -> Prepared:
     """Load everything and find out whether it fits together, up to the first optimiser step.
 
     Args:
@@ -107,11 +105,15 @@ def prepare(
 def cross_entropy_trainer(distilled: Prepared, arguments: Arguments) -> JaxTrainer:
     """A trainer that differs in the loss alone: same start, rows, order, steps and optimiser."""
     trainer = distilled.trainer
+    unset: dict[str, Any] = dict.fromkeys(
+        (
+            *("method_kwargs", "divergence", "divergence_kwargs", "order", "alpha", "lam"),
+            *("student_fraction", "loss_eps", "replay_ratio", "init_threshold"),
+        )
+    )
     config = replace(
         arguments.config,
-        **dict.fromkeys(("method_kwargs", "divergence", "divergence_kwargs", "order")),
-        **dict.fromkeys(("alpha", "lam", "student_fraction", "loss_eps")),
-        **dict.fromkeys(("replay_ratio", "init_threshold")),
+        **unset,
         method="kl",
         schedule=[],
         policy="off_policy",
@@ -182,13 +184,14 @@ def _load_teacher(
     arguments: Arguments, student: LoadedModel, tokenizer: PreTrainedTokenizerBase, mesh: Mesh
 ) -> Teacher:
     config, name = arguments.config, str(arguments.teacher)
+    computing = computing_dtype(config)
     theirs = load_tokenizer(TEACHER_FLAG, name, revision=config.teacher_model_revision)
     model = load_model(
         TEACHER_FLAG,
         name,
         revision=config.teacher_model_revision,
-        dtype=computing_dtype(config),
-        param_dtype=None if config.teacher_dtype == "auto" else jnp.dtype(config.teacher_dtype),
+        dtype=computing,
+        param_dtype=computing if config.teacher_dtype == "auto" else config.teacher_dtype,
         sharding_of=partial(place, mesh),
     )
     check_context(config.max_length, teacher=model)

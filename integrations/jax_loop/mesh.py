@@ -44,7 +44,7 @@ def parse_mesh(text: str, devices: int) -> dict[str, int]:
     Raises:
         InputError: not written like that, an axis that there is not, or another number of devices.
     """
-    sizes = dict.fromkeys(AXES, 1)
+    sizes: dict[str, int] = dict.fromkeys(AXES, 1)
     given: set[str] = set()
     for part in filter(None, (word.strip() for word in text.split(","))):
         name, _, number = (word.strip() for word in part.partition("="))
@@ -71,7 +71,7 @@ def parse_mesh(text: str, devices: int) -> dict[str, int]:
     return sizes
 
 
-def make_mesh(text: str, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(text: str, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh that ``--mesh`` asks for.
 
     Args:
@@ -198,10 +198,10 @@ class ByVocabulary:
         teacher = reference.held()
         sharded = am.VocabParallel(loss, self.axis)
 
-        def values_of(rows: tuple[Array, ...]) -> Array:
+        def values_of(rows: tuple[Array, ...]) -> Any:
             hidden, theirs, keep, wanted = rows
             ours = student.logits(hidden)
-            values = sharded(ours, teacher.logits(theirs), keep, reduction="none")
+            values: Array = sharded(ours, teacher.logits(theirs), keep, reduction="none")
             if label_weight:
                 wanted = jnp.where(keep, wanted, NO_LABEL)
                 values += label_weight * self._cross_entropy(ours, wanted)
@@ -240,4 +240,5 @@ def _in_chunks(
         whole = jnp.pad(flat, ((0, chunks * step - count), *((0, 0),) * (flat.ndim - 1)))
         return whole.reshape(chunks, step, *flat.shape[1:])
 
-    return jax.lax.map(function, tuple(map(cut, rows))).reshape(-1)[:count]
+    values: Array = jax.lax.map(function, tuple(map(cut, rows)))
+    return values.reshape(-1)[:count]

@@ -59,7 +59,7 @@ class States:
         outputs = outputs.astype(jnp.float32)
         if self.bias is not None:
             outputs += self.bias.astype(jnp.float32)
-        logits: Array = self.head.projection.logits(outputs, jnp)  # type: ignore[arg-type]
+        logits: Array = self.head.projection.logits(outputs, jnp)
         return logits
 
     def held(self) -> "States":
@@ -135,17 +135,15 @@ class Whole:
         label_weight: float = 0.0,
     ) -> Array:
         """See :class:`Comparer`."""
-        others: dict[str, Any] = {}
+        others: dict[str, Any] = {"mask": mask, "reduction": reduction}
         if label_weight:
             others |= {"labels": labels, "label_weight": label_weight}
+        teacher: Any = reference
         if isinstance(reference, States):
-            others["vocab"] = self.vocab
-            teacher: tuple[Any, ...] = (reference.held().hidden, reference.held().head)
-        else:
-            teacher = (reference,)
-        return loss.linear(
-            student.hidden, student.head, *teacher, mask=mask, reduction=reduction, **others
-        )
+            teacher = reference.held().hidden
+            others |= {"teacher_head": reference.held().head, "vocab": self.vocab}
+        value: Array = loss.linear(student.hidden, student.head, teacher, **others)
+        return value
 
 
 @dataclass(frozen=True)

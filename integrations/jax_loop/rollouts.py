@@ -99,7 +99,7 @@ class Rollouts:
             key=jax.random.fold_in(jax.random.key(config.seed), trainer.step),
             batch_size=config.generation_batch_size or config.per_device_train_batch_size,
         )
-        examples = [Example(p, a) for p, a in zip(prompts, answers, strict=True)]
+        examples = [Example(p, a.astype(np.int64)) for p, a in zip(prompts, answers, strict=True)]
         if Source.BUFFER in trainer.policy.sources:
             for example in examples:
                 self.buffer.push(*example)

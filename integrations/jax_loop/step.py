@@ -87,7 +87,7 @@ class Steps:
     places: TrainState
 
     @cached_property
-    def train(self) -> Callable[..., tuple[TrainState, StepResult]]:
+    def train(self) -> Any:
         """``train(state, teacher, batch, values, fixed, denominator, look)``: an optimiser step."""
         return jax.jit(
             self._train,
@@ -171,7 +171,8 @@ class Steps:
         fixed: Fixed,
     ) -> Array:
         student, reference, positions = self._seen(state.trained, state.frozen, teacher, batch)
-        total = self.loss({**values, **dict(fixed)}, student, reference, positions)
+        every: dict[str, Any] = {**values, **dict(fixed)}
+        total = self.loss(every, student, reference, positions)
         looked = self.statistics({}, student, reference, positions)
         return jnp.concatenate([jnp.stack([total, jnp.sum(positions.mask)]), looked])
 

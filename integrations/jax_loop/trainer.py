@@ -68,7 +68,8 @@ class JaxTrainer:
         self.total = steps_of(config, batches)
         self.step = 0
         trains = trained_parameters(config.freeze_embeddings)
-        self.graph, trained, frozen = nnx.split(student, trains, ...)
+        parts: Any = nnx.split(student, trains, ...)  # its stub knows no filters
+        self.graph, trained, frozen = parts
         rule = optimizer(config, self.total, decays)
         self.state = TrainState(trained, frozen, placed_like(rule, trained, mesh))
         of_recipe = Objective(self.recipe, comparer(mesh, config.vocab), config.label_weight)
@@ -90,7 +91,8 @@ class JaxTrainer:
     @property
     def student(self) -> Decoder:
         """The student as it is now."""
-        return nnx.merge(self.graph, self.state.trained, self.state.frozen)
+        merged: Decoder = nnx.merge(self.graph, self.state.trained, self.state.frozen)
+        return merged
 
     def train(self, checkpoint: Path | None = None) -> None:
         """Train to the last step, from a checkpoint if one is given.
@@ -181,7 +183,7 @@ class JaxTrainer:
         figures, rate = self.figures, learning_rate(self.config, self.total)
         logs = {
             "loss": figures.loss_sum / figures.steps,
-            "learning_rate": float(rate(self.step - 1)),
+            "learning_rate": float(np.asarray(rate(self.step - 1))),
             **figures.last,
             "num_tokens": figures.tokens,
         }
@@ -303,7 +305,7 @@ def placed_like(rule: optax.GradientTransformation, trained: Any, mesh: Mesh) ->
     """An optimiser's first state: what belongs to a parameter lies where that does."""
     everywhere = NamedSharding(mesh, P())
 
-    def beside(leaf: jax.Array, parameter: jax.Array) -> jax.Array:
+    def beside(leaf: jax.Array, parameter: jax.Array) -> Any:
         fits = leaf.shape == parameter.shape
         return jax.device_put(leaf, parameter.sharding if fits else everywhere)
 
