@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -86,9 +87,12 @@ def test_startup(
     present(program.name, missing(*program.needs))
     code = program.before if part == "before" else f"{program.before}\n{program.after}"
 
+    # Where bytecode may not be written, every import would compile its sources anew.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
     def run(code: str) -> str:
         command = [sys.executable, "-c", code]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
