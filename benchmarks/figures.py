@@ -87,13 +87,13 @@ def of(results: Results) -> list[Figure]:
             "training step, over one of cross-entropy with the teacher's logits, CPU",
             1.05,
             " ×",
-            tuple(_steps(results)),
+            tuple(_steps(results, "training", training.OURS)),
         ),
         Figure(
             "JAX step, over one of cross-entropy with the teacher's logits, jitted, CPU",
             1.05,
             " ×",
-            tuple(_jax_steps(results)),
+            tuple(_steps(results, "JAX step", training_jax.OURS)),
         ),
         Figure(
             "training step, memory above that of such a step, CPU",
@@ -189,18 +189,10 @@ def cross_entropy(results: Results, group: str) -> Timing | None:
     return min(of_labels, key=lambda timing: timing.median, default=None)
 
 
-def _steps(results: Results) -> Iterable[tuple[str, Range]]:
-    for group in results.groups("training"):
+def _steps(results: Results, start: str, name: str) -> Iterable[tuple[str, Range]]:
+    for group in results.groups(start):
         base = cross_entropy(results, group)
-        for timing in results.select(group, name=training.OURS):
-            if base is not None:
-                yield timing.computes, timing.over(base)
-
-
-def _jax_steps(results: Results) -> Iterable[tuple[str, Range]]:
-    for group in results.groups("JAX step"):
-        base = cross_entropy(results, group)
-        for timing in results.select(group, name=training_jax.OURS):
+        for timing in results.select(group, name=name):
             if base is not None:
                 yield timing.computes, timing.over(base)
 

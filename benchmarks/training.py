@@ -70,14 +70,12 @@ class Shape:
 SHAPES = {"full": Shape(4, 128, 576, 49_152, 12, 30), "smoke": Shape(2, 8, 192, 96, 1, 2)}
 
 
-def model(shape: Shape, layers: int) -> Any:
-    """A Llama with SmolLM2's proportions: tied embeddings, random weights, float32."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+def configuration(shape: Shape, layers: int) -> Any:
+    """Of a Llama with SmolLM2's proportions and tied embeddings."""
+    from transformers import LlamaConfig
 
-    torch.manual_seed(SEED)
     heads = shape.hidden // HEAD_SIZE
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.hidden,
         intermediate_size=8 * shape.hidden // 3,
@@ -86,7 +84,15 @@ def model(shape: Shape, layers: int) -> Any:
         num_key_value_heads=heads // 3,
         tie_word_embeddings=True,
     )
-    return LlamaForCausalLM(config)
+
+
+def model(shape: Shape, layers: int) -> Any:
+    """The Llama with random weights, float32."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(SEED)
+    return LlamaForCausalLM(configuration(shape, layers))
 
 
 def student(shape: Shape) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks import phases
 from benchmarks.subjects import Subject, missing
-from benchmarks.training import HEAD_SIZE, LABELS, LOGGED, LOSSES, SEED, Shape
+from benchmarks.training import LABELS, LOGGED, LOSSES, SEED, Shape, configuration
 
 OURS, PLAIN = "JaxTrainer", "JAX"
 
@@ -23,24 +23,13 @@ def group(shape: Shape) -> str:
 
 
 def _model(shape: Shape, layers: int) -> Any:
-    """A Llama with SmolLM2's proportions: tied embeddings, random weights, float32."""
+    """The Llama of the torch steps, with random weights of its own."""
     from flax import nnx
-    from transformers import LlamaConfig
 
     from amidmath.integrations.jax_loop.decoder import Decoder
     from amidmath.integrations.jax_loop.families import read_config
 
-    heads = shape.hidden // HEAD_SIZE
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=8 * shape.hidden // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads // 3,
-        tie_word_embeddings=True,
-    )
-    return Decoder(read_config(config), rngs=nnx.Rngs(SEED))
+    return Decoder(read_config(configuration(shape, layers)), rngs=nnx.Rngs(SEED))
 
 
 @functools.lru_cache(maxsize=1)

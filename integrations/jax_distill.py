@@ -23,7 +23,6 @@ from tqdm.auto import tqdm
 
 from amidmath.integrations.jax_loop.arguments import Arguments, parse_arguments
 from amidmath.integrations.jax_loop.decoder import Decoder
-from amidmath.integrations.jax_loop.evaluation import evaluate
 from amidmath.integrations.jax_loop.hosts import is_main, join, wait_for_all
 from amidmath.integrations.jax_loop.loading import Prepared, cross_entropy_trainer, prepare
 from amidmath.integrations.jax_loop.model_files import save_model
@@ -116,7 +115,7 @@ def judge(
         dynamic_ncols=True,
         disable=trainer.config.disable_tqdm or not is_main(),
     )
-    return evaluate(models, trainer.teacher, bar, trainer.mesh)
+    return prepared.judge(models, bar)
 
 
 def finish(arguments: Arguments, trainer: JaxTrainer, results: dict[str, Quality]) -> None:

@@ -46,8 +46,9 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def summed(count: int) -> int:
-    """Over all processes."""
+def summed(*counts: int) -> tuple[int, ...]:
+    """Each over all processes, in one exchange."""
     if jax.process_count() == 1:
-        return count
-    return int(np.sum(multihost_utils.process_allgather(np.asarray(count))))
+        return counts
+    found = np.sum(multihost_utils.process_allgather(np.asarray(counts)), axis=0)
+    return tuple(int(count) for count in found)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import datasets
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 from amidmath.integrations.jax_loop.arguments import Arguments, JaxConfig
+from amidmath.integrations.jax_loop.evaluation import Judge
 from amidmath.integrations.jax_loop.mesh import make_mesh, place, row_shards
 from amidmath.integrations.jax_loop.model_files import LoadedModel, load_model
 from amidmath.integrations.jax_loop.objective import CrossEntropy
@@ -54,6 +55,11 @@ class Prepared:
         if limit is not None:
             rows = rows.select(range(min(limit, len(rows))))
         return _once(rows, trainer.config, trainer.mesh, trainer.batches.pad)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Compares models with the teacher."""
+        return Judge(self.trainer.teacher, self.trainer.mesh)
 
     @property
     def saved(self) -> LoadedModel:

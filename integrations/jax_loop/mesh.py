@@ -19,9 +19,10 @@ from amidmath.integrations.jax_loop.objective import (
     Reference,
     States,
     Whole,
+    in_chunks,
 )
 from amidmath.integrations.shared.errors import InputError
-from amidmath.integrations.shared.objective import NO_LABEL
+from amidmath.integrations.shared.objective import KL_TO_TEACHER, NO_LABEL
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
@@ -213,32 +214,18 @@ class ByVocabulary:
             values = values_of(rows)
         else:
             step = max(1, _CHUNK_BYTES // (8 * student.weight.shape[0]))
-            values = _in_chunks(jax.checkpoint(values_of), rows, min(step, mask.size))
+            chunks = in_chunks(jax.checkpoint(values_of), rows, min(step, mask.size))
+            values = chunks.reshape(-1)[: mask.size]
         return jnp.sum(values) if reduction == "sum" else values.reshape(mask.shape)
 
     def _cross_entropy(self, logits: Array, labels: Array) -> Array:
-        """Of every row of which each device has a part; 0 where there is no label."""
-        top = jax.lax.pmax(jax.lax.stop_gradient(jnp.max(logits, -1)), self.axis)
-        total = jax.lax.psum(jnp.sum(jnp.exp(logits - top[..., None]), -1), self.axis)
-        size = logits.shape[-1]
-        place = labels - jax.lax.axis_index(self.axis) * size
-        here = (place >= 0) & (place < size)
-        at = jnp.take_along_axis(logits, jnp.where(here, place, 0)[..., None], -1)[..., 0]
-        label = jax.lax.psum(jnp.where(here, at, 0.0), self.axis)
-        return jnp.where(labels == NO_LABEL, 0.0, jnp.log(total) + top - label)
+        """Of every row of which each device has a part; 0 where there is no label.
 
-
-def _in_chunks(
-    function: Callable[[tuple[Array, ...]], Array], rows: tuple[Array, ...], step: int
-) -> Array:
-    """Values (N,) of rows (B, L, …), some at a time; what fills up the last ones counts nowhere."""
-    count = rows[2].size
-    chunks = -(-count // step)
-
-    def cut(array: Array) -> Array:
-        flat = array.reshape(count, *array.shape[2:])
-        whole = jnp.pad(flat, ((0, chunks * step - count), *((0, 0),) * (flat.ndim - 1)))
-        return whole.reshape(chunks, step, *flat.shape[1:])
-
-    values: Array = jax.lax.map(function, tuple(map(cut, rows)))
-    return values.reshape(-1)[:count]
+        It is KL from the distribution that has all mass on the label.
+        """
+        first = jax.lax.axis_index(self.axis) * logits.shape[-1]
+        here = first + jnp.arange(logits.shape[-1]) == labels[..., None]
+        certain = jnp.where(here, 0.0, -jnp.inf)
+        from_label = am.VocabParallel(KL_TO_TEACHER, self.axis)
+        values: Array = from_label(logits, certain, labels != NO_LABEL, reduction="none")
+        return values

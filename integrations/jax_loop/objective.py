@@ -1,8 +1,7 @@
 """The loss of a batch from what teacher and student say of it, inside of a compiled step."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import jax
@@ -23,11 +22,7 @@ from amidmath.integrations.shared.recipe import Recipe
 Array = jax.Array
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("hidden", "weight", "bias"),
-    meta_fields=("softcap", "scale"),
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class States:
     """Hidden states (B, L, H) after the last norm, and the head that makes logits of them.
@@ -40,8 +35,8 @@ class States:
     hidden: Array
     weight: Array
     bias: Array | None = None
-    softcap: float | None = None
-    scale: float = 1.0
+    softcap: float | None = field(default=None, metadata={"static": True})
+    scale: float = field(default=1.0, metadata={"static": True})
 
     @classmethod
     def of(cls, hidden: Array, head: am.Head) -> "States":
@@ -77,9 +72,7 @@ Reference = States | am.TopK
 """What a teacher says of a batch: hidden states with a head, or its most probable tokens."""
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=("mask", "targets", "source"), meta_fields=()
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Positions:
     """What of a batch the loss needs beside states.
@@ -261,6 +254,25 @@ def traceable(recipe: Recipe) -> frozenset[str]:
 
     values = recipe.values(0, 2)
     return frozenset(name for name in values if name == "temperature" or fits(name, values[name]))
+
+
+def in_chunks(function: Callable[[Any], Array], rows: Any, step: int) -> Array:
+    """What a function gives of every ``step`` positions, stacked.
+
+    Args:
+        function: of a tree of rows (step, …).
+        rows: a tree of arrays (B, L, …). What fills up the last chunk is zeros, a mask of which
+            counts nothing.
+        step: how many positions at a time.
+    """
+
+    def cut(array: Array) -> Array:
+        flat = array.reshape(-1, *array.shape[2:])
+        filled = jnp.pad(flat, ((0, -len(flat) % step), *((0, 0),) * (flat.ndim - 1)))
+        return filled.reshape(-1, step, *flat.shape[1:])
+
+    found: Array = jax.lax.map(function, jax.tree.map(cut, rows))
+    return found
 
 
 def sampled(mask: Array) -> Array:

@@ -12,7 +12,7 @@ from amidmath.integrations.jax_loop.sampling import generate
 from amidmath.integrations.jax_loop.teachers import ModelTeacher
 from amidmath.integrations.shared.objective import STUDENT_ROWS
 from amidmath.integrations.shared.policy_base import Source
-from amidmath.integrations.shared.replay_buffer import Example, ReplayBuffer
+from amidmath.integrations.shared.replay_buffer import Example
 from amidmath.integrations.shared.rollout_rows import Memory, check_policy, completed, prompts_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _BY_STUDENT = {Source.STUDENT, Source.BUFFER}
 
 
-class Rollouts:
+class Rollouts(Memory):
     """Puts generated or remembered completions in place of the dataset's.
 
     What is sampled depends on the seed and the step alone.
@@ -40,8 +40,7 @@ class Rollouts:
         config = trainer.config
         self.trainer, self.end_tokens = trainer, tuple(end_tokens)
         self.tagged = "any" not in trainer.recipe.method.sources
-        process = jax.process_index()
-        self.memory = Memory(config.replay_buffer(), [config.seed, process])
+        super().__init__(config.replay_buffer(), [config.seed, jax.process_index()])
         check_policy(
             trainer.policy,
             rows,
@@ -52,11 +51,6 @@ class Rollouts:
             * trainer.batches.accumulation
             // jax.process_count(),
         )
-
-    @property
-    def buffer(self) -> ReplayBuffer:
-        """What the student wrote at earlier steps."""
-        return self.memory.buffer
 
     def batch(self, source: Source, batch: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """An optimiser step's batch (A, B, L), of as many rows, from the source."""
@@ -70,17 +64,9 @@ class Rollouts:
         examples = self._examples(source, prompts)
         return completed(examples, batch, self.trainer.batches.pad, mark)
 
-    def state(self) -> dict[str, Any]:
-        """The replay buffer and the random numbers, for checkpoints."""
-        return self.memory.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a ``state()``."""
-        self.memory.restore(state)
-
     def _examples(self, source: Source, prompts: list[NDArray[Any]]) -> list[Example]:
         if source is Source.BUFFER:
-            return self.memory.draw(len(prompts))
+            return self.draw(len(prompts))
         trainer, config = self.trainer, self.trainer.config
         teacher = trainer.teacher
         if source is Source.TEACHER and isinstance(teacher, ModelTeacher):

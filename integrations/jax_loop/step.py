@@ -7,7 +7,7 @@ the new ones take their place.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -26,11 +26,7 @@ Sums = Callable[[Mapping[str, Array], States, Any, Positions], Any]
 """What :func:`.mesh.spread` makes: sums over all positions that count."""
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("trained", "frozen", "optimizer"),
-    meta_fields=(),
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
     """What an optimiser step changes, and the parameters beside it.
@@ -46,11 +42,7 @@ class TrainState:
     optimizer: Any
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("loss", "grad_norm", "statistics"),
-    meta_fields=(),
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepResult:
     """What a step says of itself.

@@ -141,7 +141,7 @@ class JaxTrainer:
         """One optimiser step."""
         source = self.policy.choose(self.step, self.total, self.rollouts.buffer)
         batch = self.rollouts.batch(source, self.batches.step(self.step))
-        count = summed(int(counted(batch).sum()))
+        count, tokens = summed(int(counted(batch).sum()), int((batch["segments"] > 0).sum()))
         looks = self.recipe.schedules.needs_overlap or (
             (self.step + 1) % self.config.logging_steps == 0
         )
@@ -171,7 +171,7 @@ class JaxTrainer:
         figures.last["grad_norm"] = norm
         figures.loss_sum += loss
         figures.steps += 1
-        figures.tokens += summed(int((batch["segments"] > 0).sum()))
+        figures.tokens += tokens
         mean = overlap / looked if looked else math.nan
         self.recipe.schedules.observe({"loss": loss, "overlap": mean})
         self.step += 1

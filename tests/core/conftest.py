@@ -27,6 +27,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from jax_programs import compiled_fast
 
 import amidmath as am
 
@@ -139,12 +140,9 @@ STRICTEST = {
 
 @pytest.fixture(autouse=True, scope="package")
 def compile_fast() -> Iterator[None]:
-    """JAX's programs compile fast, and run slower."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.values[name]
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
+    """See ``compiled_fast``."""
+    with compiled_fast():
+        yield
 
 
 @contextlib.contextmanager
@@ -196,6 +194,14 @@ def any_autodiff(request: pytest.FixtureRequest) -> Iterator[Library]:
     """Both once, for what does not depend on the dtype."""
     with as_configured(request.param) as configured:
         yield configured
+
+
+@pytest.fixture(params=["numpy", "array-api-strict", "torch"])
+def eager(request):
+    """The libraries of the one loop, quickly; JAX has its own loop and its own tests."""
+    make = {"numpy": np.array, "array-api-strict": array_api_strict.asarray, "torch": torch.tensor}
+    with contextlib.nullcontext() if request.param == "numpy" else np.errstate(all="ignore"):
+        yield make[request.param]
 
 
 # ---------------------------------------------------------------------------------------------

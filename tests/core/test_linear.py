@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 
 import array_api_strict
 import numpy as np
 import pytest
 import torch
-from linear_oracle import bucketed, case, expected
+from linear_oracle import bucketed, case, close, expected, flat, on, same
 
 import amidmath as am
 from amidmath import _buckets, _linear_layer
@@ -50,36 +49,6 @@ CASES = {
     "common of equals": (KL, case(), {"vocab": "common"}),
 }  # fmt: skip
 by_case = pytest.mark.parametrize(("loss", "given", "options"), CASES.values(), ids=CASES)
-
-
-@pytest.fixture(params=["numpy", "array-api-strict", "torch"])
-def eager(request):
-    """The libraries of the one loop, quickly; JAX has its own loop and its own tests."""
-    make = {"numpy": np.array, "array-api-strict": array_api_strict.asarray, "torch": torch.tensor}
-    with contextlib.nullcontext() if request.param == "numpy" else np.errstate(all="ignore"):
-        yield make[request.param]
-
-
-def on(array, options):
-    return {
-        name: array(value) if isinstance(value, np.ndarray) else value
-        for name, value in options.items()
-    }
-
-
-def flat(grads):
-    return [g for grad in grads for g in (grad if isinstance(grad, tuple) else (grad,))]
-
-
-def same(got, wanted):
-    assert str(got.dtype).endswith("float64")
-    np.testing.assert_allclose(np.asarray(got), wanted, rtol=2e-14, atol=2e-14)
-
-
-def close(library, got, wanted, scale=1.0):
-    got = library.numpy(got)
-    assert got.dtype == library.dtype
-    np.testing.assert_allclose(got, wanted, rtol=64 * library.eps, atol=64 * library.eps * scale)
 
 
 @by_case

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
-import array_api_strict
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from jax.sharding import PartitionSpec
-from linear_oracle import case, expected
+from linear_oracle import case, close, expected, flat, on, same
 from sparse_oracle import exact, truth
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -51,41 +48,11 @@ CASES = {
 by_case = pytest.mark.parametrize(("loss", "given", "options"), CASES.values(), ids=CASES)
 
 
-@pytest.fixture(params=["numpy", "array-api-strict", "torch"])
-def eager(request):
-    """The libraries of the one loop, quickly; JAX has its own loop and its own tests."""
-    make = {"numpy": np.array, "array-api-strict": array_api_strict.asarray, "torch": torch.tensor}
-    with contextlib.nullcontext() if request.param == "numpy" else np.errstate(all="ignore"):
-        yield make[request.param]
-
-
-def on(array, options):
-    return {
-        name: array(value) if isinstance(value, np.ndarray) else value
-        for name, value in options.items()
-    }
-
-
-def flat(grads):
-    return [g for grad in grads for g in (grad if isinstance(grad, tuple) else (grad,))]
-
-
-def same(got, wanted):
-    assert str(got.dtype).endswith("float64")
-    np.testing.assert_allclose(np.asarray(got), wanted, rtol=2e-14, atol=2e-14)
-
-
 def lists_on(library, given):
     """The case's arguments in a library of the fixtures, tokens as integers."""
     hidden, head, _ = given.arguments(am, library.array)
     logs, indices = given.lists
     return hidden, head, am.TopK(library.array(logs), library.array(indices, "int32"))
-
-
-def close(library, got, wanted, scale=1.0):
-    got = library.numpy(got)
-    assert got.dtype == library.dtype
-    np.testing.assert_allclose(got, wanted, rtol=64 * library.eps, atol=64 * library.eps * scale)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import torch.distributed as dist
+from gloo import joined
 
 from amidmath.integrations import cache_teacher, torch_distill
 
@@ -21,19 +21,9 @@ SCRIPTS = {"cache": cache_teacher.main, "distill": torch_distill.main}
 
 
 def main(rank: int, ranks: int, folder: Path) -> None:
-    # What a launcher says; a file in place of its server, so that no port is taken.
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-    }
-    store = dist.FileStore(str(folder / "store"), ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-    for script, arguments, status in json.loads((folder / "jobs.json").read_text("utf-8")):
-        assert SCRIPTS[script](arguments) == status, arguments
-    dist.destroy_process_group()
+    with joined(rank, ranks, folder):
+        for script, arguments, status in json.loads((folder / "jobs.json").read_text("utf-8")):
+            assert SCRIPTS[script](arguments) == status, arguments
 
 
 if __name__ == "__main__":

@@ -156,3 +156,25 @@ def expected(
     grads = torch.autograd.grad(value.sum(), flat)
     grads = torch.utils._pytree.tree_unflatten([g.numpy() for g in grads], spec)
     return value.detach().numpy(), grads
+
+
+def on(array, options):
+    return {
+        name: array(value) if isinstance(value, np.ndarray) else value
+        for name, value in options.items()
+    }
+
+
+def flat(grads):
+    return [g for grad in grads for g in (grad if isinstance(grad, tuple) else (grad,))]
+
+
+def same(got, wanted):
+    assert str(got.dtype).endswith("float64")
+    np.testing.assert_allclose(np.asarray(got), wanted, rtol=2e-14, atol=2e-14)
+
+
+def close(library, got, wanted, scale=1.0):
+    got = library.numpy(got)
+    assert got.dtype == library.dtype
+    np.testing.assert_allclose(got, wanted, rtol=64 * library.eps, atol=64 * library.eps * scale)

@@ -24,6 +24,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from datasets import Dataset
+from gloo import joined
 from peft import LoraConfig
 from tiny import byte_tokenizer, tiny_model
 from torch.distributed.tensor import DTensor
@@ -207,30 +208,21 @@ def engine(name: str) -> Iterator[None]:
 
 
 def main(rank: int, ranks: int, folder: Path) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-    }
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), ranks)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
-    jobs = json.loads((folder / "jobs.json").read_text(encoding="utf-8"))
-    done = {}
-    for name, job in jobs.items():
-        with engine(job["engine"]):
-            try:
-                done[name] = train(job, folder)
-            except Exception:
-                done[name] = {"error": traceback.format_exc()}
-    with engine("ddp"):
-        PartialState(cpu=True)
-        done["shares"] = {n: shares(list(range(1, n + 1)), 2) for n in (1, 4, 5, 9)}
-    with (folder / f"{rank}.pkl").open("wb") as file:
-        pickle.dump(done, file)
-    dist.destroy_process_group()
+    with joined(rank, ranks, folder):
+        jobs = json.loads((folder / "jobs.json").read_text(encoding="utf-8"))
+        done = {}
+        for name, job in jobs.items():
+            with engine(job["engine"]):
+                try:
+                    done[name] = train(job, folder)
+                except Exception:
+                    done[name] = {"error": traceback.format_exc()}
+        with engine("ddp"):
+            PartialState(cpu=True)
+            done["shares"] = {n: shares(list(range(1, n + 1)), 2) for n in (1, 4, 5, 9)}
+        with (folder / f"{rank}.pkl").open("wb") as file:
+            pickle.dump(done, file)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-import jax
 import pytest
+from jax_programs import compiled_fast
 from tiny_families import tiny_family
 from transformers import PreTrainedModel
 
@@ -31,9 +31,6 @@ def pair() -> Callable[[str], Pair]:
 
 @pytest.fixture(autouse=True, scope="package")
 def compile_fast() -> Iterator[None]:
-    """Programs that compile fast, and run slower."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.values[name]
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
+    """See ``compiled_fast``."""
+    with compiled_fast():
+        yield

@@ -18,7 +18,6 @@ import jax
 import numpy as np
 
 from amidmath.integrations.jax_loop.arguments import Arguments, JaxConfig, JaxScriptArguments
-from amidmath.integrations.jax_loop.evaluation import evaluate
 from amidmath.integrations.jax_loop.loading import prepare
 
 
@@ -39,7 +38,7 @@ def run(job):
     trainer._log = watch
     trainer.train()
     models = {"student": trainer.student}
-    quality = evaluate(models, trainer.teacher, prepared.held_out(None), trainer.mesh)
+    quality = prepared.judge(models, prepared.held_out(None))
     parameters = jax.tree.leaves(trainer.state.trained)
     return {
         "lines": lines,
