@@ -1,6 +1,7 @@
 """Adaptive KL: forward and reverse KL, weighed for every position by where the models differ."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from amidmath import _checks, _dispatch
 from amidmath._loss import Loss
@@ -28,43 +29,47 @@ class AdaptiveKL(Loss):
     Source: AKL (arXiv 2404.02657); docs: methods, N5.
 
     Args:
-        mu: the teacher's mass in the head, in [0, 1].
+        mu: the teacher's mass in the head, in [0, 1]: a number, or an array that broadcasts to the
+            positions. Nothing is differentiated by it: the head changes by whole tokens.
         temperature: divides both logits, positive.
 
     Raises:
-        TypeError: an argument that is not a number.
+        TypeError: an argument of the wrong type.
         ValueError: ``mu`` outside [0, 1], or a temperature that is not positive.
     """
 
-    mu: float = 0.5
+    mu: float | Array = 0.5
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        mu = _checks.number("mu", self.mu)
-        if not 0.0 <= mu <= 1.0:
-            raise ValueError(f"mu is a probability mass and must lie in [0, 1], got {self.mu!r}")
-        object.__setattr__(self, "mu", mu)
+        object.__setattr__(self, "mu", _checks.weight("mu", self.mu))
         temperature = _checks.positive("temperature", self.temperature)
         object.__setattr__(self, "temperature", temperature)
 
     @property
     def block(self) -> Block:
         """Rows of logits to rows of values and gradients."""
-        return _Weighed(self.mu, self.temperature)
+        return _Weighed(None if self.knobs else self.mu, self.temperature)
+
+    @property
+    def knobs(self) -> dict[str, Array]:
+        """μ, where it is an array."""
+        return {"mu": self.mu} if _checks.is_array(self.mu) else {}
 
 
 @dataclass(frozen=True)
 class _Weighed:
-    mu: float
+    mu: float | None
     temperature: float
 
     def __call__(
-        self, student: Array, teacher: Array, *, needs: tuple[bool, ...], xp: Namespace
+        self, student: Array, teacher: Array, *knobs: Array, needs: tuple[bool, ...], xp: Namespace
     ) -> tuple[Array, Partials]:
         """Docs: methods, N5."""
         student, teacher = student / self.temperature, teacher / self.temperature
-        head = most_probable(teacher, self.mu, xp)
+        (mu,) = knobs or (self.mu,)
+        head = most_probable(teacher, mu, xp)
         log_q, log_p, ratio = log_softmax_pair(student, teacher, xp)
         gap = xp.abs(exp_difference(log_p, log_q, ratio, xp))
         in_head = xp.sum(xp.where(head, gap, 0.0), axis=-1, keepdims=True)
@@ -80,7 +85,7 @@ class _Weighed:
         if by_forward is None or by_reverse is None:
             return value, tuple(None for _ in needs)
         grads: list[Array | None] = []
-        for need, log_u, argument in zip(needs, (log_q, log_p), (1, 0), strict=True):
+        for need, log_u, argument in zip(needs[:2], (log_q, log_p), (1, 0), strict=True):
             if not need:
                 grads.append(None)
                 continue
@@ -88,15 +93,21 @@ class _Weighed:
                 w_tail, by_reverse[1 - argument], xp
             )
             grads.append(through_normalization(by_log, xp.exp(log_u), xp) / self.temperature)
-        return value, tuple(grads)
+        return value, (*grads, *(xp.zeros_like(mu) for mu in knobs))
 
 
-def most_probable(logits: Array, mass: float, xp: Namespace) -> Array:
-    """Whether a token is in the head: the fewest that have the mass, and their equals."""
-    if mass == 1.0:  # which sums of probabilities may reach before the last token, or not at all
-        return logits > -xp.inf
+def most_probable(logits: Array, mass: Any, xp: Namespace) -> Array:
+    """Whether a token is in the head: the fewest that have the mass, and their equals.
+
+    Sums of probabilities may reach a mass of 1 before the last token, or not at all: all tokens
+    that have a probability are the head then.
+    """
+    some = logits > -xp.inf
+    if not _checks.is_array(mass) and mass == 1.0:
+        return some
     ordered = xp.sort(logits, axis=-1, descending=True)
     p = xp.exp(log_softmax(ordered, -1, xp)[2])
     before = xp.cumulative_sum(p, axis=-1, include_initial=True)[..., :-1]
     last = xp.min(xp.where(before < mass, ordered, xp.inf), axis=-1, keepdims=True)
-    return logits >= last
+    head = logits >= last
+    return xp.where(mass == 1.0, some, head) if _checks.is_array(mass) else head

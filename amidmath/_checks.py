@@ -126,9 +126,13 @@ def positive(name: str, value: Any) -> float:
 
 def number_in_unit_interval(name: str, value: Any) -> float:
     """The value as a float in [0, 1]; raises ValueError otherwise."""
+    return _number_up_to(1.0, name, value)
+
+
+def _number_up_to(high: float, name: str, value: Any) -> float:
     result = number(name, value)
-    if not 0.0 <= result <= 1.0:
-        raise ValueError(f"{name} is a weight and must lie in [0, 1], got {value!r}")
+    if not 0.0 <= result <= high:
+        raise ValueError(f"{name} is a weight and must lie in [0, {high:g}], got {value!r}")
     return result
 
 
@@ -146,12 +150,23 @@ def alpha(name: str, value: Any, *, like: tuple[str, Array] | None = None) -> An
     return value
 
 
-def weight(name: str, value: Any, *, like: tuple[str, Array] | None = None) -> Any:
-    """λ: a float in [0, 1], or an array of them (of the library of ``like``)."""
+def weight(
+    name: str, value: Any, *, high: float = 1.0, like: tuple[str, Array] | None = None
+) -> Any:
+    """λ: a float in [0, high], or an array of them (of the library of ``like``)."""
     if not is_array(value):
-        return number_in_unit_interval(name, value)
+        return _number_up_to(high, name, value)
     _knob(name, value, like)
-    values_hold(name, value, ~((value >= 0.0) & (value <= 1.0)), "in [0, 1]")
+    values_hold(name, value, ~((value >= 0.0) & (value <= high)), f"in [0, {high:g}]")
+    return value
+
+
+def factor(name: str, value: Any) -> Any:
+    """A finite float, or an array of them."""
+    if not is_array(value):
+        return number(name, value)
+    xp = _knob(name, value, None)
+    values_hold(name, value, ~xp.isfinite(value), "finite")
     return value
 
 

@@ -22,11 +22,11 @@ REDUCTIONS = ("mean", "sum", "none")
 class Loss(LinearLoss, SparseLoss, ABC):
     """A loss of student logits against teacher logits, in nats per position.
 
-    Losses add, and multiply by numbers: ``0.5 * am.AMiD(order="pr") + 0.5 * am.AMiD(order="qr")``.
-    Those whose parameters are numbers are hashable and compare by value.
+    Losses add, and multiply by numbers and arrays that broadcast to the positions:
+    ``0.5 * am.AMiD(order="pr") + 0.5 * am.AMiD(order="qr")``. Those whose parameters are numbers are hashable and compare by value.
     """
 
-    __array_ufunc__ = None  # an array times a loss is an error, not an array of losses
+    __array_ufunc__ = None  # an array times a loss is a loss, not an array of losses
 
     @property
     @abstractmethod
@@ -221,13 +221,16 @@ class Loss(LinearLoss, SparseLoss, ABC):
             return NotImplemented
         return WeightedSum((*_parts(self), *_parts(other)))
 
-    def __mul__(self, factor: float) -> "WeightedSum":
-        """The loss times a number."""
+    def __mul__(self, factor: float | Array) -> "WeightedSum":
+        """The loss times a number, or times an array that broadcasts to the positions.
+
+        The loss first: a strict array library refuses a loss as its array's other factor.
+        """
         from amidmath._sums import WeightedSum
 
-        if _checks.is_array(factor) or not isinstance(factor, numbers.Real):
+        if not (_checks.is_array(factor) or isinstance(factor, numbers.Real)):
             return NotImplemented
-        factor = _checks.number("factor", factor)
+        factor = _checks.factor("factor", factor)
         return WeightedSum(tuple((factor * weight, loss) for weight, loss in _parts(self)))
 
     __rmul__ = __mul__

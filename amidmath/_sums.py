@@ -5,6 +5,7 @@ from typing import Any
 
 from amidmath import _checks
 from amidmath._loss import Loss
+from amidmath._pointwise import weighted
 from amidmath._rows import Block
 from amidmath._typing import Array, Namespace, Partials
 
@@ -16,13 +17,17 @@ class WeightedSum(Loss):
     GKD's loss, for one, is ``beta * am.AMiD(order="pr", lam=beta) + (1 - beta) *
     am.AMiD(order="qr", lam=beta)``.
 
+    Weights that are arrays are parameters of the loss, as α and λ are: they can change without
+    compiling anew, and the derivative by one is its part's value.
+
     Source: docs: gradients, G8.
 
     Args:
-        parts: weights and losses.
+        parts: weights and losses; a weight is a number, or an array that broadcasts to the
+            positions.
 
     Raises:
-        TypeError: a part that is not a number and a loss.
+        TypeError: a part that is not a weight and a loss.
         ValueError: no part, or a weight that is not finite.
 
     Example:
@@ -33,7 +38,7 @@ class WeightedSum(Loss):
         0.027812
     """
 
-    parts: tuple[tuple[float, Loss], ...]
+    parts: tuple[tuple[float | Array, Loss], ...]
 
     def __post_init__(self) -> None:
         """Check the parts."""
@@ -42,28 +47,35 @@ class WeightedSum(Loss):
         checked = []
         for j, (weight, loss) in enumerate(self.parts):
             if not isinstance(loss, Loss):
-                raise TypeError(f"parts[{j}] must be a number and a loss, got {loss!r}")
-            checked.append((_checks.number(f"parts[{j}]", weight), loss))
+                raise TypeError(f"parts[{j}] must be a weight and a loss, got {loss!r}")
+            checked.append((_checks.factor(f"parts[{j}]", weight), loss))
         object.__setattr__(self, "parts", tuple(checked))
 
     @property
     def block(self) -> Block:
         """The parts' blocks, added up."""
-        return _Blocks(tuple((w, loss.block, len(loss.knobs)) for w, loss in self.parts))
+        return _Blocks(
+            tuple(
+                (None if _checks.is_array(weight) else weight, loss.block, len(loss.knobs))
+                for weight, loss in self.parts
+            )
+        )
 
     @property
     def knobs(self) -> dict[str, Array]:
-        """The parts' array parameters, named ``parts[j].alpha`` and so on."""
-        return {
-            f"parts[{j}].{name}": knob
-            for j, (_, loss) in enumerate(self.parts)
-            for name, knob in loss.knobs.items()
-        }
+        """The array parameters of each part: ``parts[j].weight``, ``parts[j].alpha`` and so on."""
+        found = {}
+        for j, (weight, loss) in enumerate(self.parts):
+            own = {"weight": weight} if _checks.is_array(weight) else {}
+            found |= {f"parts[{j}].{name}": knob for name, knob in (own | loss.knobs).items()}
+        return found
 
 
 @dataclass(frozen=True)
 class _Blocks:
-    parts: tuple[tuple[float, Any, int], ...]
+    """Of each part its weight, or None where it is the first of the part's knobs."""
+
+    parts: tuple[tuple[float | None, Any, int], ...]
 
     def __call__(
         self, x: Array, y: Array, *knobs: Array, needs: tuple[bool, ...], xp: Namespace
@@ -71,22 +83,26 @@ class _Blocks:
         total: Array = 0.0
         sums: list[Array | None] = [None, None]
         knob_grads: list[Array | None] = []
-        start = 0
+        rest, wanted = list(knobs), list(needs[2:])
         for weight, block, count in self.parts:
-            stop = start + count
-            asked = (*needs[:2], *needs[2 + start : 2 + stop])
-            value, partials = block(x, y, *knobs[start:stop], needs=asked, xp=xp)
-            total = total + (weight * value if weight != 0.0 else xp.zeros_like(value))
-            scaled = [None if g is None or weight == 0.0 else weight * g for g in partials]
+            factor = rest.pop(0) if weight is None else weight
+            wants_value = weight is None and wanted.pop(0)
+            own, rest = rest[:count], rest[count:]
+            asked, wanted = (*needs[:2], *wanted[:count]), wanted[count:]
+            value, partials = block(x, y, *own, needs=asked, xp=xp)
+            if weight is None:
+                knob_grads.append(value[..., None] if wants_value else None)
+            total = total + _times(factor, value[..., None], xp)[..., 0]
+            scaled = [None if g is None else _times(factor, g, xp) for g in partials]
             for i in (0, 1):
                 here, grad = sums[i], scaled[i]
                 sums[i] = grad if here is None else here if grad is None else here + grad
             knob_grads += scaled[2:]
-            start = stop
-        for i, operand in enumerate((x, y)):
-            if needs[i] and sums[i] is None:
-                sums[i] = xp.zeros_like(operand)
-        for i, knob in enumerate(knobs):
-            if needs[2 + i] and knob_grads[i] is None:
-                knob_grads[i] = xp.zeros_like(knob)
         return total, (*sums, *knob_grads)
+
+
+def _times(weight: float | Array, array: Array, xp: Namespace) -> Array:
+    """Their product, and 0 where the weight is, though the array be infinite."""
+    if isinstance(weight, float):
+        return weight * array if weight != 0.0 else xp.zeros_like(array)
+    return weighted(weight, array, xp)

@@ -4,8 +4,9 @@ from amidmath import _checks
 from amidmath._akl import AdaptiveKL
 from amidmath._amid import AMiD
 from amidmath._loss import Loss
+from amidmath._typing import Array
 from amidmath.divergences import AlphaBeta, ConcreteScore, Jeffreys, TotalVariation
-from amidmath.methods._method import between, method, positive_temperature, rest, shown
+from amidmath.methods._method import method, positive_temperature, rest, shown
 
 _TO_STUDENT = "no mixture: λ = 0, the assistant is the student"
 _TO_TEACHER = "no mixture: λ = 1, the assistant is the teacher"
@@ -146,7 +147,7 @@ def tvd(temperature: float = 1.0) -> Loss:
         f"KL(p‖q) has {rest('reverse_weight', reverse_weight)}; it is no λ: nothing is mixed"
     )
 )
-def wsd(reverse_weight: float = 0.5, temperature: float = 1.0) -> Loss:
+def wsd(reverse_weight: float | Array = 0.5, temperature: float = 1.0) -> Loss:
     """WSD, the weighted sum of forward and reverse KL: (1-c) KL(p‖q) + c KL(q‖p) per token.
 
     A baseline of ABKD, whose code calls c ``lam``; DistiLLM's code has it as ``symmetric_kl``.
@@ -155,11 +156,12 @@ def wsd(reverse_weight: float = 0.5, temperature: float = 1.0) -> Loss:
     Source: ABKD (arXiv 2505.04560), its code; docs: methods, N2.
 
     Args:
-        reverse_weight: c in [0, 1], the share of the reverse KL.
+        reverse_weight: c in [0, 1], the share of the reverse KL: a number, or an array that
+            broadcasts to the positions.
         temperature: divides both logits, positive.
 
     Raises:
-        TypeError: an argument that is not a number.
+        TypeError: an argument of the wrong type.
         ValueError: ``reverse_weight`` outside [0, 1], or a temperature that is not positive.
 
     Example:
@@ -168,10 +170,11 @@ def wsd(reverse_weight: float = 0.5, temperature: float = 1.0) -> Loss:
         >>> print(f"{am.methods.wsd(0.25)(student, teacher):.6f}")
         0.115338
     """
-    c = between("wsd's reverse_weight", reverse_weight, 0.0, 1.0)
+    c = _checks.weight("wsd's reverse_weight", reverse_weight)
     temperature = positive_temperature("wsd", temperature)
     forward = AMiD(order="pr", lam=0.0, temperature=temperature)
-    return (1.0 - c) * forward + c * AMiD(order="qr", lam=1.0, temperature=temperature)
+    reverse = AMiD(order="qr", lam=1.0, temperature=temperature)
+    return forward * (1.0 - c) + reverse * c
 
 
 @method(
@@ -262,7 +265,7 @@ def csd(first: str = "student", second: str = "student", temperature: float = 1.
         "weighs KL(p‖q), and the tail's KL(q‖p); it is no λ: nothing is mixed"
     )
 )
-def akl(mu: float = 0.5, temperature: float = 1.0) -> Loss:
+def akl(mu: float | Array = 0.5, temperature: float = 1.0) -> Loss:
     """AKL, adaptive KL: [g_head KL(p‖q) + g_tail KL(q‖p)]/(g_head + g_tail) per token.
 
     g_head is Σ |p - q| over the head, the teacher's most probable tokens that have the mass μ, and
@@ -276,11 +279,12 @@ def akl(mu: float = 0.5, temperature: float = 1.0) -> Loss:
     Source: AKL (arXiv 2404.02657); docs: methods, N5.
 
     Args:
-        mu: μ, the teacher's mass in the head, in [0, 1]. At 1 it is KL(p‖q), at 0 KL(q‖p).
+        mu: μ, the teacher's mass in the head, in [0, 1]: a number, or an array that broadcasts to
+            the positions. At 1 it is KL(p‖q), at 0 KL(q‖p).
         temperature: divides both logits, positive.
 
     Raises:
-        TypeError: an argument that is not a number.
+        TypeError: an argument of the wrong type.
         ValueError: ``mu`` outside [0, 1], or a temperature that is not positive.
 
     Example:
@@ -289,4 +293,4 @@ def akl(mu: float = 0.5, temperature: float = 1.0) -> Loss:
         >>> print(f"{am.methods.akl(0.4)(student, teacher):.6f}")
         0.112683
     """
-    return AdaptiveKL(between("akl's mu", mu, 0.0, 1.0), positive_temperature("akl", temperature))
+    return AdaptiveKL(_checks.weight("akl's mu", mu), positive_temperature("akl", temperature))

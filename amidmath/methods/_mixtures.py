@@ -9,7 +9,7 @@ from amidmath._loss import Loss
 from amidmath._typing import Array
 from amidmath.divergences import REGISTRY, Divergence
 from amidmath.divergences import divergence as divergence_named
-from amidmath.methods._method import between, method, positive_temperature, rest, shown
+from amidmath.methods._method import method, positive_temperature, rest, shown
 
 KINDS = ("skl", "srkl")
 
@@ -23,7 +23,7 @@ def _weighs(name: str, value: Any, whose: str, *, geometric: bool = False) -> st
 
 
 @method(lambda beta, **_: _weighs("beta", beta, "teacher"))
-def gkd(beta: float = 0.5, temperature: float = 1.0) -> Loss:
+def gkd(beta: float | Array = 0.5, temperature: float = 1.0) -> Loss:
     """GKD's generalised Jensen-Shannon divergence, β KL(p‖m) + (1-β) KL(q‖m) per token.
 
     m = β p + (1-β) q, so β weighs the teacher. It is the plain sum, which goes to 0 with β or
@@ -32,16 +32,16 @@ def gkd(beta: float = 0.5, temperature: float = 1.0) -> Loss:
     between, but jumps to KL(p‖q) at β = 0 and KL(q‖p) at β = 1.
 
     The equal of ``beta * am.AMiD(order="pr", lam=beta) + (1 - beta) * am.AMiD(order="qr",
-    lam=beta)``, in one pass over the rows.
+    lam=beta)``, in one pass over the rows for a number β; for an array it is that sum.
 
     Source: GKD (arXiv 2306.13649); docs: methods, N3.
 
     Args:
-        beta: β in [0, 1].
+        beta: β in [0, 1], a number, or an array that broadcasts to the positions.
         temperature: divides both logits, positive.
 
     Raises:
-        TypeError: an argument that is not a number.
+        TypeError: an argument of the wrong type.
         ValueError: ``beta`` outside [0, 1], or a temperature that is not positive.
 
     Example:
@@ -50,8 +50,13 @@ def gkd(beta: float = 0.5, temperature: float = 1.0) -> Loss:
         >>> print(f"{am.methods.gkd(0.5)(student, teacher):.6f}")
         0.027812
     """
-    beta = between("gkd's beta", beta, 0.0, 1.0)
-    return AlphaJensenShannon(-1.0, beta, positive_temperature("gkd", temperature))
+    beta = _checks.weight("gkd's beta", beta)
+    temperature = positive_temperature("gkd", temperature)
+    if not _checks.is_array(beta):
+        return AlphaJensenShannon(-1.0, beta, temperature)
+    forward = AMiD(order="pr", lam=beta, temperature=temperature)
+    reverse = AMiD(order="qr", lam=beta, temperature=temperature)
+    return forward * beta + reverse * (1.0 - beta)
 
 
 @method(lambda kind, skew, **_: _weighs("skew", skew, "teacher" if kind == "skl" else "student"))
@@ -90,10 +95,11 @@ def _says_distillm2(
     skew_teacher: Any, skew_student: Any, beta: Any, detach_mixture: bool, **_: Any
 ) -> str:
     held = ", r held constant" if detach_mixture else ""
+    times = "(2 - beta)" if _checks.is_array(beta) else f"{2.0 - float(beta):g}"
     return (
-        f"on the teacher's rows, times {2.0 - float(beta):g}: "
+        f"on the teacher's rows, times {times}: "
         f"{_weighs('skew_teacher', skew_teacher, 'teacher')}; on the student's rows, times "
-        f"{float(beta):g}: {_weighs('skew_student', skew_student, 'student')}{held}"
+        f"{shown('beta', beta)}: {_weighs('skew_student', skew_student, 'student')}{held}"
     )
 
 
@@ -101,7 +107,7 @@ def _says_distillm2(
 def distillm2(
     skew_teacher: float | Array = 0.1,
     skew_student: float | Array = 0.1,
-    beta: float = 1.0,
+    beta: float | Array = 1.0,
     detach_mixture: bool = False,
     temperature: float = 1.0,
 ) -> dict[str, Loss]:
@@ -123,7 +129,7 @@ def distillm2(
     Args:
         skew_teacher: c in [0, 1], a number, or an array that broadcasts to the positions.
         skew_student: c', likewise.
-        beta: β in [0, 2].
+        beta: β in [0, 2], likewise.
         detach_mixture: hold the mixture of the student's rows constant in the gradient.
         temperature: divides both logits, positive.
 
@@ -148,11 +154,11 @@ def distillm2(
         raise TypeError(f"distillm2's detach_mixture must be True or False, got {detach_mixture!r}")
     skew_teacher = _checks.weight("distillm2's skew_teacher", skew_teacher)
     skew_student = _checks.weight("distillm2's skew_student", skew_student)
-    beta = between("distillm2's beta", beta, 0.0, 2.0)
+    beta = _checks.weight("distillm2's beta", beta, high=2.0)
     temperature = positive_temperature("distillm2", temperature)
     return {
-        "teacher": (2.0 - beta) * _skewed("skl", skew_teacher, temperature, detached=False),
-        "student": beta * _skewed("srkl", skew_student, temperature, detached=detach_mixture),
+        "teacher": _skewed("skl", skew_teacher, temperature, detached=False) * (2.0 - beta),
+        "student": _skewed("srkl", skew_student, temperature, detached=detach_mixture) * beta,
     }
 
 

@@ -137,14 +137,20 @@ def test_arithmetic_makes_one_flat_sum():
             bad * a
         with pytest.raises(TypeError):
             a + bad
-    for bad in (np.ones(2), jnp.ones(()), torch.ones(()), True):
+    for bad in (np.ones(2, np.int64), jnp.ones((), bool), torch.ones((), dtype=torch.int32), True):
         with pytest.raises(TypeError):
             a * bad
         with pytest.raises(TypeError):
             bad * a
-    for bad in (INF, math.nan):
+    for bad in (INF, math.nan, np.array([0.5, INF]), torch.tensor(math.nan)):
         with pytest.raises(ValueError, match="factor"):
             bad * a
+    for weight in (np.ones(2), jnp.ones(()), torch.ones(())):
+        for loss in (weight * a, a * weight, 1.0 * (weight * a)):
+            ((found, part),) = loss.parts
+            assert part is a
+            assert type(found) is type(weight)
+            assert list(loss.knobs) == ["parts[0].weight"]
 
 
 @pytest.mark.parametrize(
@@ -153,9 +159,10 @@ def test_arithmetic_makes_one_flat_sum():
         ((), ValueError, ["parts", "at least one"]),
         (((1.0, am.KL()),), TypeError, ["parts[0]", "loss", "KL()"]),
         (((1.0, am.AMiD()), ("1", am.AMiD())), TypeError, ["parts[1]", "number", "'1'"]),
+        (((np.array([INF]), am.AMiD()),), ValueError, ["parts[0]", "finite", "inf"]),
         (((INF, am.AMiD()),), ValueError, ["parts[0]", "finite", "inf"]),
     ],
-    ids=["none", "no loss", "no number", "infinite"],
+    ids=["none", "no loss", "no number", "infinite array", "infinite"],
 )
 def test_parts_that_make_no_sum(parts, error, words):
     with pytest.raises(error) as raised:
@@ -205,6 +212,31 @@ def test_names_of_knobs(any_library):
     assert list((loss + three).knobs) == [*names, "parts[4].alpha", "parts[4].lam"]
 
 
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+def test_weights_that_are_arrays(backend):
+    """One a position: what numbers give there, and the derivative by one is its part's value."""
+    student, teacher = logits("float64")
+    weights = np.array([0.5, 0.0, 2.0, -1.0])
+    one, two = am.AMiD(order="pr", lam=weights**2 / 4), am.AMiD(order="rq", alpha=3.0)
+    loss = weights * one + (1.0 - weights) * two
+    names = (*BOTH, "parts[0].weight", "parts[0].lam", "parts[1].weight")
+    assert tuple(loss.knobs) == names[2:]
+    how = {"reduction": "none", "backend": backend}
+    value, grads = loss.value_and_grad(student, teacher, wrt=names, **how)
+    parts = [
+        one.value_and_grad(student, teacher, wrt=(*BOTH, "lam"), **how),
+        two.value_and_grad(student, teacher, wrt=BOTH, **how),
+    ]
+    (first, (*by_first, by_lam)), (second, by_second) = parts
+    column = weights[:, None]
+    wanted = [weights * first + (1.0 - weights) * second]
+    wanted += [column * a + (1.0 - column) * b for a, b in zip(by_first, by_second, strict=True)]
+    wanted += [first, weights * by_lam, second]
+    for got, want in zip((value, *grads), wanted, strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-15)
+    assert loss(student, teacher, backend=backend) == pytest.approx(value.mean(), rel=1e-14)
+
+
 def test_a_part_of_weight_zero_adds_nothing_though_it_be_infinite(any_library):
     # The student lacks what the teacher has, which is infinite at α = 1.
     student = any_library.array([[0.0, -INF, 1.0, 0.0]] * 4)
@@ -221,6 +253,10 @@ def test_a_part_of_weight_zero_adds_nothing_though_it_be_infinite(any_library):
     for got, want in zip(grads, wanted_grads, strict=False):
         np.testing.assert_array_equal(any_library.numpy(got), any_library.numpy(want))
     assert any_library.numpy(grads[2]) == 0.0
+    zeros = finite + infinite * any_library.array(0.0)
+    np.testing.assert_array_equal(
+        any_library.numpy(zeros(student, teacher)), any_library.numpy(wanted)
+    )
     nothing, (grad,) = (0.0 * infinite).value_and_grad(student, teacher, wrt=BOTH[:1])
     assert any_library.numpy(nothing) == 0.0
     np.testing.assert_array_equal(any_library.numpy(grad), 0.0)
@@ -255,22 +291,25 @@ def test_differentiation_of_a_sum_with_knobs(any_autodiff):
     """What torch and JAX make of it is value_and_grad's; a knob in two parts adds up."""
     student, teacher = (any_autodiff.array(a) for a in logits(any_autodiff.dtype))
     alpha, lam = knobs(any_autodiff)
+    weight = any_autodiff.array(1.5)
 
-    def make(alpha, lam):
-        return 0.5 * am.AMiD(order="pr", alpha=alpha, lam=lam) + 2.0 * am.AMiD(
+    def make(alpha, lam, weight):
+        return 0.5 * am.AMiD(order="pr", alpha=alpha, lam=lam) + weight * am.AMiD(
             order="rq", alpha=alpha, temperature=2.0
         )
 
-    def f(student, teacher, alpha, lam):
-        return make(alpha, lam)(student, teacher)
+    def f(student, teacher, alpha, lam, weight):
+        return make(alpha, lam, weight)(student, teacher)
 
     f = jax.jit(f) if any_autodiff.name == "jax" else f
-    value, grads = any_autodiff.derivatives(f, student, teacher, alpha, lam)
-    loss = make(alpha, lam)
-    names = (*BOTH, "parts[0].alpha", "parts[0].lam", "parts[1].alpha")
-    wanted, (by_s, by_t, first, by_lam, second) = loss.value_and_grad(student, teacher, wrt=names)
+    value, grads = any_autodiff.derivatives(f, student, teacher, alpha, lam, weight)
+    loss = make(alpha, lam, weight)
+    names = (*BOTH, "parts[0].alpha", "parts[0].lam", "parts[1].weight", "parts[1].alpha")
+    wanted, found = loss.value_and_grad(student, teacher, wrt=names)
+    by_s, by_t, first, by_lam, by_weight, second = found
     np.testing.assert_allclose(value, any_autodiff.numpy(wanted), rtol=8 * any_autodiff.eps)
-    for grad, want in zip(grads, (by_s, by_t, first + second, by_lam), strict=True):
+    every = (by_s, by_t, first + second, by_lam, by_weight)
+    for grad, want in zip(grads, every, strict=True):
         want = any_autodiff.numpy(want)
         np.testing.assert_allclose(
             grad, want, rtol=0, atol=16 * any_autodiff.eps * np.abs(want).max()

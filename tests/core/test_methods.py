@@ -338,7 +338,8 @@ def test_numbers_can_be_arrays_of_one_a_position(any_library, pair):
     weights = [0.1, 0.4, 0.9]
     for name, given in (
         *(("taid", "t"), ("distillm", "skew"), ("amid", "lam"), ("amid", "alpha")),
-        *(("distillm2", "skew_teacher"), ("distillm2", "skew_student")),
+        *(("distillm2", "skew_teacher"), ("distillm2", "skew_student"), ("distillm2", "beta")),
+        *(("gkd", "beta"), ("wsd", "reverse_weight"), ("akl", "mu")),
     ):
         many = METHODS[name].losses(**{given: any_library.array(weights)})
         each = [METHODS[name].losses(**{given: weight}) for weight in weights]
@@ -398,6 +399,12 @@ def test_the_weight_of_the_students_rows_grows_to_half_of_the_training():
             "weighs the student in r = 0.7·p + 0.3·q, so λ = 0.7 ",
         ),
         ("distillm2", {"beta": 1.5}, "on the teacher's rows, times 0.5: skew_teacher = 0.1"),
+        (
+            "distillm2",
+            {"beta": np.array([0.5])},
+            "times (2 - beta): skew_teacher = 0.1 weighs the teacher in r = 0.1·p + 0.9·q, so λ = "
+            "0.1 (λ weighs the teacher); on the student's rows, times beta: ",
+        ),
         ("distillm2", {"detach_mixture": True}, "r held constant"),
         ("abkd", {"alpha": 0.3}, "alpha = 0.3 is the exponent of p"),
         ("abkd", {}, "not AMiD's α"),
@@ -498,6 +505,8 @@ def test_a_method_of_ones_own_is_registered_in_one_place(monkeypatch):
             ValueError,
             ["distillm's skew", "[0, 1]", "2.0"],
         ),
+        ("distillm2", {"beta": np.array([2.0, 2.5])}, ValueError, ["distillm2's beta", "[0, 2]"]),
+        ("gkd", {"beta": np.array([0.5, 1.5])}, ValueError, ["gkd's beta", "[0, 1]", "1.5"]),
         ("distillm2", {"beta": 2.5}, ValueError, ["distillm2's beta", "[0, 2]", "2.5"]),
         ("distillm2", {"skew_student": -1.0}, ValueError, ["distillm2's skew_student", "-1.0"]),
         (
