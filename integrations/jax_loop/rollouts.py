@@ -13,7 +13,13 @@ from amidmath.integrations.jax_loop.teachers import ModelTeacher
 from amidmath.integrations.shared.objective import STUDENT_ROWS
 from amidmath.integrations.shared.policy_base import Source
 from amidmath.integrations.shared.replay_buffer import Example
-from amidmath.integrations.shared.rollout_rows import Memory, check_policy, completed, prompts_of
+from amidmath.integrations.shared.rollout_rows import (
+    Memory,
+    check_policy,
+    completed,
+    longest_prompt,
+    prompts_of,
+)
 
 if TYPE_CHECKING:
     from amidmath.integrations.jax_loop.trainer import JaxTrainer
@@ -24,7 +30,8 @@ _BY_STUDENT = {Source.STUDENT, Source.BUFFER}
 class Rollouts(Memory):
     """Puts generated or remembered completions in place of the dataset's.
 
-    What is sampled depends on the seed and the step alone.
+    What is sampled depends on the seed and the step alone. Every process has all completions, and
+    the same buffer, so that the number of processes changes nothing.
 
     Args:
         trainer: whose student and teacher generate.
@@ -40,17 +47,16 @@ class Rollouts(Memory):
         config = trainer.config
         self.trainer, self.end_tokens = trainer, tuple(end_tokens)
         self.tagged = "any" not in trainer.recipe.method.sources
-        super().__init__(config.replay_buffer(), [config.seed, jax.process_index()])
+        super().__init__(config.replay_buffer(), [config.seed])
         check_policy(
             trainer.policy,
             rows,
             joined_by=["--packing"] if config.packing else [],
             teacher_knows_new_rows=isinstance(trainer.teacher, ModelTeacher),
             capacity=config.buffer_capacity,
-            step_rows=trainer.batches.batch_size
-            * trainer.batches.accumulation
-            // jax.process_count(),
+            step_rows=trainer.batches.batch_size * trainer.batches.accumulation,
         )
+        self.prompt_length = longest_prompt(rows) if config.generates else 0
 
     def batch(self, source: Source, batch: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """An optimiser step's batch (A, B, L), of as many rows, from the source."""
@@ -73,13 +79,14 @@ class Rollouts(Memory):
             model = teacher.model
         else:
             model = trainer.student
-        longest = max(len(prompt) for prompt in prompts)
         answers = generate(
             model,
             prompts,
             end_tokens=self.end_tokens,
             pad=trainer.batches.pad,
-            max_new_tokens=min(config.max_new_tokens, trainer.batches.length - longest),
+            max_new_tokens=config.max_new_tokens,
+            prompt_length=self.prompt_length,
+            max_length=trainer.batches.length,
             temperature=config.generation_temperature,
             top_p=config.generation_top_p,
             key=jax.random.fold_in(jax.random.key(config.seed), trainer.step),

@@ -30,6 +30,8 @@ def generate(
     top_p: float = 1.0,
     batch_size: int = 8,
     length_bucket: int = 64,
+    prompt_length: int | None = None,
+    max_length: int | None = None,
     on_batch: Callable[[int], object] | None = None,
 ) -> list[NDArray[np.int32]]:
     """What the model answers to each prompt.
@@ -37,7 +39,8 @@ def generate(
     It samples from the model's own distribution, tempered and cut to the nucleus as asked and by
     nothing else. Prompts are batched by length and padded on their left to a multiple of
     ``length_bucket``, so that one program serves many lengths; it is compiled anew for another
-    bucket, ``batch_size`` or ``max_new_tokens``, not for another temperature. What is drawn for a
+    bucket, ``batch_size`` or ``max_new_tokens``, not for another temperature or ``max_length``.
+    With ``prompt_length`` there is one bucket, and so one program. What is drawn for a
     prompt depends on ``key`` and its place among the prompts; other prompts and ``batch_size``
     change it by rounding only.
 
@@ -52,6 +55,8 @@ def generate(
         top_p: sample from the fewest tokens that have this probability together.
         batch_size: prompts at a time; the last batch is filled up with padding.
         length_bucket: lengths of prompts are rounded up to multiples of it.
+        prompt_length: the longest prompt that there may be; all are padded to its bucket.
+        max_length: of a prompt and its answer together; answers to long prompts end there.
         on_batch: called after each batch with its number of prompts.
 
     Returns:
@@ -68,25 +73,28 @@ def generate(
         raise ValueError(
             f"pad must be a token of the model, below {model.config.vocabulary}, got {pad}"
         )
-    tokenizers.check_lengths(
-        model.config.context, [len(prompt) for prompt in prompts], max_new_tokens
-    )
+    context = model.config.context
+    limits = _limits([len(prompt) for prompt in prompts], context, max_new_tokens, max_length)
+    at_least = prompt_length or 0
     graph, state = nnx.split(model)
     ends = jnp.asarray(end_tokens, jnp.int32)
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     answers: dict[int, NDArray[np.int32]] = {}
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        ids, segments = _left_padded(
-            [prompts[row] for row in rows], pad, batch_size, length_bucket, model.config.context
-        )
+        chosen = [prompts[row] for row in rows]
+        length = _bucket(max(at_least, *map(len, chosen)), length_bucket, context)
+        ids, segments = _left_padded(chosen, pad, batch_size, length)
         # A row that only fills the batch up has a number too, but is at its end from the start.
-        numbers = np.array([*rows, *[0] * (batch_size - len(rows))], np.uint32)
+        filling = [0] * (batch_size - len(rows))
+        numbers = np.array([*rows, *filling], np.uint32)
+        at_most = np.array([*(limits[row] for row in rows), *filling], np.int32)
         found, lengths = _answers(
             state,
             ids,
             segments,
             numbers,
+            at_most,
             key,
             ends,
             jnp.float32(temperature),
@@ -137,6 +145,7 @@ def _answers(
     ids: jax.Array,
     segments: jax.Array,
     numbers: jax.Array,
+    at_most: jax.Array,
     key: jax.Array,
     ends: jax.Array,
     temperature: jax.Array,
@@ -163,7 +172,7 @@ def _answers(
     def given(p: _Progress, tokens: jax.Array, cache: Cache) -> _Progress:
         answers = jax.lax.dynamic_update_slice(p.answers, tokens[:, None], (0, p.step))
         lengths = p.lengths + p.going
-        going = p.going & ~jnp.isin(tokens, ends)
+        going = p.going & ~jnp.isin(tokens, ends) & (lengths < at_most)
         return _Progress(p.step + 1, tokens, answers, lengths, going, cache)
 
     def advance(p: _Progress) -> _Progress:
@@ -202,12 +211,27 @@ def _drawn(key: jax.Array, logits: jax.Array, *, top_p: jax.Array | None) -> jax
     return order[place].astype(jnp.int32)
 
 
+def _limits(
+    lengths: Sequence[int], context: int, max_new_tokens: int, max_length: int | None
+) -> list[int]:
+    """How long the answer to each prompt may be; raises InputError where there is no room."""
+    if max_length is None:
+        tokenizers.check_lengths(context, lengths, max_new_tokens)
+        return [max_new_tokens] * len(lengths)
+    room = min(max_length, context)
+    tokenizers.check_lengths(room, lengths, 1)
+    return [min(max_new_tokens, room - length) for length in lengths]
+
+
+def _bucket(longest: int, bucket: int, context: int) -> int:
+    """The length that prompts of up to ``longest`` tokens are padded to."""
+    return min(-(-longest // bucket) * bucket, context)
+
+
 def _left_padded(
-    prompts: Sequence[NDArray[np.integer[Any]]], pad: int, rows: int, bucket: int, context: int
+    prompts: Sequence[NDArray[np.integer[Any]]], pad: int, rows: int, length: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Tokens, and 1 where they are no padding, (rows, a multiple of bucket or the context)."""
-    longest = max(map(len, prompts))
-    length = min(-(-longest // bucket) * bucket, context)
+    """Tokens, and 1 where they are no padding, (rows, length)."""
     ids = np.full((rows, length), pad, np.int32)
     segments = np.zeros_like(ids)
     for row, prompt in enumerate(prompts):

@@ -9,12 +9,12 @@ from array_api_compat import array_namespace
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from amidmath.integrations.shared.arrow_lists import lists_in, lists_of
 from amidmath.integrations.shared.cached_rows import NO_ROW
 from amidmath.integrations.shared.data import SOURCE
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.objective import NO_LABEL
 from amidmath.integrations.shared.prepared import ROW
-from amidmath.integrations.shared.rows import lists_in, lists_of
 
 Batch: TypeAlias = dict[str, NDArray[np.int32]]
 

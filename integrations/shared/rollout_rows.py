@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
+from amidmath.integrations.shared.arrow_lists import lists_of
 from amidmath.integrations.shared.batches import Batch, lay_out
 from amidmath.integrations.shared.cached_rows import NO_ROW
 from amidmath.integrations.shared.data import SOURCE
@@ -15,7 +16,7 @@ from amidmath.integrations.shared.objective import NO_LABEL
 from amidmath.integrations.shared.policy_base import Policy, Source
 from amidmath.integrations.shared.prepared import ROW
 from amidmath.integrations.shared.replay_buffer import Example, ReplayBuffer
-from amidmath.integrations.shared.rows import lists_of
+from amidmath.integrations.shared.rows import first_targets
 
 
 class Memory:
@@ -105,6 +106,11 @@ def check_prompts(flag: str, rows: Dataset) -> None:
                 "--assistant_only_loss), or --policy off_policy"
             )
         before += len(lengths)
+
+
+def longest_prompt(rows: Dataset) -> int:
+    """The most tokens before the first that is learned, of rows that have such a token."""
+    return int(first_targets(rows).max())
 
 
 def prompts_of(

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 import amidmath as am
 from amidmath.integrations import jax_distill
 from amidmath.integrations.jax_loop import trainer as trainer_module
+from amidmath.integrations.jax_loop.sampling import _answers
 from amidmath.integrations.jax_loop.trainer import JaxTrainer
 from amidmath.integrations.shared.policy_base import Source
 from amidmath.integrations.shared.progress import TIME_FIELDS
@@ -155,6 +156,22 @@ def test_every_policy_goes_on_as_if_there_had_been_no_break(
     monkeypatch.setattr(JaxTrainer, "_step", step)
     assert jax_distill.main(arguments(broken, **settings)) == 0
     same_runs(whole, broken)
+
+
+def test_nothing_is_compiled_after_the_first_step(
+    arguments: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """However long the prompts of a step are, and however long their answers may be."""
+    lengths = (3, 30, 9, 36, 20, 12, 37, 5)
+    rows = [{"prompt": "p" * length, "completion": "x"} for length in lengths]
+    data = write_jsonl(tmp_path / "prompts.jsonl", rows)
+    words = arguments(tmp_path / "run", dataset_name=data, policy="on_policy", max_steps=4)
+    trainer = jax_distill.prepare(jax_distill.parse_arguments(words), print).trainer
+    before = _answers._cache_size()
+    for _ in range(4):
+        trainer._step()
+    assert _answers._cache_size() == before + 1
+    assert trainer.steps.train._cache_size() == 1
 
 
 def test_a_killed_run_goes_on(

@@ -51,8 +51,16 @@ SETTINGS: dict[str, tuple[list[dict[str, str]], dict[str, Any]]] = {
     "taid": (ANSWERS, {"method": "taid", "schedule": ["t=taid:0.4:1"], "max_grad_norm": 0.0}),
     "overlap of tokens": (ANSWERS, {"schedule": ["alpha=overlap_token:-5:1"], "order": "qr"}),
     "temperature": (TEXTS, {"schedule": ["temperature=linear:2:1"], "freeze_embeddings": True}),
-    "pairs": (PAIRS, {"method": "distillm2"}),
-    "packed": (TEXTS, {"packing": True, "packing_strategy": "wrapped", "method": "gkd"}),
+    "pairs": (PAIRS, {"method": "distillm2", "schedule": ["beta=linear:1:1.5"]}),
+    "packed": (
+        TEXTS,
+        {
+            "packing": True,
+            "packing_strategy": "wrapped",
+            "method": "gkd",
+            "schedule": ["beta=linear:0.1:0.9"],
+        },
+    ),
 }
 
 

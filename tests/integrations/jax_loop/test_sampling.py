@@ -182,6 +182,22 @@ def test_one_program_for_each_bucket(pair: Pairs) -> None:
     assert len(longer) == 1
 
 
+def test_one_program_for_prompts_up_to_a_length(pair: Pairs) -> None:
+    theirs, ours = pair("mistral")
+    settings: dict[str, Any] = {"max_new_tokens": 9, "length_bucket": 4, "prompt_length": 11}
+    with compilations() as first:
+        answers(ours.decoder, PROMPTS[2:3], **settings)
+    assert first
+    with compilations() as again:
+        found = answers(ours.decoder, max_length=13, **settings)
+    assert not again
+    whole = [greedy(theirs, prompt, 9, [1]) for prompt in PROMPTS]
+    room = [min(9, 13 - len(prompt)) for prompt in PROMPTS]
+    assert found == [ids[:count] for ids, count in zip(whole, room, strict=True)]
+    with pytest.raises(InputError, match=r"row 1: its prompt has 11 tokens, which with 1 new"):
+        answers(ours.decoder, max_length=11, **settings)
+
+
 def test_no_prompts_and_progress(pair: Pairs) -> None:
     decoder = pair("llama")[1].decoder
     assert answers(decoder, []) == []

@@ -15,6 +15,7 @@ from amidmath.integrations.shared.rollout_rows import (
     check_policy,
     check_prompts,
     completed,
+    longest_prompt,
     prompts_of,
 )
 
@@ -41,6 +42,11 @@ def test_prompts_of_rows_padded_on_either_side() -> None:
     labels = np.array([[-100, -100, 3, -100, -100], [-100, -100, -100, 5, 6]])
     found = prompts_of(ids, labels, np.array([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]], bool))
     assert [prompt.tolist() for prompt in found] == [[1, 2], [4]]
+
+
+def test_the_longest_prompt() -> None:
+    assert longest_prompt(ROWS) == 3
+    assert longest_prompt(ROWS.select([1])) == 1
 
 
 def test_prompts_of_a_step_leave_filling_out() -> None:

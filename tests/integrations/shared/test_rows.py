@@ -16,8 +16,8 @@ from trl import SFTConfig, SFTTrainer, pack_dataset
 
 from amidmath.integrations.shared.data import unpaired
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.packing import best_fit
 from amidmath.integrations.shared.rows import (
-    best_fit,
     first_targets,
     in_one_format,
     learnable,
