@@ -64,7 +64,7 @@ class WeightedSum(Loss):
     @property
     def knobs(self) -> dict[str, Array]:
         """The array parameters of each part: ``parts[j].weight``, ``parts[j].alpha`` and so on."""
-        found = {}
+        found: dict[str, Array] = {}
         for j, (weight, loss) in enumerate(self.parts):
             own = {"weight": weight} if _checks.is_array(weight) else {}
             found |= {f"parts[{j}].{name}": knob for name, knob in (own | loss.knobs).items()}

@@ -174,7 +174,8 @@ def wsd(reverse_weight: float | Array = 0.5, temperature: float = 1.0) -> Loss:
     temperature = positive_temperature("wsd", temperature)
     forward = AMiD(order="pr", lam=0.0, temperature=temperature)
     reverse = AMiD(order="qr", lam=1.0, temperature=temperature)
-    return forward * (1.0 - c) + reverse * c
+    both: Loss = forward * (1.0 - c) + reverse * c
+    return both
 
 
 @method(

@@ -56,7 +56,8 @@ def gkd(beta: float | Array = 0.5, temperature: float = 1.0) -> Loss:
         return AlphaJensenShannon(-1.0, beta, temperature)
     forward = AMiD(order="pr", lam=beta, temperature=temperature)
     reverse = AMiD(order="qr", lam=beta, temperature=temperature)
-    return forward * beta + reverse * (1.0 - beta)
+    both: Loss = forward * beta + reverse * (1.0 - beta)
+    return both
 
 
 @method(lambda kind, skew, **_: _weighs("skew", skew, "teacher" if kind == "skl" else "student"))
