@@ -115,7 +115,7 @@ class Batches:
         here = self._order(epoch)[step * size : (step + 1) * size]
         chosen[: len(here)] = here
         shared = chosen.reshape(self.accumulation, self.batch_size)[:, self._share]
-        laid = _laid_out_rows(self.rows, shared.ravel(), self.length, self.pad)
+        laid = laid_out_rows(self.rows, shared.ravel(), self.length, self.pad)
         return {
             name: array.reshape(*shared.shape, *array.shape[1:]) for name, array in laid.items()
         }
@@ -236,8 +236,15 @@ def counted(batch: Mapping[str, Any]) -> Any:
     return targets(batch) != NO_LABEL
 
 
-def _laid_out_rows(rows: Dataset, chosen: NDArray[np.int64], length: int, pad: int) -> Batch:
-    """The chosen rows as one batch; ``NO_ROW`` makes one of padding."""
+def laid_out_rows(rows: Dataset, chosen: NDArray[np.int64], length: int, pad: int) -> Batch:
+    """Some rows as one batch.
+
+    Args:
+        rows: as of :class:`Batches`.
+        chosen: their places, (B,); ``NO_ROW`` for one of padding.
+        length: tokens of every row of the batch.
+        pad: the token that fills rows.
+    """
     present = chosen != NO_ROW
     columns = rows.column_names
     table: Any = rows.with_format("arrow")[chosen[present].tolist()]

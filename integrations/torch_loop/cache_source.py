@@ -8,21 +8,16 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from rich.console import Console
-from transformers import (
-    AutoConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
+from amidmath.integrations.shared.cache_source import check_k
+from amidmath.integrations.shared.caching import tokenizer_for
+from amidmath.integrations.shared.command_line import TEACHER_FLAG
 from amidmath.integrations.shared.data import load_splits
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.prepared import PreparedRows
 from amidmath.integrations.shared.tokenizers import load_tokenizer
 from amidmath.integrations.shared.top_k_format import Lists
-from amidmath.integrations.shared.vocabularies import compare_vocabularies
 from amidmath.integrations.torch_loop.cache_arguments import Arguments
 from amidmath.integrations.torch_loop.config import AMiDConfig
 from amidmath.integrations.torch_loop.loading import fewer_bars, load_teacher_model
@@ -34,8 +29,8 @@ from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
 
 @dataclass(frozen=True)
-class Source:
-    """A teacher and the rows that it is asked of.
+class TorchSource:
+    """A teacher in torch and the rows that it is asked of; a ``cache_source.Source``.
 
     Args:
         teacher: in memory, on its device.
@@ -55,11 +50,10 @@ class Source:
     precision: str
     config: AMiDConfig
 
-    def batches(self, rows: range) -> list[list[int]]:
-        """Rows of about one length together, the same ones every time."""
-        by_length = sorted(rows, key=lambda row: (self.prepared.lengths[row], row))
-        size = self.config.per_device_eval_batch_size
-        return [by_length[i : i + size] for i in range(0, len(by_length), size)]
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows it is asked of in a forward pass."""
+        return int(self.config.per_device_eval_batch_size)
 
     def ask(self, rows: Sequence[int], k: int) -> dict[int, Lists]:
         """The lists of some rows, one forward pass."""
@@ -100,7 +94,7 @@ class Source:
         return expected.view(keep.shape)
 
 
-def load(arguments: Arguments, console: Console) -> Source:
+def load(arguments: Arguments, console: Console) -> TorchSource:
     """The teacher, and the rows as torch_distill.py would prepare them."""
     config, script = arguments.config, arguments.script
     with PartialState().main_process_first():  # the others find what it has read
@@ -111,9 +105,8 @@ def load(arguments: Arguments, console: Console) -> Source:
     )
     model = load_teacher_model(arguments.teacher, config)
     size = int(model.config.get_text_config().vocab_size)
-    if script.k > size:
-        raise InputError(f"--k {script.k}: the teacher has {size} tokens only")
-    tokenizer, common = _tokenizer(arguments, teacher_tokenizer, size, console)
+    check_k(script.k, size)
+    tokenizer, common = tokenizer_for(arguments, teacher_tokenizer, size, console)
     trainer = AMiDTrainer(
         _stand_in(model, int(config.max_length or 0)),
         model,
@@ -133,30 +126,7 @@ def load(arguments: Arguments, console: Console) -> Source:
     apart = getattr(collator, "padding_free", False)
     prepared = PreparedRows(rows, trainer.tokenizer, apart)
     precision = trainer.accelerator.mixed_precision
-    return Source(trainer.teacher, size, prepared, collator, common, precision, config)
-
-
-def _tokenizer(
-    arguments: Arguments, theirs: PreTrainedTokenizerBase, size: int, console: Console
-) -> tuple[PreTrainedTokenizerBase, int]:
-    """The student's tokenizer, or the teacher's without one, and for how many tokens both agree."""
-    if arguments.student is None:
-        return theirs, size
-    revision = arguments.model.model_revision
-    ours = load_tokenizer(STUDENT_FLAG, arguments.student, revision=revision)
-    config = AutoConfig.from_pretrained(
-        arguments.student, revision=revision, trust_remote_code=False
-    )
-    found = compare_vocabularies(
-        ours.get_vocab(),
-        theirs.get_vocab(),
-        int(config.get_text_config().vocab_size),
-        size,
-        arguments.config.vocab,
-        cached=True,
-    )
-    console.print(f"Vocabularies: {found.describe()}", highlight=False)
-    return ours, found.common
+    return TorchSource(trainer.teacher, size, prepared, collator, common, precision, config)
 
 
 def _stand_in(teacher: PreTrainedModel, max_length: int) -> PreTrainedModel:

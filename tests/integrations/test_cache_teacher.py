@@ -15,8 +15,8 @@ from tiny import SENTENCES, save, tiny_model, write_jsonl
 from transformers import AutoTokenizer
 
 from amidmath.integrations.cache_teacher import main
+from amidmath.integrations.shared import cache_estimate
 from amidmath.integrations.shared.top_k_store import TopKStore
-from amidmath.integrations.torch_loop import cache_estimate
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
 

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from amidmath.integrations.shared.cache_source import Source, batches
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.top_k_format import Header, payload_bytes, plan_shards
 from amidmath.integrations.shared.top_k_store import TopKStore
 from amidmath.integrations.shared.top_k_writer import TopKWriter, free_bytes, megabytes
-from amidmath.integrations.torch_loop.cache_source import Source
 
 # How many batches are tried beforehand; the first of them warms up.
 _TRIED = 4
@@ -95,14 +95,13 @@ def try_out(
 ) -> tuple[float, dict[int, NDArray[Any]]]:
     """Tokens a second, and the mass that some k cover, by the first batches that are missing."""
     wanted = sorted({k for k in (*_OFFERED, writer.header.k) if k <= source.vocabulary})
-    batches = [b for n in missing[:_TRIED] for b in source.batches(writer.shards[n].row_numbers)][
-        :_TRIED
-    ]
+    size, shards = writer.header.batch_rows, (writer.shards[n] for n in missing[:_TRIED])
+    tried = [b for shard in shards for b in batches(source, shard.row_numbers, size)][:_TRIED]
     seconds, tokens, logs = 0.0, 0, []
-    for number, rows in enumerate(batches):
+    for number, rows in enumerate(tried):
         start = time.perf_counter()
         found = source.ask(rows, wanted[-1])
-        if number or len(batches) == 1:
+        if number or len(tried) == 1:
             seconds += time.perf_counter() - start
             tokens += sum(source.prepared.lengths[row] for row in rows)
         logs += [lists.log_probs for lists in found.values()]
