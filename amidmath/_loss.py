@@ -22,8 +22,9 @@ REDUCTIONS = ("mean", "sum", "none")
 class Loss(LinearLoss, SparseLoss, ABC):
     """A loss of student logits against teacher logits, in nats per position.
 
-    Losses add, and multiply by numbers and arrays that broadcast to the positions:
-    ``0.5 * am.AMiD(order="pr") + 0.5 * am.AMiD(order="qr")``. Those whose parameters are numbers are hashable and compare by value.
+    Losses add, and multiply by numbers and by arrays that broadcast to the positions:
+    ``0.5 * am.AMiD(order="pr") + 0.5 * am.AMiD(order="qr")``. Those whose parameters are numbers
+    are hashable and compare by value.
     """
 
     __array_ufunc__ = None  # an array times a loss is a loss, not an array of losses

@@ -12,6 +12,7 @@ with a run that did not end.
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -23,19 +24,23 @@ from tqdm.auto import tqdm
 
 from amidmath.integrations.jax_loop.arguments import Arguments, parse_arguments
 from amidmath.integrations.jax_loop.decoder import Decoder
-from amidmath.integrations.jax_loop.hosts import is_main, join, wait_for_all
+from amidmath.integrations.jax_loop.hosts import is_main, join, together, wait_for_all
 from amidmath.integrations.jax_loop.loading import Prepared, cross_entropy_trainer, prepare
 from amidmath.integrations.jax_loop.model_files import save_model
 from amidmath.integrations.jax_loop.report import card, memory_in_words, print_header, record
+from amidmath.integrations.jax_loop.task_scores import student_scores
 from amidmath.integrations.jax_loop.teachers import CachedTeacher
+from amidmath.integrations.jax_loop.trackers import reporting
 from amidmath.integrations.jax_loop.trainer import JaxTrainer
 from amidmath.integrations.shared import run_folder
+from amidmath.integrations.shared.checkpoints import step_of
 from amidmath.integrations.shared.command_line import exit_status
 from amidmath.integrations.shared.errors import while_preparing
 from amidmath.integrations.shared.model_card import write_card
 from amidmath.integrations.shared.plots import plot
 from amidmath.integrations.shared.progress import MetricsFile
 from amidmath.integrations.shared.quality import Quality, as_table, plain, warnings_about
+from amidmath.integrations.shared.task_scores import in_words
 
 
 def distill(arguments: Arguments, console: Console) -> Path:
@@ -47,7 +52,7 @@ def distill(arguments: Arguments, console: Console) -> Path:
     """
     folder, config = arguments.output_dir, arguments.config
     limit = arguments.script.max_eval_samples
-    with while_preparing():
+    with together(), while_preparing():
         start = run_folder.claim(
             folder,
             record(arguments),
@@ -66,6 +71,7 @@ def distill(arguments: Arguments, console: Console) -> Path:
             console.print(memory_in_words(trainer), highlight=False, soft_wrap=True)
             return folder
         saved = run_folder.read_figures(folder / run_folder.BEFORE)
+    with while_preparing():
         if start.checkpoint is not None and saved is not None:
             before = {name: Quality.of(figures) for name, figures in saved.items()}
         else:
@@ -77,28 +83,49 @@ def distill(arguments: Arguments, console: Console) -> Path:
     wait_for_all("opened")
     for warning in warnings_about(before):
         console.print(f"[bold yellow]Warning:[/bold yellow] {warning}")
-    train(trainer, "distilling", folder, run_folder.STUDENT, start.checkpoint)
+    train(trainer, "distilling", arguments, run_folder.STUDENT, start.checkpoint)
     save_model(folder / run_folder.STUDENT, prepared.saved, prepared.tokenizer)
-    trained = {"student after": trainer.student}
+    trained, asked = {"student after": trainer.student}, trainer.task_scores
+    scores = {} if asked is None else {"student after": student_scores(asked, trainer)}
     if arguments.script.baseline:
         baseline = cross_entropy_trainer(prepared, arguments)
-        train(baseline, "cross-entropy baseline", folder, "baseline", None)
+        train(baseline, "cross-entropy baseline", arguments, "baseline", None)
         trained["cross-entropy only"] = baseline.student
+        if asked is not None:
+            scores["cross-entropy only"] = student_scores(asked, baseline)
     results = before | judge(prepared, trained, limit)
     if is_main():
-        finish(arguments, trainer, results)
+        finish(arguments, trainer, results, scores)
     console.print(as_table(results, caption(trainer, results)))
+    for model, found in scores.items():
+        console.print(f"{model}: {in_words(found)}", highlight=False, soft_wrap=True)
     console.print(f"Student, metrics and curves are in {folder}/", highlight=False)
+    wait_for_all("finished")
     return folder
 
 
 def train(
-    trainer: JaxTrainer, title: str, folder: Path, name: str, checkpoint: Path | None
+    trainer: JaxTrainer, title: str, arguments: Arguments, name: str, checkpoint: Path | None
 ) -> None:
-    """Train with a progress bar and a metrics file."""
+    """Train with a progress bar, a metrics file, and trackers if some are asked for."""
+    folder, config = arguments.output_dir, arguments.config
     trainer.metrics = MetricsFile(folder / run_folder.METRICS, name)
     trainer.metrics.is_writer = is_main()
-    with trainer.progress(title, hidden=trainer.config.disable_tqdm or not is_main()):
+    report = reporting(
+        (config.report_to or ()) if is_main() else (),
+        model=name,
+        run_name=config.run_name or folder.absolute().name,
+        project=config.project,
+        folder=folder,
+        step=None if checkpoint is None else step_of(checkpoint),
+        arguments={
+            k: v for group in record(arguments).arguments.values() for k, v in group.items()
+        },
+    )
+    with ExitStack() as stack:
+        with together():
+            trainer.report = stack.enter_context(report)
+        stack.enter_context(trainer.progress(title, config.disable_tqdm or not is_main()))
         trainer.train(checkpoint)
 
 
@@ -118,9 +145,15 @@ def judge(
     return prepared.judge(models, bar)
 
 
-def finish(arguments: Arguments, trainer: JaxTrainer, results: dict[str, Quality]) -> None:
-    """Write results, curves and the model card; the run is complete then."""
-    folder, figures = arguments.output_dir, plain(results)
+def finish(
+    arguments: Arguments,
+    trainer: JaxTrainer,
+    results: dict[str, Quality],
+    scores: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Write results, scores, curves and the model card; the run is complete then."""
+    folder = arguments.output_dir
+    figures = {name: {**of, **scores.get(name, {})} for name, of in plain(results).items()}
     run_folder.write_figures(folder / run_folder.RESULTS, figures)
     lines, title = run_folder.read_metrics(folder), arguments.config.recipe().describe()
     plot(folder / run_folder.CURVES, lines, figures, title)
@@ -145,8 +178,9 @@ def main(argv: list[str] | None = None) -> int:
     """
 
     def work() -> None:
-        arguments = parse_arguments(argv)
         join()
+        with together():
+            arguments = parse_arguments(argv)
         distill(arguments, Console(quiet=not is_main()))
 
     return exit_status(work, "checkpoints, if any, are kept")

@@ -32,6 +32,7 @@ from amidmath.integrations.shared.errors import while_preparing
 from amidmath.integrations.shared.model_card import write_card
 from amidmath.integrations.shared.plots import plot
 from amidmath.integrations.shared.quality import Quality, as_table, plain, warnings_about
+from amidmath.integrations.shared.task_scores import in_words
 from amidmath.integrations.torch_loop.arguments import Arguments, parse_arguments
 from amidmath.integrations.torch_loop.callbacks import MetricsLog, ProgressBar, Speed
 from amidmath.integrations.torch_loop.checkpoints import on_main_process, save_model
@@ -44,7 +45,7 @@ from amidmath.integrations.torch_loop.processes import (
     whole_weights,
 )
 from amidmath.integrations.torch_loop.records import card, record
-from amidmath.integrations.torch_loop.task_scores import in_words
+from amidmath.integrations.torch_loop.task_scores import student_scores
 
 
 def distill(arguments: Arguments, console: Console) -> Path:
@@ -104,15 +105,14 @@ def distill(arguments: Arguments, console: Console) -> Path:
     student = folder / run_folder.STUDENT
     on_main_process(lambda: save_model(student, trainer.student, trainer.tokenizer, weights))
     trained = {"student after": trainer.student}
-    scores = (
-        {} if trainer.task_scores is None else {"student after": trainer.task_scores.of(trainer)}
-    )
+    asked = trainer.task_scores
+    scores = {} if asked is None else {"student after": student_scores(asked, trainer)}
     if arguments.script.baseline:
         baseline = cross_entropy_trainer(trainer, arguments)
         train(baseline, "cross-entropy baseline", folder, "baseline", None)
         trained["cross-entropy only"] = cast("PreTrainedModel", baseline.model)
-        if trainer.task_scores is not None:
-            scores["cross-entropy only"] = trainer.task_scores.of(baseline)
+        if asked is not None:
+            scores["cross-entropy only"] = student_scores(asked, baseline)
     results = before | judge(trainer, trained, limit)
     on_main_process(lambda: finish(arguments, trainer, results, scores))
     console.print(as_table(results, caption(trainer, results)))

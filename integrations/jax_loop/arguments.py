@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from amidmath.integrations.jax_loop import trackers
 from amidmath.integrations.shared.command_line import (
     STUDENT_FLAG,
     TEACHER_FLAG,
@@ -18,6 +19,7 @@ from amidmath.integrations.shared.settings import (
     PolicySettings,
     TeacherSettings,
 )
+from amidmath.integrations.shared.task_settings import TaskScoreSettings
 
 GROUPS: Groups = {
     "student": ("model_*", "freeze_embeddings"),
@@ -34,11 +36,11 @@ GROUPS: Groups = {
         *("weight_decay", "adam_*", "max_grad_norm", "seed"),
     ),
     "devices and precision": ("mesh", "bf16", "gradient_checkpointing"),
-    "held-out rows": (HeldOutSettings, "eval_*", "per_device_eval_batch_size"),
+    "held-out rows": (HeldOutSettings, TaskScoreSettings, "eval_*", "per_device_eval_batch_size"),
     "run folder and checkpoints": (
         *("output_dir", "overwrite_output_dir", "dry_run", "resume_from_checkpoint", "save_*"),
     ),
-    "reporting": ("logging_steps", "disable_tqdm"),
+    "reporting": ("logging_steps", "report_to", "run_name", "project", "disable_tqdm"),
 }
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
@@ -166,6 +168,17 @@ class JaxConfig(PolicySettings, LossSettings, TeacherSettings):
         metadata={"help": "Order of the rows.", "choices": ["random", "sequential"]},
     )
     logging_steps: int = field(default=10, metadata={"help": "Log every so many steps."})
+    report_to: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Who is given every figure of metrics.jsonl too: some of "
+            f"{', '.join(trackers.TRACKERS)}. Default: none."
+        },
+    )
+    run_name: str | None = field(
+        default=None, metadata={"help": "The run's name there. Default: the run folder's."}
+    )
+    project: str = field(default="huggingface", metadata={"help": "The run's project there."})
     eval_strategy: str = field(
         default="no",
         metadata={"help": "When to evaluate during training.", "choices": list(WHEN)},
@@ -192,6 +205,7 @@ class JaxConfig(PolicySettings, LossSettings, TeacherSettings):
         self.replay_buffer()
         self.check_generation()
         self.check_label_weight()
+        self.report_to = trackers.named(self.report_to)
         _choose("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
         _choose("optim", self.optim, OPTIMIZERS)
         _choose("eval_strategy", self.eval_strategy, WHEN)
@@ -223,7 +237,8 @@ class JaxConfig(PolicySettings, LossSettings, TeacherSettings):
     def _at_least(self, name: str, least: int) -> None:
         value = getattr(self, name)
         if not least <= value < float("inf"):
-            raise InputError(f"--{name} must be a finite number from {least} on, got {value}")
+            finite = "" if isinstance(value, int) else " and finite"
+            raise InputError(f"--{name} must be at least {least}{finite}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -236,6 +251,7 @@ class Arguments:
         output_dir: the run folder.
         script: student, data and reporting.
         config: training and loss.
+        scores: the task on which answers are scored.
     """
 
     student: str
@@ -243,6 +259,7 @@ class Arguments:
     output_dir: Path
     script: JaxScriptArguments
     config: JaxConfig
+    scores: TaskScoreSettings = field(default_factory=TaskScoreSettings)
 
 
 def parse_arguments(argv: list[str] | None = None) -> Arguments:
@@ -252,8 +269,8 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         InputError: a value that does not fit, an unknown argument, or one that is missing.
         SystemExit: after --help.
     """
-    script, config = parse(
-        (JaxScriptArguments, JaxConfig),
+    script, config, scores = parse(
+        (JaxScriptArguments, JaxConfig, TaskScoreSettings),
         argv,
         groups=GROUPS,
         prog="jax_distill.py",
@@ -271,7 +288,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     )
     folder = Path(str(config.output_dir))
     student, teacher = str(script.model_name_or_path), config.teacher_model_name_or_path
-    return Arguments(student, teacher, folder, script, config)
+    return Arguments(student, teacher, folder, script, config, scores)
 
 
 def _choose(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -23,6 +23,8 @@ from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.full_disk import saving
 
 _ARRAYS = "arrays"
+# The same on every process, so that one writes it, and any number of them can go on from it.
+_STATE = "distillation_state"
 
 
 def save(
@@ -50,9 +52,9 @@ def save(
     with saving(checkpoint.name, stage):
         with ocp.StandardCheckpointer() as writer:
             writer.save(built.absolute() / _ARRAYS, _by_name(arrays))
-        write_state(built, _state_name(), {name: state.state() for name, state in states.items()})
         wait_for_all("written")
         if is_main():
+            write_state(built, _STATE, {name: state.state() for name, state in states.items()})
             publish(checkpoint)
     wait_for_all("published")
     if limit is not None and is_main():
@@ -73,7 +75,7 @@ def restore(checkpoint: Path, like: Any, states: Mapping[str, ExtraState]) -> An
         InputError: it is damaged, or of another run.
     """
     require_whole(checkpoint)
-    found = read_state(checkpoint, _state_name())
+    found = read_state(checkpoint, _STATE)
     if found.keys() != states.keys():
         raise InputError(
             f"--resume_from_checkpoint: {checkpoint} holds the states of "
@@ -107,9 +109,3 @@ def _by_name(tree: Any) -> dict[str, jax.Array]:
     """The arrays of a tree by where they are in it, in its order."""
     leaves, _ = jax.tree.flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def _state_name() -> str:
-    """Of the files with the other states; every process has its own."""
-    several = jax.process_count() > 1
-    return "distillation_state" + (f"_{jax.process_index()}" if several else "")

@@ -23,10 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 import amidmath as am
 from amidmath.integrations.jax_loop.decoder_config import Activation, DecoderConfig
+from amidmath.integrations.jax_loop.mesh import look_up
 
 Axes: TypeAlias = tuple[str | None, ...]
 _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
@@ -224,6 +226,7 @@ class Decoder(nnx.Module):
         self.config = config
         self.dtype = jnp.dtype(dtype)
         self.remat = remat
+        self.mesh: Mesh | None = None
         make = _Make(rngs, param_dtype, config.initializer_range)
         table = (config.vocabulary, config.hidden)
         self.embedding = make.normal(table, ("vocab", "embed"))
@@ -348,12 +351,12 @@ class Decoder(nnx.Module):
         return self.norm(x), keys, values
 
     def _embedded(self, ids: jax.Array, positions: jax.Array) -> jax.Array:
-        x = jnp.take(self.embedding[...], ids, axis=0).astype(self.dtype)
+        x = look_up(self.embedding, ids, self.dtype, self.mesh)
         if self.config.embedding_scale != 1.0:
             # Rounded to dtype first, as Gemma was trained.
             x = x * jnp.asarray(self.config.embedding_scale, self.dtype)
         if self.position_embedding is not None:
-            x = x + jnp.take(self.position_embedding[...], positions, axis=0).astype(self.dtype)
+            x = x + look_up(self.position_embedding, positions, self.dtype, self.mesh)
         return x
 
 

@@ -67,7 +67,7 @@ class Judge:
         teacher, parts = self.teacher, {name: nnx.split(model) for name, model in models.items()}
         sums = {name: np.zeros(4) for name in [*(["teacher"] if teacher.graph else []), *models]}
         for batch in batches:
-            placed = on_mesh(self.mesh, teacher.with_lists(batch) if self.knows else bare(batch))
+            placed = on_mesh(self.mesh, batch, teacher.with_lists if self.knows else bare)
             theirs = self._reference(teacher.parameters, placed) if self.knows else None
             if isinstance(theirs, States):
                 sums["teacher"] += np.asarray(self._of_states(theirs, theirs, placed), np.float64)

@@ -1,6 +1,8 @@
 """Several processes, one on each host, that train together."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -9,6 +11,10 @@ from jax.experimental import multihost_utils
 from amidmath.integrations.shared.errors import InputError
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+# A process that ends while the others work waits so long for them; then JAX ends them too.
+_LAST_SECONDS = 10
+_MESSAGE_BYTES = 2048
 
 
 def join() -> None:
@@ -21,7 +27,7 @@ def join() -> None:
     Raises:
         InputError: numbers that are none.
     """
-    if ADDRESS not in os.environ:
+    if ADDRESS not in os.environ or jax.distributed.is_initialized():
         return
     given: dict[str, int | None] = {}
     for name in (COUNT, INDEX):
@@ -31,8 +37,31 @@ def join() -> None:
         except ValueError as error:
             raise InputError(f"{name} must be a whole number, got {text!r}") from error
     jax.distributed.initialize(
-        os.environ[ADDRESS], num_processes=given[COUNT], process_id=given[INDEX]
+        os.environ[ADDRESS],
+        num_processes=given[COUNT],
+        process_id=given[INDEX],
+        shutdown_timeout_seconds=_LAST_SECONDS,
     )
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A block that comes to its end on every process or on none; it may not wait for another one.
+
+    Raises:
+        InputError: of this process, or else of the first that has one, which is named.
+    """
+    failed: InputError | None = None
+    try:
+        yield
+    except InputError as error:
+        failed = error
+    messages = [] if jax.process_count() == 1 else _said("" if failed is None else str(failed))
+    if failed is not None:
+        raise failed
+    for index, message in enumerate(messages):
+        if message:
+            raise InputError(f"process {index}: {message}")
 
 
 def is_main() -> bool:
@@ -46,9 +75,10 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def summed(*counts: int) -> tuple[int, ...]:
-    """Each over all processes, in one exchange."""
-    if jax.process_count() == 1:
-        return counts
-    found = np.sum(multihost_utils.process_allgather(np.asarray(counts)), axis=0)
-    return tuple(int(count) for count in found)
+def _said(message: str) -> list[str]:
+    """What every process says."""
+    room = np.zeros(_MESSAGE_BYTES, np.uint8)
+    encoded = message.encode()[:_MESSAGE_BYTES]
+    room[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    found = multihost_utils.process_allgather(room)
+    return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in found]

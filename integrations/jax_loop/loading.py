@@ -27,7 +27,8 @@ from amidmath.integrations.shared.data import load_splits
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.prepared import PreparedRows
 from amidmath.integrations.shared.rows import prepare_rows
-from amidmath.integrations.shared.tokenizers import load_tokenizer
+from amidmath.integrations.shared.task_scores import TaskScores
+from amidmath.integrations.shared.tokenizers import load_tokenizer, padding
 from amidmath.integrations.shared.vocabularies import compare_vocabularies
 
 Say = Callable[[str], object]
@@ -89,8 +90,10 @@ def prepare(arguments: Arguments, say: Say, devices: Sequence[Any] | None = None
         for name, part in zip(("train", "eval"), raw, strict=True)
     )
     student = load_student(arguments, mesh)
+    student.decoder.mesh = mesh
     check_context(config.max_length, student=student)
     check_temperature(config, student)
+    asked = TaskScores.read(arguments.scores, tokenizer, student.decoder.config.context)
     if config.teacher_cache is not None:
         teacher, rows = _open_cache(config, student, tokenizer, rows)
     else:
@@ -100,10 +103,11 @@ def prepare(arguments: Arguments, say: Say, devices: Sequence[Any] | None = None
         student.decoder,
         teacher,
         config,
-        _batches(rows[0], config, mesh, _pad(tokenizer, ends)),
-        partial(_once, rows[1], config, mesh, _pad(tokenizer, ends)),
+        _batches(rows[0], config, mesh, padding(tokenizer, ends)),
+        partial(_once, rows[1], config, mesh, padding(tokenizer, ends)),
         mesh,
         ends,
+        task_scores=asked,
     )
     return Prepared(trainer, student, tokenizer, (rows[0], rows[1]))
 
@@ -186,12 +190,9 @@ def check_temperature(config: JaxConfig, *models: LoadedModel) -> None:
         )
 
 
-def _load_teacher(
-    arguments: Arguments, student: LoadedModel, tokenizer: PreTrainedTokenizerBase, mesh: Mesh
-) -> Teacher:
-    config, name = arguments.config, str(arguments.teacher)
+def load_teacher_model(name: str, config: JaxConfig, mesh: Mesh) -> LoadedModel:
+    """The teacher's model on the mesh, in its data type; its context has room for the rows."""
     computing = computing_dtype(config)
-    theirs = load_tokenizer(TEACHER_FLAG, name, revision=config.teacher_model_revision)
     model = load_model(
         TEACHER_FLAG,
         name,
@@ -200,7 +201,17 @@ def _load_teacher(
         param_dtype=computing if config.teacher_dtype == "auto" else config.teacher_dtype,
         sharding_of=partial(place, mesh),
     )
+    model.decoder.mesh = mesh
     check_context(config.max_length, teacher=model)
+    return model
+
+
+def _load_teacher(
+    arguments: Arguments, student: LoadedModel, tokenizer: PreTrainedTokenizerBase, mesh: Mesh
+) -> Teacher:
+    config, name = arguments.config, str(arguments.teacher)
+    theirs = load_tokenizer(TEACHER_FLAG, name, revision=config.teacher_model_revision)
+    model = load_teacher_model(name, config, mesh)
     check_temperature(config, model)
     sizes = (student.decoder.config.vocabulary, model.decoder.config.vocabulary)
     found = compare_vocabularies(tokenizer.get_vocab(), theirs.get_vocab(), *sizes, config.vocab)
@@ -240,8 +251,8 @@ def _open_cache(
 
 
 def _batches(rows: Dataset, config: JaxConfig, mesh: Mesh, pad: int) -> Batches:
-    """Of the training rows, of which each process has its share."""
-    whole = Batches(
+    """Of the training rows."""
+    return Batches(
         rows,
         batch_size=config.per_device_train_batch_size * row_shards(mesh),
         accumulation=config.gradient_accumulation_steps,
@@ -250,7 +261,6 @@ def _batches(rows: Dataset, config: JaxConfig, mesh: Mesh, pad: int) -> Batches:
         seed=config.seed,
         order=config.train_sampling_strategy,
     )
-    return whole.part(jax.process_index(), jax.process_count())
 
 
 def _once(rows: Dataset, config: JaxConfig, mesh: Mesh, pad: int) -> Iterator[Batch]:
@@ -259,10 +269,4 @@ def _once(rows: Dataset, config: JaxConfig, mesh: Mesh, pad: int) -> Iterator[Ba
         rows,
         batch_size=config.per_device_eval_batch_size * row_shards(mesh),
         pad=pad,
-        part=(jax.process_index(), jax.process_count()),
     )
-
-
-def _pad(tokenizer: PreTrainedTokenizerBase, ends: list[int]) -> int:
-    """A token for what no token sees."""
-    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else ends[0]

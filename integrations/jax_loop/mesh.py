@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import DTypeLike
+from numpy.typing import NDArray
 
 import amidmath as am
 from amidmath.integrations.jax_loop.objective import (
@@ -23,6 +25,8 @@ from amidmath.integrations.jax_loop.objective import (
 )
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.objective import KL_TO_TEACHER, NO_LABEL
+
+Batch = Mapping[str, NDArray[Any]]
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
@@ -101,19 +105,58 @@ def place(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> Named
     return NamedSharding(mesh, P(*spec))
 
 
-def on_mesh(mesh: Mesh, batch: Mapping[str, np.ndarray[Any, Any]], lead: int = 0) -> dict[str, Any]:
-    """A batch's arrays, spread by rows; each process gives the rows of its devices.
+def on_mesh(
+    mesh: Mesh, batch: Batch, completed: Callable[[Batch], Batch], lead: int = 0
+) -> dict[str, jax.Array]:
+    """A batch's arrays, spread by rows.
 
     Args:
         mesh: the mesh.
-        batch: arrays whose axis ``lead`` goes over rows.
+        batch: the whole batch, the same on every process; axis ``lead`` of its arrays goes over
+            rows.
+        completed: what is to be done with the rows of this process before.
         lead: how many axes come before, such as that of micro-batches.
     """
     sharding = NamedSharding(mesh, P(*(None,) * lead, ROWS))
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
+    shape = next(iter(batch.values())).shape[: lead + 1]
+    size = shape[lead] // row_shards(mesh)
+    starts = {
+        index[lead].start or 0 for index in sharding.addressable_devices_indices_map(shape).values()
     }
+    here = np.concatenate([np.arange(start, start + size) for start in sorted(starts)])
+    own = completed({name: array.take(here, axis=lead) for name, array in batch.items()})
+
+    def spread_out(array: NDArray[Any]) -> jax.Array:
+        def rows(index: tuple[slice, ...]) -> NDArray[Any]:
+            first = int(np.searchsorted(here, index[lead].start or 0))
+            return array[(*index[:lead], slice(first, first + size))]
+
+        whole = (*shape, *array.shape[lead + 1 :])
+        return jax.make_array_from_callback(whole, sharding, rows)
+
+    return {name: spread_out(array) for name, array in own.items()}
+
+
+def look_up(table: Any, ids: jax.Array, dtype: DTypeLike, mesh: Mesh | None) -> jax.Array:
+    """The rows (B, T, width) of a parameter (N, width) that tokens or positions (B, T) name.
+
+    The parameter stays where it lies: each device looks up its part of the width, for the rows of
+    its neighbours along fsdp too, and they exchange parts for whole rows. Left to itself, XLA looks
+    all rows up on every device where the mesh has another axis.
+
+    Args:
+        table: the parameter, with its axes as metadata.
+        ids: the numbers.
+        dtype: of the result.
+        mesh: that the table lies on; None for one device.
+    """
+    found = jnp.take(table[...], ids, axis=0).astype(dtype)
+    if mesh is None or mesh.size == 1 or ids.shape[0] % row_shards(mesh):
+        return found
+    width = place(mesh, table.get_metadata("axes"), table.shape).spec[-1]
+    for spec in (P(ROWS[0], None, width), P(ROWS)):
+        found = jax.lax.with_sharding_constraint(found, NamedSharding(mesh, spec))
+    return found
 
 
 def row_shards(mesh: Mesh) -> int:

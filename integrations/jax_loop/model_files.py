@@ -229,7 +229,8 @@ def _read(
         missing = sorted(expected - set(files))
         if missing:
             raise InputError(
-                f"it lacks {len(missing)} of {len(expected)} weights, {missing[0]} for one"
+                f"it lacks {len(missing)} of the model's {len(expected)} weights, {missing[0]} for "
+                "one"
             )
         _check_others(set(files) - expected, files, known)
         for tensor, parts in tensors:

@@ -256,7 +256,7 @@ def traceable(recipe: Recipe) -> frozenset[str]:
     return frozenset(name for name in values if name == "temperature" or fits(name, values[name]))
 
 
-def in_chunks(function: Callable[[Any], Array], rows: Any, step: int) -> Array:
+def in_chunks(function: Callable[[Any], Any], rows: Any, step: int) -> Any:
     """What a function gives of every ``step`` positions, stacked.
 
     Args:
@@ -271,8 +271,7 @@ def in_chunks(function: Callable[[Any], Array], rows: Any, step: int) -> Array:
         filled = jnp.pad(flat, ((0, -len(flat) % step), *((0, 0),) * (flat.ndim - 1)))
         return filled.reshape(-1, step, *flat.shape[1:])
 
-    found: Array = jax.lax.map(function, jax.tree.map(cut, rows))
-    return found
+    return jax.lax.map(function, jax.tree.map(cut, rows))
 
 
 def sampled(mask: Array) -> Array:

@@ -28,13 +28,18 @@ def record(arguments: Arguments) -> Record:
     """The run, for run.json and to be compared with what a folder holds."""
     script, config = arguments.script, arguments.config
     return Record(
-        arguments={"script": asdict(script), "training": asdict(config)},
+        arguments={
+            "script": asdict(script),
+            "training": asdict(config),
+            "scores": asdict(arguments.scores),
+        },
         reads={
             STUDENT_FLAG: arguments.student,
             TEACHER_FLAG: arguments.teacher,
             "--teacher_cache": config.teacher_cache,
             "--dataset_name": script.dataset_name,
             "--eval_dataset_name": script.eval_dataset_name,
+            "--eval_task_dataset": arguments.scores.eval_task_dataset,
         },
         facts={
             "loss": config.recipe().describe(),
@@ -75,7 +80,7 @@ def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> 
         teacher += f", {_count(trainer.teacher.parameters) / 1e6:.1f}M parameters"
     trained, frozen = _count(trainer.state.trained), _count(trainer.state.frozen)
     rows, held_out = map(len, prepared.rows)
-    batches = trainer.batches
+    batches, asked = trainer.batches, trainer.task_scores
     axes = ", ".join(f"{name} {size}" for name, size in trainer.mesh.shape.items() if size > 1)
     fixed = set(trainer.recipe.values(0, 2)) - trainer.traced
     anew = f"; compiled anew whenever {' or '.join(sorted(fixed))} changes" if fixed else ""
@@ -98,6 +103,7 @@ def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> 
             + (f" ({axes})" if axes else "")
             + f", {np.dtype(computing_dtype(config)).name}{anew}",
             "output": f"{arguments.output_dir}/",
+            **({} if asked is None else {"scores": asked.describe()}),
         },
     )
 

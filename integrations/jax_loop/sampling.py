@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from amidmath.integrations.jax_loop.decoder import Cache, Decoder
+from amidmath.integrations.jax_loop.mesh import row_shards
 from amidmath.integrations.jax_loop.model_files import LoadedModel, on_host
 from amidmath.integrations.shared import tokenizers
 
@@ -53,7 +54,8 @@ def generate(
         key: a JAX random key.
         temperature: divides the logits; 0 takes the most probable token each time.
         top_p: sample from the fewest tokens that have this probability together.
-        batch_size: prompts at a time; the last batch is filled up with padding.
+        batch_size: prompts at a time, on each device that rows are spread over; the last batch is
+            filled up with padding.
         length_bucket: lengths of prompts are rounded up to multiples of it.
         prompt_length: the longest prompt that there may be; all are padded to its bucket.
         max_length: of a prompt and its answer together; answers to long prompts end there.
@@ -76,6 +78,7 @@ def generate(
     context = model.config.context
     limits = _limits([len(prompt) for prompt in prompts], context, max_new_tokens, max_length)
     at_least = prompt_length or 0
+    batch_size *= 1 if model.mesh is None else row_shards(model.mesh)
     graph, state = nnx.split(model)
     ends = jnp.asarray(end_tokens, jnp.int32)
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))

@@ -19,18 +19,25 @@ from tqdm.auto import tqdm
 from amidmath.integrations.jax_loop import checkpoints
 from amidmath.integrations.jax_loop.arguments import JaxConfig
 from amidmath.integrations.jax_loop.decoder import Decoder
-from amidmath.integrations.jax_loop.hosts import summed
 from amidmath.integrations.jax_loop.mesh import comparer, on_mesh, spread
 from amidmath.integrations.jax_loop.objective import CrossEntropy, Objective, traceable
 from amidmath.integrations.jax_loop.optimizers import learning_rate, optimizer
 from amidmath.integrations.jax_loop.rollouts import Rollouts
 from amidmath.integrations.jax_loop.step import Fixed, Steps, TrainState
+from amidmath.integrations.jax_loop.task_scores import student_scores
 from amidmath.integrations.jax_loop.teachers import Teacher
+from amidmath.integrations.jax_loop.trackers import Report
 from amidmath.integrations.shared.batches import Batches, counted
 from amidmath.integrations.shared.checkpoints import ExtraState, step_of
 from amidmath.integrations.shared.errors import TrainingError
 from amidmath.integrations.shared.policy_base import Source
-from amidmath.integrations.shared.progress import Clock, MetricsFile, in_words, resident_bytes
+from amidmath.integrations.shared.progress import (
+    Clock,
+    LiveWords,
+    MetricsFile,
+    resident_bytes,
+)
+from amidmath.integrations.shared.task_scores import TaskScores, with_prefix
 
 
 class JaxTrainer:
@@ -40,11 +47,12 @@ class JaxTrainer:
         student: the model; its parameters are where they are to be.
         teacher: a model in memory, or a cache of its most probable tokens.
         config: the loss, the data policy and the training.
-        batches: of the training rows.
+        batches: of the training rows; every process has them all.
         held_out: of the held-out rows, once.
         mesh: of devices.
         end_tokens: which tokens end an answer.
         objective: in place of the recipe's, for a baseline.
+        task_scores: a task on which the student's answers are scored at every evaluation.
 
     Raises:
         InputError: what does not fit together.
@@ -60,6 +68,7 @@ class JaxTrainer:
         mesh: Mesh,
         end_tokens: Sequence[int],
         objective: Objective | CrossEntropy | None = None,
+        task_scores: TaskScores | None = None,
     ) -> None:
         """See the class."""
         self.config, self.teacher, self.mesh = config, teacher, mesh
@@ -85,7 +94,9 @@ class JaxTrainer:
         self.traced = traceable(self.recipe)
         self.rollouts = Rollouts(self, batches.rows, end_tokens)
         self.clock, self.figures = Clock(), Figures()
+        self.task_scores, self.words = task_scores, LiveWords()
         self.metrics: MetricsFile | None = None
+        self.report: Report | None = None
         self.bar: Any = None
 
     @property
@@ -120,11 +131,14 @@ class JaxTrainer:
                 self._save(folder)
 
     def evaluate(self) -> dict[str, float]:
-        """Loss, KL and overlap on the held-out rows, logged; the data policy hears of the loss."""
+        """Loss, KL, overlap on the held-out rows and scores of answers on a task, logged.
+
+        The data policy hears of the loss.
+        """
         sums = np.zeros(5)
         values, fixed = self._values()
         for batch in self.held_out():
-            placed = on_mesh(self.mesh, self.teacher.with_lists(batch))
+            placed = on_mesh(self.mesh, batch, self.teacher.with_lists)
             found = self.steps.evaluate(
                 self.state, self.teacher.parameters, placed, values, fixed=fixed
             )
@@ -133,6 +147,8 @@ class JaxTrainer:
         logs = {"eval_loss": total / count if count else math.nan}
         if looked:
             logs |= {"eval_kl": kl / looked, "eval_overlap": overlap / looked}
+        if self.task_scores is not None:
+            logs |= with_prefix("eval", student_scores(self.task_scores, self))
         self.policy.observe_evaluation(logs["eval_loss"])
         self._log(dict(logs))
         return logs
@@ -141,7 +157,7 @@ class JaxTrainer:
         """One optimiser step."""
         source = self.policy.choose(self.step, self.total, self.rollouts.buffer)
         batch = self.rollouts.batch(source, self.batches.step(self.step))
-        count, tokens = summed(int(counted(batch).sum()), int((batch["segments"] > 0).sum()))
+        count, tokens = int(counted(batch).sum()), int((batch["segments"] > 0).sum())
         looks = self.recipe.schedules.needs_overlap or (
             (self.step + 1) % self.config.logging_steps == 0
         )
@@ -149,7 +165,7 @@ class JaxTrainer:
         self.state, result = self.steps.train(
             self.state,
             self.teacher.parameters,
-            on_mesh(self.mesh, self.teacher.with_lists(batch), lead=1),
+            on_mesh(self.mesh, batch, self.teacher.with_lists, lead=1),
             values,
             fixed=fixed,
             denominator=jnp.float32(max(count, 1)),
@@ -195,8 +211,11 @@ class JaxTrainer:
         logs |= self.clock.fields(logs, memory_in_use())
         if self.metrics is not None:
             self.metrics.append(self.step, logs)
-        if self.bar is not None and "loss" in logs:
-            self.bar.set_postfix_str(in_words(logs))
+        if self.report is not None:
+            self.report.log(self.step, logs)
+        words = self.words.of(logs)
+        if self.bar is not None and words is not None:
+            self.bar.set_postfix_str(words)
 
     def _values(self) -> tuple[dict[str, jax.Array], Fixed]:
         """The scheduled parameters of this step: arrays, and those that are compiled in."""
@@ -249,7 +268,7 @@ class JaxTrainer:
     def compiled_step(self) -> Any:
         """The training step as XLA has compiled it, of the first batch; nothing is run."""
         batch = self.rollouts.batch(Source.DATASET, self.batches.step(0))
-        placed = on_mesh(self.mesh, self.teacher.with_lists(batch), lead=1)
+        placed = on_mesh(self.mesh, batch, self.teacher.with_lists, lead=1)
         values, fixed = self._values()
         lowered = self.steps.train.lower(
             self.state,
@@ -305,17 +324,18 @@ def placed_like(rule: optax.GradientTransformation, trained: Any, mesh: Mesh) ->
     """An optimiser's first state: what belongs to a parameter lies where that does."""
     everywhere = NamedSharding(mesh, P())
 
-    def beside(leaf: jax.Array, parameter: jax.Array) -> Any:
-        fits = leaf.shape == parameter.shape
-        return jax.device_put(leaf, parameter.sharding if fits else everywhere)
+    def beside(leaf: jax.ShapeDtypeStruct, parameter: jax.Array) -> Any:
+        return parameter.sharding if leaf.shape == parameter.shape else everywhere
 
-    return optax.tree.map_params(
+    places = optax.tree.map_params(
         rule,
         beside,
-        rule.init(trained),
+        jax.eval_shape(rule.init, trained),
         trained,
-        transform_non_params=lambda leaf: jax.device_put(leaf, everywhere),
+        transform_non_params=lambda leaf: everywhere,
     )
+    # Compiled, so that it is made where it lies, and no process waits for another one.
+    return jax.jit(rule.init, out_shardings=places)(trained)
 
 
 def decays(parameters: Any) -> Any:

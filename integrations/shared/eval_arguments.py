@@ -1,16 +1,16 @@
-"""What the evaluation script can be told."""
+"""What the evaluation scripts can be told."""
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from amidmath.integrations.shared.answers import Decoding
 from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG, parse, require
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.prompts import PROMPT_STYLE_HELP, PROMPT_STYLES
 from amidmath.integrations.shared.tasks import TASKS, Languages, Task
-from amidmath.integrations.torch_loop.task_evaluation import PROMPT_STYLES, Decoding
 
 
 def _help(text: str, default: Any = None, **more: Any) -> Any:
@@ -59,8 +59,7 @@ class DataArguments:
         "Leave out rows without a reference of at least so many words.", 0
     )
     prompt_style: str = _help(
-        "published: as the task's source gives prompts, as text or as chat; plain: all as text; "
-        "chat: all through the tokenizer's chat template.",
+        PROMPT_STYLE_HELP,
         "published",
         choices=list(PROMPT_STYLES),
     )
@@ -139,8 +138,13 @@ class Arguments:
         return Decoding(length, temperature, given.top_p, seeds, given.batch_size)
 
 
-def parse_arguments(argv: list[str] | None = None) -> Arguments:
+def parse_arguments(argv: list[str] | None, *, prog: str, processes: int) -> Arguments:
     """The command line, over the YAML file that --config names, over the defaults.
+
+    Args:
+        argv: the words; None for those of the process.
+        prog: the script.
+        processes: how many were started.
 
     Raises:
         InputError: a value that does not fit, an unknown argument, or one that is missing.
@@ -149,12 +153,14 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     groups = parse(
         (ModelArguments, DataArguments, GenerationArguments, OutputArguments),
         argv,
-        prog="torch_eval.py",
+        prog=prog,
         description="Evaluate a student, beside its teacher, on held-out text and on a task.",
         epilog="tasks:\n" + "\n".join(f"  {task.name:14} {task.about}" for task in TASKS.values()),
     )
     arguments = Arguments(*groups)
     _check(arguments)
+    if processes > 1:
+        raise InputError("this was started with several processes; evaluation runs in one")
     return arguments
 
 
@@ -225,8 +231,6 @@ def _refuse_what_would_be_ignored(arguments: Arguments) -> None:
             f"--seeds: {len(decoding.seeds)} seeds, but greedy answers do not depend on the seed; "
             "leave it out, or give --temperature 1"
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("this was started with several processes; evaluation runs in one")
 
 
 def _language(data: DataArguments, name: str) -> Any:

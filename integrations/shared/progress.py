@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from amidmath.integrations.shared.metrics import NAMES
 from amidmath.integrations.shared.whole_files import staged_file
 
 TIME_FIELDS = frozenset(
@@ -103,6 +104,25 @@ def _plain(logs: Mapping[str, Any]) -> dict[str, Any]:
     """For JSON, which has no infinity and no NaN: these become words."""
     odd = {k: str(v) for k, v in logs.items() if isinstance(v, float) and not math.isfinite(v)}
     return {**logs, **odd}
+
+
+class LiveWords:
+    """What stands beside a bar: the newest figures, and scores of answers until there are others.
+
+    Attributes:
+        scores: of the newest answers, in words.
+    """
+
+    def __init__(self) -> None:
+        """Without scores."""
+        self.scores = ""
+
+    def of(self, logs: Mapping[str, Any]) -> str | None:
+        """The words for a line of the log; None where it changes nothing."""
+        named = {f"eval_{name}": label for name, label in NAMES.items()}
+        scores = [f", {label} {logs[k]:.1f}" for k, label in named.items() if k in logs]
+        self.scores = "".join(scores) or self.scores
+        return in_words(logs) + self.scores if "loss" in logs else None
 
 
 def in_words(logs: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.prompts import PROMPT_STYLE_HELP, PROMPT_STYLES
 from amidmath.integrations.shared.tasks import TASKS, Task
 
 ANSWERING_TASKS = tuple(name for name, task in TASKS.items() if task.metrics)
@@ -16,7 +17,7 @@ class TaskScoreSettings:
         default=None,
         metadata={
             "help": "Score the student's answers at every evaluation and after the last step: the "
-            "format of --eval_task_dataset, as torch_eval.py's --task.",
+            "format of --eval_task_dataset, as --task of the evaluation scripts.",
             "choices": list(ANSWERING_TASKS),
         },
     )
@@ -38,11 +39,7 @@ class TaskScoreSettings:
     )
     eval_task_prompt_style: str = field(
         default="published",
-        metadata={
-            "help": "published: as the task's source gives prompts, as text or as chat; plain: all "
-            "as text; chat: all through the tokenizer's chat template.",
-            "choices": ["published", "plain", "chat"],
-        },
+        metadata={"help": PROMPT_STYLE_HELP, "choices": list(PROMPT_STYLES)},
     )
 
     def __post_init__(self) -> None:

@@ -34,6 +34,11 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, named: int | list[int] | None
     return list(dict.fromkeys(ends))
 
 
+def padding(tokenizer: PreTrainedTokenizerBase, others: Sequence[int]) -> int:
+    """A token for what no token sees: the tokenizer's own, or else the first of the others."""
+    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else others[0]
+
+
 def check_lengths(
     context: int | None,
     lengths: Sequence[int],

@@ -6,10 +6,12 @@ import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from amidmath.integrations.shared.metrics import NAMES
-from amidmath.integrations.shared.progress import Clock, MetricsFile, in_words, resident_bytes
-
-_SCORES = {f"eval_{name}": label for name, label in NAMES.items()}
+from amidmath.integrations.shared.progress import (
+    Clock,
+    LiveWords,
+    MetricsFile,
+    resident_bytes,
+)
 
 
 class Speed(Clock, TrainerCallback):
@@ -65,8 +67,6 @@ class MetricsLog(MetricsFile, TrainerCallback):
 class ProgressBar(TrainerCallback):
     """Steps done and time left, tokens a second, memory, and the figures that are logged.
 
-    Scores of answers stay until there are newer ones.
-
     Args:
         title: stands before the bar.
     """
@@ -75,7 +75,7 @@ class ProgressBar(TrainerCallback):
         """Start without a bar."""
         self.title = title
         self.bar: Any = None
-        self.scores = ""
+        self.words = LiveWords()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -108,11 +108,9 @@ class ProgressBar(TrainerCallback):
         """Show the figures."""
         if self.bar is None or not logs:
             return
-        scores = [f"{label} {logs[k]:.1f}" for k, label in _SCORES.items() if k in logs]
-        if scores:
-            self.scores = ", ".join(["", *scores])
-        if "loss" in logs:
-            self.bar.set_postfix_str(in_words(logs) + self.scores)
+        words = self.words.of(logs)
+        if words is not None:
+            self.bar.set_postfix_str(words)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -70,8 +70,7 @@ def generate(
     _check(max_new_tokens, temperature, top_p, batch_size)
     check_lengths(model, [len(prompt) for prompt in prompts], max_new_tokens)
     ends = end_tokens(model, tokenizer)
-    # Padding is masked, so any token will do.
-    pad = tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else ends[0]
+    pad = tokenizers.padding(tokenizer, ends)
     sampling: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         if temperature > 0.0

@@ -15,13 +15,13 @@ from amidmath.integrations.shared.cached_rows import open_for_run
 from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
 from amidmath.integrations.shared.data import load_splits
 from amidmath.integrations.shared.prepared import PreparedRows
+from amidmath.integrations.shared.task_scores import TaskScores
 from amidmath.integrations.shared.tokenizers import load_tokenizer
 from amidmath.integrations.shared.top_k_store import data_arguments
 from amidmath.integrations.shared.vocabularies import compare_vocabularies
 from amidmath.integrations.torch_loop.arguments import Arguments
 from amidmath.integrations.torch_loop.config import AMiDConfig
-from amidmath.integrations.torch_loop.models import freeze_embeddings, load_model
-from amidmath.integrations.torch_loop.task_scores import TaskScores
+from amidmath.integrations.torch_loop.models import context_of, freeze_embeddings, load_model
 from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
 from amidmath.integrations.torch_loop.teachers import Teacher
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
@@ -48,7 +48,8 @@ def prepare(arguments: Arguments) -> AMiDTrainer:
         STUDENT_FLAG, arguments.student, revision=arguments.model.model_revision
     )
     student = load_student(arguments)
-    task_scores = TaskScores.read(arguments.scores, tokenizer, student)
+    with PartialState().main_process_first():
+        task_scores = TaskScores.read(arguments.scores, tokenizer, context_of(student))
     trainer = AMiDTrainer(
         student,
         load_teacher(arguments, student, tokenizer),

@@ -16,6 +16,7 @@ from amidmath.integrations.shared.checkpoints import ExtraState
 from amidmath.integrations.shared.data import is_paired
 from amidmath.integrations.shared.errors import TrainingError
 from amidmath.integrations.shared.rows import in_one_format, learnable
+from amidmath.integrations.shared.task_scores import TaskScores, with_prefix
 from amidmath.integrations.torch_loop.checkpoints import WholeCheckpoints
 from amidmath.integrations.torch_loop.collators import Carrying
 from amidmath.integrations.torch_loop.config import AMiDConfig
@@ -36,7 +37,7 @@ from amidmath.integrations.torch_loop.processes import (
 )
 from amidmath.integrations.torch_loop.rollouts import Rollouts
 from amidmath.integrations.torch_loop.states import States, expose_states
-from amidmath.integrations.torch_loop.task_scores import TaskScores, with_prefix
+from amidmath.integrations.torch_loop.task_scores import student_scores
 from amidmath.integrations.torch_loop.teachers import (
     AdapterBaseTeacher,
     ModelTeacher,
@@ -306,7 +307,7 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         if self._outside is not None:
             metrics |= with_prefix(prefix, self._outside.take("eval"))
         if self.task_scores is not None:
-            metrics |= with_prefix(prefix, self.task_scores.of(self))
+            metrics |= with_prefix(prefix, student_scores(self.task_scores, self))
         return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a person reads when something given does not fit; nothing is written then."""
+"""What a person reads when something given does not fit, to either script; nothing is written."""
 
 import json
 import shutil
@@ -13,9 +13,22 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from amidmath.integrations.torch_distill import main
+from amidmath.integrations import jax_distill, torch_distill
 
 ROWS = [{"text": "the teacher knows the answer. "}] * 8
+SCRIPTS = {"torch": torch_distill.main, "jax": jax_distill.main}
+
+# What these are arguments of; the JAX script does not know them.
+TORCH_ONLY = {
+    "--label_smoothing_factor": "transformers' Trainer",
+    "--dataset_streaming": "TRL's ScriptArguments",
+    "--trust_remote_code": "TRL's ModelConfig",
+    "--loss_type": "TRL's SFTConfig",
+    "--truncation_mode": "TRL's SFTConfig",
+    "--router_aux_loss_coef": "TRL's SFTConfig",
+    "--model_init_kwargs": "TRL's SFTConfig, for from_pretrained",
+    "--eos_token": "TRL's SFTConfig",
+}
 
 
 @pytest.fixture
@@ -31,16 +44,22 @@ def good(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> dict[str, str]
     }
 
 
+@pytest.fixture(params=SCRIPTS)
+def script(request: pytest.FixtureRequest) -> str:
+    """Which script is run."""
+    return str(request.param)
+
+
 @pytest.fixture
 def refuse(
-    good: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    script: str, good: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[dict[str, str | None]], str]:
     """Run with changed arguments (None leaves one out); gives the one-line error."""
 
     def run(changes: dict[str, str | None]) -> str:
         merged = {flag: value for flag, value in (good | changes).items() if value is not None}
         command = [word for flag, value in merged.items() for word in (flag, value) if word]
-        assert main(command) == 2
+        assert SCRIPTS[script](command) == 2
         assert not (tmp_path / "run").exists()
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("error: ")
@@ -98,8 +117,13 @@ Refuse = Callable[[dict[str, str | None]], str]
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_arguments(refuse: Refuse, changes: dict[str, str | None], says: list[str]) -> None:
+def test_arguments(
+    script: str, refuse: Refuse, changes: dict[str, str | None], says: list[str]
+) -> None:
     error = refuse(changes)
+    unknown = [flag for flag in changes if flag in TORCH_ONLY] if script == "jax" else []
+    if unknown:
+        says = [f"unknown argument {unknown[0]}"]
     for words in says:
         assert words in error
 
@@ -176,7 +200,8 @@ def test_missing_weights(refuse: Refuse, broken: Path) -> None:
     del tensors["model.layers.0.mlp.up_proj.weight"]
     save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
     error = refuse({"--model_name_or_path": str(broken)})
-    assert "lacks 1 of the model's weights, model.layers.0.mlp.up_proj.weight" in error
+    assert "lacks 1 of the model's" in error
+    assert "model.layers.0.mlp.up_proj.weight" in error
 
 
 def test_pickled_weights_are_not_read(refuse: Refuse, broken: Path) -> None:
@@ -235,12 +260,15 @@ def test_an_output_that_is_a_file(refuse: Refuse, tmp_path: Path) -> None:
 
 
 def test_rows_left_out_on_request_are_counted(
-    good: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    script: str, good: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"prompt": "why? ", "completion": "so"}] * 8
     rows[3] = {"prompt": "why? " * 20, "completion": "so"}
     data = str(write_jsonl(tmp_path / "some.jsonl", rows))
     changed = good | {"--dataset_name": data, "--eval_dataset_name": good["--dataset_name"]}
     command = [word for pair in changed.items() for word in pair]
-    assert main([*command, "--drop_unlearnable_rows"]) == 0
-    assert "Left out: 1 of 8 train rows" in capsys.readouterr().out
+    command += ["--drop_unlearnable_rows", "--policy", "adaptive", "--buffer_capacity", "1"]
+    assert SCRIPTS[script](command) == 2
+    captured = capsys.readouterr()
+    assert "Left out: 1 of 8 train rows" in captured.out
+    assert "--buffer_capacity 1 is less than the 8 rows" in captured.err

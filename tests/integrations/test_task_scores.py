@@ -1,38 +1,52 @@
 """A student's answers scored while it trains: right, and nothing that training notices."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
+from jax_programs import compiled_fast
 from tiny import SENTENCES, write_jsonl
 
-from amidmath.integrations import torch_eval
+from amidmath.integrations import jax_distill, torch_distill, torch_eval
 from amidmath.integrations.shared import plots
-from amidmath.integrations.shared.progress import TIME_FIELDS
-from amidmath.integrations.torch_distill import main
-from amidmath.integrations.torch_loop.callbacks import ProgressBar
+from amidmath.integrations.shared.progress import TIME_FIELDS, LiveWords
 
 ROWS = [{"prompt": s[:9], "completion": s[9:]} for s in SENTENCES * 3]
+# A model that samples bytes hits a letter sooner than a word.
+LETTERS = " ".join("abcdefghijklmnopqrstuvwxyz")
 QUESTIONS: list[dict[str, Any]] = [
-    {"prompt": "the teacher", "output": "knows the answer."},
-    {"prompt": "a mixture of", "output": ["two distributions lies between them.", "both"]},
-    {"prompt": "every", "output": "token has a probability."},
+    {"prompt": "the teacher", "output": ["knows the answer.", LETTERS]},
+    {"prompt": "a mixture of", "output": ["two distributions lies between them.", LETTERS]},
+    {"prompt": "every", "output": LETTERS},
 ]
 SCORES = ("eval_rouge_l", "eval_exact_match", "eval_unfinished")
-LENGTH = ("--eval_task_max_new_tokens", "16")
+LENGTH = ("--eval_task_max_new_tokens", "32")
 
 Run = Callable[..., int]
 
 
-@pytest.fixture
-def run(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> Run:
-    """Distils on the student's own, sampled answers; gives the exit status.
+SCRIPTS = {"torch": (torch_distill.main, ["--use_cpu"]), "jax": (jax_distill.main, [])}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_fast() -> Iterator[None]:
+    """See ``compiled_fast``."""
+    with compiled_fast():
+        yield
+
+
+@pytest.fixture(params=SCRIPTS)
+def run(
+    request: pytest.FixtureRequest, student_dir: Path, teacher_dir: Path, tmp_path: Path
+) -> Run:
+    """Distils by either script on the student's own, sampled answers; gives the exit status.
 
     The student is the model that has learned something, so that its answers score.
     """
     data = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    main, more_of_script = SCRIPTS[request.param]
 
     def start(name: str, *more: str) -> int:
         return main(
@@ -42,9 +56,10 @@ def run(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> Run:
                 *("--dataset_name", str(data), "--output_dir", str(tmp_path / name)),
                 *("--max_length", "64", "--max_steps", "4", "--learning_rate", "1e-3"),
                 *("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"),
-                *("--lr_scheduler_type", "constant", "--report_to", "none", "--use_cpu"),
+                *("--lr_scheduler_type", "constant", "--report_to", "none"),
                 *("--policy", "on_policy", "--max_new_tokens", "6", "--logging_steps", "1"),
                 *("--eval_strategy", "steps", "--eval_steps", "2", "--save_steps", "2"),
+                *more_of_script,
                 *more,
             ]
         )
@@ -79,9 +94,10 @@ def test_training_does_not_notice(
 ) -> None:
     assert run("without") == 0
     assert run("with", *questions) == 0
-    shown = capsys.readouterr().out
-    assert "dolly, 3 of 3 rows: rouge_l, exact_match of answers of up to 16 tokens" in shown
+    shown, bar = capsys.readouterr()
+    assert "dolly, 3 of 3 rows: rouge_l, exact_match of answers of up to 32 tokens" in shown
     assert "student after: ROUGE-L " in shown
+    assert ", ROUGE-L " in bar
     plain, scored = lines(tmp_path / "without"), lines(tmp_path / "with")
     assert weights(tmp_path / "with") == weights(tmp_path / "without")
     assert [{k: v for k, v in x.items() if k not in SCORES} for x in scored] == plain
@@ -112,7 +128,7 @@ def test_the_scores_are_those_of_torch_eval(run: Run, tmp_path: Path) -> None:
     done = torch_eval.main(
         [
             *("--model_name_or_path", student, "--output_dir", str(tmp_path / "eval")),
-            *("--task", "completion", "--dataset_name", str(rows), "--max_new_tokens", "16"),
+            *("--task", "completion", "--dataset_name", str(rows), "--max_new_tokens", "32"),
             *("--max_eval_samples", "3"),
         ]
     )
@@ -158,23 +174,11 @@ def test_bad_input(
     assert not (tmp_path / "run").exists()
 
 
-class Said:
-    """As much of a progress bar as is used, which remembers what stands beside it."""
-
-    text = ""
-
-    def set_postfix_str(self, text: str) -> None:
-        self.text = text
-
-
 def test_scores_stay_beside_the_bar() -> None:
-    shown, nothing = ProgressBar("distilling"), cast("Any", None)
-    shown.bar = Said()
-    shown.on_log(nothing, nothing, nothing, {"loss": 1.0})
-    assert shown.bar.text == "loss 1.0000"
-    shown.on_log(nothing, nothing, nothing, {"eval_rouge_l": 12.34, "eval_chrf": 5.0})
-    shown.on_log(nothing, nothing, nothing, {"loss": 0.5})
-    assert shown.bar.text == "loss 0.5000, ROUGE-L 12.3, chrF 5.0"
+    words = LiveWords()
+    assert words.of({"loss": 1.0}) == "loss 1.0000"
+    assert words.of({"eval_rouge_l": 12.34, "eval_chrf": 5.0}) is None
+    assert words.of({"loss": 0.5}) == "loss 0.5000, ROUGE-L 12.3, chrF 5.0"
 
 
 def test_scores_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

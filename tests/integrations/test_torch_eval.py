@@ -12,16 +12,13 @@ import torch
 from tiny import byte_tokenizer, save, tiny_model, write_jsonl
 from transformers import AutoModelForCausalLM
 
+from amidmath.integrations.shared.answers import Decoding
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.metrics import METRICS
+from amidmath.integrations.shared.prompts import encode_prompts, held_out
 from amidmath.integrations.shared.tasks import TASKS, Row
 from amidmath.integrations.torch_eval import main
-from amidmath.integrations.torch_loop.task_evaluation import (
-    Decoding,
-    encode_prompts,
-    evaluate_task,
-    held_out,
-)
+from amidmath.integrations.torch_loop.task_evaluation import collated, evaluate_task
 
 # The tiny models read 128 bytes.
 ROWS: list[dict[str, Any]] = [
@@ -272,15 +269,16 @@ def test_held_out_batches_count_references_only() -> None:
     tokenizer = byte_tokenizer()
     rows = [Row("ab", ("cd", "not this")), Row("", ("efgh",))]
     prompts = encode_prompts(tokenizer, rows)
-    (batch,) = held_out(tokenizer, rows, prompts, batch_size=4).batches
+    (batch,) = collated(held_out(tokenizer, rows, prompts), pad=0, batch_size=4)
     counted = [labels[labels != -100] for labels in batch["labels"]]
     assert [tokenizer.decode(ids) for ids in counted] == ["cd</s>", "efgh</s>"]
     assert batch["attention_mask"].sum(-1).tolist() == [5, 5]
-    cut = held_out(tokenizer, rows, prompts, batch_size=1, max_length=3)
+    cut = held_out(tokenizer, rows, prompts, max_length=3)
     assert cut.cut == 2
-    assert [b["input_ids"].shape for b in cut.batches] == [(1, 3), (1, 3)]
+    batches = collated(cut, pad=0, batch_size=1)
+    assert [batch["input_ids"].shape for batch in batches] == [(1, 3), (1, 3)]
     with pytest.raises(InputError, match=r"row 0: its prompt has 2 tokens, --max_length 2"):
-        held_out(tokenizer, rows, prompts, batch_size=1, max_length=2)
+        held_out(tokenizer, rows, prompts, max_length=2)
 
 
 # What does not fit.

@@ -105,7 +105,7 @@ def test_a_setting_that_is_new_in_transformers_is_refused(
 ) -> None:
     config = configuration(model_type)
     name = next(field.name for field in fields(config) if field.name == "use_cache")
-    neutral = "amidmath.integrations.jax_loop.families._NEUTRAL"
+    neutral = "amidmath.integrations.jax_loop.family_settings._NEUTRAL"
     monkeypatch.setattr(neutral, {f.name for f in fields(config)} - {name})
     read_config(config)
     config.use_cache = False

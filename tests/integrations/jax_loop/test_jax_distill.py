@@ -170,7 +170,7 @@ def test_nothing_is_compiled_after_the_first_step(
     before = _answers._cache_size()
     for _ in range(4):
         trainer._step()
-    assert _answers._cache_size() == before + 1
+    assert _answers._cache_size() <= before + 1  # another test may have compiled that one
     assert trainer.steps.train._cache_size() == 1
 
 

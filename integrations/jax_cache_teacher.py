@@ -1,0 +1,45 @@
+"""Cache a teacher's most probable tokens for a dataset, in JAX; cache_teacher.py without torch.
+
+    python integrations/jax_cache_teacher.py --teacher_model_name_or_path TEACHER \
+        --model_name_or_path STUDENT --dataset_name data.jsonl --output_dir CACHE --k 256
+
+Takes the data arguments of jax_distill.py, and ``--mesh`` for the devices that the teacher lies
+on. The cache is the one that cache_teacher.py makes: either script goes on with it, and both loops
+train from it. ``--help`` lists all arguments.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from rich.console import Console
+
+from amidmath.integrations.jax_loop.cache_arguments import CacheRequest, parse_arguments
+from amidmath.integrations.jax_loop.cache_source import load
+from amidmath.integrations.shared.caching import OneProcess, make_cache
+from amidmath.integrations.shared.command_line import exit_status
+
+
+def cache(request: CacheRequest, console: Console) -> Path:
+    """Make a cache, or go on with one; see ``caching.make_cache``."""
+    return make_cache(request, console, lambda: load(request, console), OneProcess())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run from the command line.
+
+    Returns:
+        0 when the cache is complete, 1 when the disk is full, 2 when something given does not fit,
+        130 when interrupted.
+    """
+    return exit_status(
+        lambda: cache(parse_arguments(argv), Console()),
+        "finished shards are kept, the same command goes on",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""A teacher's cache made in JAX against the one made in torch."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import SENTENCES, write_jsonl
+
+from amidmath.integrations import cache_teacher, jax_cache_teacher
+from amidmath.integrations.shared.top_k_store import TopKStore
+
+PACKED = {"--packing": "true", "--packing_strategy": "bfd"}
+
+
+@pytest.fixture
+def good(teacher_dir: Path, student_dir: Path, tmp_path: Path) -> dict[str, str]:
+    """Arguments that work."""
+    rows = [{"text": SENTENCES[i % 4][: 9 + i % 23]} for i in range(30)]
+    data = str(write_jsonl(tmp_path / "rows.jsonl", rows))
+    return {
+        "--teacher_model_name_or_path": str(teacher_dir),
+        "--model_name_or_path": str(student_dir),
+        "--dataset_name": data,
+        "--eval_dataset_name": data,
+        "--output_dir": str(tmp_path / "cache"),
+        "--max_length": "64",
+        "--k": "8",
+        "--log_probs_dtype": "float32",
+        "--temperature": "1.5",
+        "--shard_megabytes": "0.005",
+        "--per_device_eval_batch_size": "4",
+        "--disable_tqdm": "true",
+    }
+
+
+def words(arguments: dict[str, str]) -> list[str]:
+    return [word for pair in arguments.items() for word in pair]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_cache_is_the_one_that_torch_makes(
+    packed: bool, good: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = words(good | (PACKED if packed else {}) | {"--output_dir": str(tmp_path / "torch")})
+    ours = words(good | (PACKED if packed else {}))
+    assert cache_teacher.main(theirs) == 0
+    assert jax_cache_teacher.main(ours) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "384 tokens, the same" in said
+    assert "of the teacher's mass" in said
+    expected, found = TopKStore(tmp_path / "torch"), TopKStore(tmp_path / "cache")
+    # Each names the arguments that it has.
+    assert replace(found.header, arguments={}) == replace(expected.header, arguments={})
+    assert len(found.shards) == len(expected.shards) > 1
+    assert found.rows == expected.rows
+    for row in range(found.rows):
+        here, there = found.read(row), expected.read(row)
+        np.testing.assert_array_equal(here.positions, there.positions)
+        np.testing.assert_array_equal(here.indices, there.indices)
+        np.testing.assert_allclose(here.log_probs, there.log_probs, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(here.tails, there.tails, rtol=0, atol=1e-5)
+    # Either goes on with what the other has begun.
+    (tmp_path / "cache" / "shard-00001.safetensors").unlink()
+    here = words(good | (PACKED if packed else {}) | {"--output_dir": str(tmp_path / "cache")})
+    assert cache_teacher.main(here) == 0
+    assert "1 shards to write" in capsys.readouterr().out
+    assert jax_cache_teacher.main(ours) == 0
+    assert "All shards are there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"--teacher_model_name_or_path": ""}, "--teacher_model_name_or_path must be given"),
+        ({"--dataset_name": "no.jsonl"}, "no such file: no.jsonl"),
+        ({"--k": "385"}, "--k 385: the teacher has 384 tokens only"),
+        ({"--teacher_cache": "there"}, "--teacher_cache there"),
+        ({"--max_length": "4096"}, "context of 128"),
+        ({"--mesh": "data=3"}, "--mesh data=3 does not divide"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit(
+    changes: dict[str, str],
+    says: str,
+    good: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = {name: value for name, value in (good | changes).items() if value}
+    assert jax_cache_teacher.main(words(given)) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
