@@ -26,7 +26,6 @@ from amidmath.integrations.jax_loop.arguments import Arguments, parse_arguments
 from amidmath.integrations.jax_loop.decoder import Decoder
 from amidmath.integrations.jax_loop.hosts import is_main, join, together, wait_for_all
 from amidmath.integrations.jax_loop.loading import Prepared, cross_entropy_trainer, prepare
-from amidmath.integrations.jax_loop.model_files import save_model
 from amidmath.integrations.jax_loop.report import card, memory_in_words, print_header, record
 from amidmath.integrations.jax_loop.task_scores import student_scores
 from amidmath.integrations.jax_loop.teachers import CachedTeacher
@@ -84,7 +83,7 @@ def distill(arguments: Arguments, console: Console) -> Path:
     for warning in warnings_about(before):
         console.print(f"[bold yellow]Warning:[/bold yellow] {warning}")
     train(trainer, "distilling", arguments, run_folder.STUDENT, start.checkpoint)
-    save_model(folder / run_folder.STUDENT, prepared.saved, prepared.tokenizer)
+    prepared.save(folder / run_folder.STUDENT, arguments)
     trained, asked = {"student after": trainer.student}, trainer.task_scores
     scores = {} if asked is None else {"student after": student_scores(asked, trainer)}
     if arguments.script.baseline:

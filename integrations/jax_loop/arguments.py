@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from amidmath.integrations.jax_loop import trackers
+from amidmath.integrations.jax_loop.lora import LoraSettings
 from amidmath.integrations.shared.command_line import (
     STUDENT_FLAG,
     TEACHER_FLAG,
@@ -22,7 +23,7 @@ from amidmath.integrations.shared.settings import (
 from amidmath.integrations.shared.task_settings import TaskScoreSettings
 
 GROUPS: Groups = {
-    "student": ("model_*", "freeze_embeddings"),
+    "student and LoRA": (LoraSettings, "model_*", "freeze_embeddings"),
     "teacher": ("teacher_*", "vocab"),
     "loss": (LossSettings, "label_weight"),
     "sequences to learn from": (PolicySettings,),
@@ -75,7 +76,7 @@ class JaxScriptArguments(HeldOutSettings):
 
 
 @dataclass
-class JaxConfig(PolicySettings, LossSettings, TeacherSettings):
+class JaxConfig(PolicySettings, LossSettings, TeacherSettings, LoraSettings):
     """Training on a mesh of devices; arguments have TRL's and transformers' names where they can.
 
     A device's batch is that of ``per_device_train_batch_size``; devices along the mesh's tensor
@@ -205,6 +206,12 @@ class JaxConfig(PolicySettings, LossSettings, TeacherSettings):
         self.replay_buffer()
         self.check_generation()
         self.check_label_weight()
+        self.check_lora()
+        if self.teacher_is_base and (self.teacher_model_name_or_path or self.teacher_cache):
+            raise InputError(
+                "--teacher_is_base: the student's base model is the teacher; leave out "
+                "--teacher_model_name_or_path and --teacher_cache"
+            )
         self.report_to = trackers.named(self.report_to)
         _choose("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
         _choose("optim", self.optim, OPTIMIZERS)
@@ -247,7 +254,8 @@ class Arguments:
 
     Args:
         student: hub name or folder of the student.
-        teacher: hub name or folder of the teacher; None where its cache does not need it.
+        teacher: hub name or folder of the teacher; None where it is the student's base, or where
+            its cache does not need it.
         output_dir: the run folder.
         script: student, data and reporting.
         config: training and loss.
@@ -279,7 +287,9 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     require(
         {
             STUDENT_FLAG: script.model_name_or_path,
-            TEACHER_FLAG: config.teacher_model_name_or_path or config.teacher_cache,
+            TEACHER_FLAG: config.teacher_model_name_or_path
+            or config.teacher_cache
+            or config.teacher_is_base,
             "--dataset_name": script.dataset_name,
             "--output_dir": config.output_dir,
         },

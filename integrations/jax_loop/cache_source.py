@@ -17,9 +17,9 @@ from rich.console import Console
 from amidmath.integrations.jax_loop.arguments import JaxConfig
 from amidmath.integrations.jax_loop.cache_arguments import CacheRequest
 from amidmath.integrations.jax_loop.decoder import Decoder
+from amidmath.integrations.jax_loop.hosts import on_host
 from amidmath.integrations.jax_loop.loading import load_teacher_model
 from amidmath.integrations.jax_loop.mesh import ROWS, make_mesh, row_shards
-from amidmath.integrations.jax_loop.model_files import on_host
 from amidmath.integrations.jax_loop.objective import in_chunks
 from amidmath.integrations.jax_loop.sampling import end_tokens
 from amidmath.integrations.jax_loop.step import states_of

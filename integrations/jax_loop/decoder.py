@@ -28,6 +28,7 @@ from jax.typing import DTypeLike
 
 import amidmath as am
 from amidmath.integrations.jax_loop.decoder_config import Activation, DecoderConfig
+from amidmath.integrations.jax_loop.lora import LowRank
 from amidmath.integrations.jax_loop.mesh import look_up
 
 Axes: TypeAlias = tuple[str | None, ...]
@@ -114,10 +115,13 @@ class Linear(nnx.Module):
         outputs = 1 if axes[0] != "embed" else len(axes) - 1
         width = math.prod(shape[-outputs:])
         self.bias = make.full((width,), (axes[-outputs],), 0.0) if bias else None
+        self.lora: LowRank | None = nnx.data(None)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The outputs (B, T, …), computed in the input's dtype."""
         y = jnp.einsum(self.equation, x, self.weight[...].astype(x.dtype))
+        if self.lora is not None:
+            y = y + self.lora(x)
         if self.bias is not None:
             y = y + self.bias[...].astype(x.dtype).reshape(y.shape[2:])
         return y

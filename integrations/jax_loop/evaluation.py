@@ -17,7 +17,7 @@ from amidmath.integrations.jax_loop.decoder import Decoder
 from amidmath.integrations.jax_loop.mesh import on_mesh, spread
 from amidmath.integrations.jax_loop.objective import Array, Positions, Reference, States, in_chunks
 from amidmath.integrations.jax_loop.step import positions_of, reference_of, states_of
-from amidmath.integrations.jax_loop.teachers import CachedTeacher, Teacher, bare
+from amidmath.integrations.jax_loop.teachers import CachedTeacher, InMemory, Teacher, bare
 from amidmath.integrations.shared.objective import KL_TO_TEACHER
 from amidmath.integrations.shared.quality import Quality
 
@@ -68,7 +68,8 @@ class Judge:
         sums = {name: np.zeros(4) for name in [*(["teacher"] if teacher.graph else []), *models]}
         for batch in batches:
             placed = on_mesh(self.mesh, batch, teacher.with_lists if self.knows else bare)
-            theirs = self._reference(teacher.parameters, placed) if self.knows else None
+            now = teacher.current() if isinstance(teacher, InMemory) else None
+            theirs = self._reference(now, placed) if self.knows else None
             if isinstance(theirs, States):
                 sums["teacher"] += np.asarray(self._of_states(theirs, theirs, placed), np.float64)
             for name, (graph, parameters) in parts.items():

@@ -82,6 +82,7 @@ class Family:
         prefix: of the backbone's names, which some files leave out.
         architecture: the class in transformers.
         ignored: ends of names in files that are no weights.
+        adapted: the modules of its layers that LoRA adapts where nothing is said.
     """
 
     read: Callable[[Settings], DecoderConfig]
@@ -89,6 +90,7 @@ class Family:
     prefix: str
     architecture: str
     ignored: tuple[str, ...] = (".rotary_emb.inv_freq",)
+    adapted: tuple[str, ...] = ("q_proj", "v_proj")
 
 
 def read_config(config: PreTrainedConfig) -> DecoderConfig:
@@ -207,5 +209,6 @@ FAMILIES: dict[str, Family] = {
         "transformer.",
         "GPT2LMHeadModel",
         (".attn.bias", ".attn.masked_bias"),  # its causal mask
+        ("c_attn",),
     ),
 }

@@ -3,10 +3,12 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from numpy.typing import NDArray
 
 from amidmath.integrations.shared.errors import InputError
 
@@ -73,6 +75,13 @@ def wait_for_all(name: str) -> None:
     """Wait until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def on_host(value: jax.Array) -> NDArray[Any]:
+    """All of an array, also where other hosts hold parts of it."""
+    if value.is_fully_addressable:
+        return np.asarray(value)
+    return np.asarray(multihost_utils.process_allgather(value, tiled=True))
 
 
 def _said(message: str) -> list[str]:

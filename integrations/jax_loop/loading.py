@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -12,13 +13,22 @@ from datasets import Dataset
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
+from amidmath.integrations.jax_loop.adapter_files import save_adapter
 from amidmath.integrations.jax_loop.arguments import Arguments, JaxConfig
 from amidmath.integrations.jax_loop.evaluation import Judge
+from amidmath.integrations.jax_loop.families import family
+from amidmath.integrations.jax_loop.lora import adapted, attach, base_graph
 from amidmath.integrations.jax_loop.mesh import make_mesh, place, row_shards
-from amidmath.integrations.jax_loop.model_files import LoadedModel, load_model
+from amidmath.integrations.jax_loop.model_files import LoadedModel, load_model, save_model
 from amidmath.integrations.jax_loop.objective import CrossEntropy
 from amidmath.integrations.jax_loop.sampling import end_tokens
-from amidmath.integrations.jax_loop.teachers import CachedTeacher, ModelTeacher, NoTeacher, Teacher
+from amidmath.integrations.jax_loop.teachers import (
+    BaseTeacher,
+    CachedTeacher,
+    ModelTeacher,
+    NoTeacher,
+    Teacher,
+)
 from amidmath.integrations.jax_loop.trainer import JaxTrainer
 from amidmath.integrations.shared.batches import Batch, Batches, held_out
 from amidmath.integrations.shared.cached_rows import open_for_run
@@ -62,10 +72,18 @@ class Prepared:
         """Compares models with the teacher."""
         return Judge(self.trainer.teacher, self.trainer.mesh)
 
-    @property
-    def saved(self) -> LoadedModel:
-        """The student as it is now, to be written."""
-        return replace(self.student, decoder=self.trainer.student)
+    def save(self, folder: Path, arguments: Arguments) -> None:
+        """Write the student as it is now: a whole model, or its adapter.
+
+        Raises:
+            DiskFullError: there is no room.
+        """
+        decoder, config = self.trainer.student, arguments.config
+        if not config.use_peft:
+            save_model(folder, replace(self.student, decoder=decoder), self.tokenizer)
+            return
+        kind, revision = self.student.hf_config.model_type, arguments.script.model_revision
+        save_adapter(folder, decoder, kind, arguments.student, revision, config, self.tokenizer)
 
 
 def prepare(arguments: Arguments, say: Say, devices: Sequence[Any] | None = None) -> Prepared:
@@ -90,12 +108,14 @@ def prepare(arguments: Arguments, say: Say, devices: Sequence[Any] | None = None
         for name, part in zip(("train", "eval"), raw, strict=True)
     )
     student = load_student(arguments, mesh)
-    student.decoder.mesh = mesh
     check_context(config.max_length, student=student)
     check_temperature(config, student)
     asked = TaskScores.read(arguments.scores, tokenizer, student.decoder.config.context)
     if config.teacher_cache is not None:
         teacher, rows = _open_cache(config, student, tokenizer, rows)
+    elif config.teacher_is_base:
+        base = base_graph(student.decoder)
+        teacher = BaseTeacher(base, lambda: trainer.state.frozen)
     else:
         teacher = _load_teacher(arguments, student, tokenizer, mesh)
     ends = end_tokens(student, tokenizer)
@@ -145,16 +165,29 @@ def cross_entropy_trainer(distilled: Prepared, arguments: Arguments) -> JaxTrain
 
 
 def load_student(arguments: Arguments, mesh: Mesh) -> LoadedModel:
-    """The student: weights in float32 on the mesh."""
-    return load_model(
+    """The student on the mesh: weights in float32, or an adapter beside weights that stay."""
+    config, computing = arguments.config, computing_dtype(arguments.config)
+    loaded = load_model(
         STUDENT_FLAG,
         arguments.student,
         revision=arguments.script.model_revision,
-        dtype=computing_dtype(arguments.config),
-        param_dtype=jnp.float32,
-        remat=arguments.config.gradient_checkpointing,
+        dtype=computing,
+        param_dtype=computing if config.use_peft else jnp.float32,
+        remat=config.gradient_checkpointing,
         sharding_of=partial(place, mesh),
     )
+    loaded.decoder.mesh = mesh
+    if config.use_peft:
+        tensors = adapted(family(loaded.hf_config.model_type), config.lora_target_modules)
+        attach(
+            loaded.decoder,
+            tensors,
+            config.lora_r,
+            config.lora_scale,
+            config.seed,
+            sharding_of=partial(place, mesh),
+        )
+    return loaded
 
 
 def computing_dtype(config: JaxConfig) -> Any:

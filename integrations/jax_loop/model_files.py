@@ -15,15 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from huggingface_hub import snapshot_download
-from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
+from amidmath.integrations.jax_loop.adapter_files import Adapter
 from amidmath.integrations.jax_loop.decoder import Axes, Decoder
 from amidmath.integrations.jax_loop.families import Family, Tensor, family, read_config
+from amidmath.integrations.jax_loop.hosts import on_host
 from amidmath.integrations.shared.errors import InputError, first_paragraph
 from amidmath.integrations.shared.full_disk import saving
 from amidmath.integrations.shared.whole_files import staged_dir, write_json
@@ -65,6 +66,8 @@ def load_model(
 ) -> LoadedModel:
     """A causal language model from a folder or the hub, from safetensors.
 
+    A folder that holds a plain LoRA adapter is its base, with the adapter in its weights.
+
     The weights of all layers are read one parameter after the other, each put where it belongs
     before the next is read; code that comes with a model is not run.
 
@@ -84,6 +87,9 @@ def load_model(
     """
     folder = _folder(flag, name, revision)
     try:
+        adapter = Adapter.open(folder)
+        if adapter is not None:
+            folder = _folder(flag, adapter.base, adapter.revision)
         hf_config = _config(folder)
         config = read_config(hf_config)
         abstract = nnx.eval_shape(
@@ -94,8 +100,10 @@ def load_model(
         parameters = _parameters(abstract)
         found = {
             path: parameters[path].replace(_placed(value, parameters[path], sharding_of))
-            for path, value in _read(folder, family(hf_config.model_type), parameters)
+            for path, value in _read(folder, family(hf_config.model_type), parameters, adapter)
         }
+        if adapter is not None:
+            adapter.check_used()
         generation_config = _json(folder / _GENERATION) if _has(folder, _GENERATION) else None
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
@@ -217,7 +225,7 @@ def _present(known: Family, parameters: Mapping[str, Any]) -> list[Tensor]:
 
 
 def _read(
-    folder: Path, known: Family, parameters: Mapping[str, Any]
+    folder: Path, known: Family, parameters: Mapping[str, Any], adapter: Adapter | None
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     """Paths and values of all parameters, one tensor's after the other."""
     with ExitStack() as stack:
@@ -236,11 +244,10 @@ def _read(
         for tensor, parts in tensors:
             values = [np.empty(parameters[path].shape, parts.dtype) for path in tensor.paths]
             for number, name in enumerate(parts.names(tensor)):
-                pieces = tensor.split(
-                    files[name].tensor(tensor.shape(parts.shapes, parts.axes)),
-                    parts.shapes,
-                    parts.axes,
-                )
+                whole = files[name].tensor(tensor.shape(parts.shapes, parts.axes))
+                if adapter is not None:
+                    whole = adapter.added(name, whole, tensor)
+                pieces = tensor.split(whole, parts.shapes, parts.axes)
                 for value, piece in zip(values, pieces, strict=True):
                     value[number if tensor.per_layer else ...] = piece
             yield from zip(tensor.paths, values, strict=True)
@@ -371,10 +378,3 @@ def _placed(value: NDArray[Any], parameter: Any, sharding_of: ShardingOf | None)
         placed: jax.Array = jax.device_put(value)
         return placed
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
-
-
-def on_host(value: jax.Array) -> NDArray[Any]:
-    """All of an array, also where other hosts hold parts of it."""
-    if value.is_fully_addressable:
-        return np.asarray(value)
-    return np.asarray(multihost_utils.process_allgather(value, tiled=True))

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from amidmath.integrations.jax_loop.arguments import Arguments
 from amidmath.integrations.jax_loop.loading import Prepared, computing_dtype
-from amidmath.integrations.jax_loop.teachers import ModelTeacher
+from amidmath.integrations.jax_loop.teachers import InMemory
 from amidmath.integrations.jax_loop.trainer import JaxTrainer
 from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
 from amidmath.integrations.shared.model_card import Card
@@ -54,21 +54,23 @@ def card(
     arguments: Arguments, trainer: JaxTrainer, figures: Mapping[str, Mapping[str, float]]
 ) -> Card:
     """The model card of the student of a run that has ended."""
-    recipe, batches = arguments.config.recipe(), trainer.batches
+    config, batches = arguments.config, trainer.batches
+    recipe = config.recipe()
     return Card(
         name=arguments.output_dir.name or "student",
         student=arguments.student,
-        teacher=str(arguments.teacher or arguments.config.teacher_cache),
+        teacher=arguments.teacher or config.teacher_cache or "the student's own base model",
         data=str(arguments.script.dataset_name),
         method=recipe.method.name,
         loss=recipe.describe(),
         conventions=recipe.conventions(),
-        sequences=arguments.config.data_policy().describe(),
+        sequences=config.data_policy().describe(),
         steps=trainer.step,
         sequences_a_step=batches.batch_size * batches.accumulation,
         tokens=trainer.figures.tokens,
         results=figures,
         versions=_versions(),
+        has_adapter=config.use_peft,
     )
 
 
@@ -76,8 +78,8 @@ def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> 
     """What is about to happen, a line a fact, before anything slow begins."""
     script, config, trainer = arguments.script, arguments.config, prepared.trainer
     teacher = trainer.teacher.describe()
-    if isinstance(trainer.teacher, ModelTeacher):
-        teacher += f", {_count(trainer.teacher.parameters) / 1e6:.1f}M parameters"
+    if isinstance(trainer.teacher, InMemory):
+        teacher += f", {_count(trainer.teacher.current()) / 1e6:.1f}M parameters"
     trained, frozen = _count(trainer.state.trained), _count(trainer.state.frozen)
     rows, held_out = map(len, prepared.rows)
     batches, asked = trainer.batches, trainer.task_scores

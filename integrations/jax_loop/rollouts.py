@@ -9,7 +9,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from amidmath.integrations.jax_loop.sampling import generate
-from amidmath.integrations.jax_loop.teachers import ModelTeacher
+from amidmath.integrations.jax_loop.teachers import InMemory
 from amidmath.integrations.shared.objective import STUDENT_ROWS
 from amidmath.integrations.shared.policy_base import Source
 from amidmath.integrations.shared.replay_buffer import Example
@@ -52,7 +52,7 @@ class Rollouts(Memory):
             trainer.policy,
             rows,
             joined_by=["--packing"] if config.packing else [],
-            teacher_knows_new_rows=isinstance(trainer.teacher, ModelTeacher),
+            teacher_knows_new_rows=isinstance(trainer.teacher, InMemory),
             capacity=config.buffer_capacity,
             step_rows=trainer.batches.batch_size * trainer.batches.accumulation,
         )
@@ -75,7 +75,7 @@ class Rollouts(Memory):
             return self.draw(len(prompts))
         trainer, config = self.trainer, self.trainer.config
         teacher = trainer.teacher
-        if source is Source.TEACHER and isinstance(teacher, ModelTeacher):
+        if source is Source.TEACHER and isinstance(teacher, InMemory):
             model = teacher.model
         else:
             model = trainer.student

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from amidmath.integrations.jax_loop.decoder import Cache, Decoder
+from amidmath.integrations.jax_loop.hosts import on_host
 from amidmath.integrations.jax_loop.mesh import row_shards
-from amidmath.integrations.jax_loop.model_files import LoadedModel, on_host
+from amidmath.integrations.jax_loop.model_files import LoadedModel
 from amidmath.integrations.shared import tokenizers
 
 

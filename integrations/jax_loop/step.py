@@ -110,7 +110,7 @@ class Steps:
 
         Args:
             state: donated.
-            teacher: its parameters, or None.
+            teacher: its parameters; None where they are the frozen ones, or there are none.
             batch: arrays with a leading axis of micro-batches, (A, B, L).
             values: of the parameters of the loss that have a schedule.
             fixed: the same of those that are a part of what is compiled.
@@ -172,7 +172,8 @@ class Steps:
         self, trained: Any, frozen: Any, teacher: Any, batch: Batch
     ) -> tuple[States, Reference | None, Positions]:
         """Of a batch (B, L): the student's states, what the teacher says, and what counts."""
-        reference = reference_of(self.teacher_graph, teacher, batch)
+        theirs = frozen if teacher is None else teacher
+        reference = reference_of(self.teacher_graph, theirs, batch)
         student = states_of(nnx.merge(self.graph, trained, frozen), batch)
         return student, reference, positions_of(batch)
 

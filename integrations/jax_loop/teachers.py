@@ -1,6 +1,6 @@
 """Where a batch's teacher comes from: a model in memory, or a cache of its most probable tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -43,6 +43,10 @@ class ModelTeacher:
         """Its parameters."""
         return self._parts[1]
 
+    def current(self) -> Any:
+        """Its parameters, as they always are."""
+        return self.parameters
+
     def with_lists(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """A batch as it goes to the devices."""
         return bare(batch)
@@ -50,6 +54,35 @@ class ModelTeacher:
     def describe(self) -> str:
         """Its name."""
         return self.name
+
+
+@dataclass(frozen=True)
+class BaseTeacher:
+    """The student's own base model: the student without its adapter, whose weights it has.
+
+    Args:
+        graph: the base's structure.
+        current: the student's parameters that do not train, as they are now. A training step has
+            them already, as part of what it changes.
+    """
+
+    graph: Any
+    current: Callable[[], Any]
+    parameters = None
+
+    @property
+    def model(self) -> Decoder:
+        """The model."""
+        merged: Decoder = nnx.merge(self.graph, self.current())
+        return merged
+
+    def with_lists(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """A batch as it goes to the devices."""
+        return bare(batch)
+
+    def describe(self) -> str:
+        """In one line."""
+        return "the student's base model (its adapter off)"
 
 
 @dataclass(frozen=True)
@@ -99,7 +132,8 @@ class NoTeacher:
         return "none"
 
 
-Teacher = ModelTeacher | CachedTeacher | NoTeacher
+InMemory = ModelTeacher | BaseTeacher
+Teacher = ModelTeacher | BaseTeacher | CachedTeacher | NoTeacher
 
 
 def bare(batch: Batch) -> dict[str, NDArray[Any]]:

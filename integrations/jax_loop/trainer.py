@@ -76,7 +76,7 @@ class JaxTrainer:
         self.recipe, self.policy = config.recipe(), config.data_policy()
         self.total = steps_of(config, batches)
         self.step = 0
-        trains = trained_parameters(config.freeze_embeddings)
+        trains = trained_parameters(config)
         parts: Any = nnx.split(student, trains, ...)  # its stub knows no filters
         self.graph, trained, frozen = parts
         rule = optimizer(config, self.total, decays)
@@ -313,9 +313,11 @@ def steps_of(config: JaxConfig, batches: Batches) -> int:
     return math.ceil(config.num_train_epochs * batches.steps_per_epoch)
 
 
-def trained_parameters(freeze_embeddings: bool) -> nnx.filterlib.Filter:
-    """Which parameters train: all, or all but the embeddings (and a head that is tied to them)."""
-    if not freeze_embeddings:
+def trained_parameters(config: JaxConfig) -> nnx.filterlib.Filter:
+    """Which parameters train: the adapter, all, or all but embeddings (and a head tied to them)."""
+    if config.use_peft:
+        return nnx.LoRAParam
+    if not config.freeze_embeddings:
         return nnx.Param
     return nnx.All(nnx.Param, nnx.Not(nnx.PathContains("embedding")))
 

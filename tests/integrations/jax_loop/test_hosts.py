@@ -1,17 +1,16 @@
 """Two processes with two devices each train as one process with four does, and end together."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import forked
+import jax_process
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -19,9 +18,7 @@ from tiny import save, tiny_model, write_jsonl
 
 from amidmath.integrations.shared.progress import TIME_FIELDS
 
-SCRIPT = Path(__file__).with_name("on_hosts.py")
 LIMIT_SECONDS = 240
-DEVICES = 4
 # The last batches of an epoch are filled with rows of padding.
 ROWS = [
     {"prompt": f"{name * (1 + n % 5)}: ", "completion": f"an answer of {n} words"}
@@ -45,11 +42,10 @@ RUNS: dict[str, dict[str, Any]] = {
         "mesh": "data=2,fsdp=2",
         "per_device_train_batch_size": 1,
         "per_device_eval_batch_size": 2,
-        "gradient_accumulation_steps": 2,
         "policy": "adaptive",
         "init_threshold": 1.0,
         "replay_ratio": "constant",
-        "buffer_capacity": 8,
+        "buffer_capacity": 4,
         "max_new_tokens": 8,
     },
     # The devices of both processes lie along one axis, so that each has all rows of a batch.
@@ -66,17 +62,16 @@ class Job:
     words: tuple[Words, Words]
     stops: tuple[Stop, Stop] = (None, None)
 
-    def plain(self) -> list[dict[str, Any]]:
-        """For JSON."""
-        both = zip(self.words, self.stops, strict=True)
-        return [{"words": list(words), "stop": stop} for words, stop in both]
+    def of(self, process: int) -> tuple[Words, Stop]:
+        """What one of the processes does."""
+        return self.words[process], self.stops[process]
 
 
 @dataclass(frozen=True)
 class Ended:
     """How a process ended, and all that it printed."""
 
-    status: int
+    status: int | None
     said: str
 
     def lines(self, start: str) -> list[str]:
@@ -88,57 +83,47 @@ class Ended:
 def started(folder: Path, jobs: Sequence[Job], processes: int) -> Iterator[list[Ended]]:
     """Processes that do jobs while the block runs; at its end the list has how they ended."""
     folder.mkdir()
-    (folder / "jobs.json").write_text(json.dumps([job.plain() for job in jobs]))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     running = []
     for process in range(processes):
-        environment = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // processes}",
-        }
+        variables = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}"}
         if processes > 1:
-            environment |= {
+            variables |= {
                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
                 "JAX_NUM_PROCESSES": str(processes),
                 "JAX_PROCESS_ID": str(process),
             }
-        with (folder / f"{process}.txt").open("w") as said:
-            running.append(
-                subprocess.Popen(
-                    [sys.executable, str(SCRIPT), str(folder / "jobs.json")],
-                    env=environment,
-                    stdout=said,
-                    stderr=subprocess.STDOUT,
-                )
-            )
+        own = [job.of(process) for job in jobs]
+        said = folder / f"{process}.txt"
+        running.append((forked.start(jax_process.main, own, variables, said=said), said))
     ended: list[Ended] = []
     try:
         yield ended
-        for process, of in enumerate(running):
-            status = of.wait(LIMIT_SECONDS)
-            ended.append(Ended(status, (folder / f"{process}.txt").read_text(errors="replace")))
+        for of, said in running:
+            of.join(LIMIT_SECONDS)
+            ended.append(Ended(of.exitcode, said.read_text(errors="replace")))
     finally:
-        for of in running:
+        for of, _ in running:
             of.kill()
-            of.wait()
+            of.join()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the processes ended: alone, both killed, and both going on."""
+    """How the processes ended: the one alone, the two that were killed, that went on, that failed."""
 
     folder: Path
     alone: list[Ended]
     killed: list[Ended]
     second: list[Ended]
+    failed: list[Ended]
 
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """What came of all jobs: five processes, each with several."""
+    """What came of all jobs: three pairs of processes and one, each with two."""
     folder = tmp_path_factory.mktemp("hosts")
     sizes = {"num_attention_heads": 4, "num_key_value_heads": 2}
     models = {
@@ -157,23 +142,19 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         words = told(kind, name)
         return Job((words, words), (stops[0], stops[1]) if stops else (None, None))
 
-    bad = Job((told("off_policy", "bad"), told("off_policy", "bad", dataset_name="no.jsonl")))
     stop = (3, "killed")
-    first = [job("adaptive", "two adaptive"), job("adaptive", "broken", stop, stop)]
-    then = [
-        job("adaptive", "broken"),
-        job("off_policy", "two off_policy"),
-        bad,
-        job("off_policy", "failed", None, (1, "failed")),
+    whole = [job("adaptive", "two adaptive"), job("adaptive", "broken", stop, stop)]
+    rest = [job("adaptive", "broken"), job("off_policy", "two off_policy")]
+    one = [job(kind, f"one {kind}") for kind in RUNS]
+    failing = [
+        Job((told("off_policy", "bad"), told("off_policy", "bad", dataset_name="no.jsonl"))),
+        job("off_policy", "failed", None, (0, "failed")),
     ]
-    with started(folder / "killed", first, 2) as killed:
+    with started(folder / "0", whole, 2) as killed, started(folder / "1", failing, 2) as failed:
         pass
-    with (
-        started(folder / "second", then, 2) as second,
-        started(folder / "alone", [job(kind, f"one {kind}") for kind in RUNS], 1) as alone,
-    ):
+    with started(folder / "2", rest, 2) as second, started(folder / "3", one, 1) as alone:
         pass
-    return Outcome(folder, alone, killed, second)
+    return Outcome(folder, alone, killed, second, failed)
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -229,16 +210,16 @@ def test_killed_processes_go_on_as_if_there_had_been_no_break(outcome: Outcome) 
 
 def test_what_does_not_fit_on_one_process_is_refused_on_all(outcome: Outcome) -> None:
     message = "--dataset_name: no such file: no.jsonl"
-    first, second = outcome.second
+    first, second = outcome.failed
     assert first.lines("error: ") == [f"process 1: {message}"]
     assert second.lines("error: ") == [message]
-    for process in outcome.second:
-        assert process.lines("exit status ") == ["0", "0", "2"]
+    for process in outcome.failed:
+        assert process.lines("exit status ") == ["2"]
     assert not (outcome.folder / "bad").exists()
 
 
 def test_a_process_that_fails_ends_the_other(outcome: Outcome) -> None:
-    first, second = outcome.second
+    first, second = outcome.failed
     assert first.status != 0
     assert second.status != 0
     assert "OSError: the wire is cut" in second.said

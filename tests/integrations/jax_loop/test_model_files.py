@@ -177,7 +177,10 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
     ("change", "message"),
     [
         (lambda w: w.pop(DOWN), f"lacks 1 of the model's 30 weights, {DOWN} for one"),
-        (lambda w: w.pop("lm_head.weight"), "lacks 1 of the model's 30 weights, lm_head.weight for one"),
+        (
+            lambda w: w.pop("lm_head.weight"),
+            "lacks 1 of the model's 30 weights, lm_head.weight for one",
+        ),
         (lambda w: w.update({"model.x": w[DOWN]}), "1 weights .* no place for, model.x for one"),
         (
             lambda w: w.update({DOWN: w[DOWN].T.copy()}),
