@@ -204,6 +204,9 @@ class Decoder(nnx.Module):
         param_dtype: of the weights.
         remat: compute the layers again in the backward pass instead of keeping what is inside.
 
+    Attributes:
+        mesh: the devices that the parameters have been put on, by their axes; None for one device.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from flax import nnx

@@ -110,6 +110,7 @@ def prepare(arguments: Arguments, say: Say, devices: Sequence[Any] | None = None
     student = load_student(arguments, mesh)
     check_context(config.max_length, student=student)
     check_temperature(config, student)
+    check_tensor_axis(config, mesh.shape["tensor"], student.decoder.config.vocabulary)
     asked = TaskScores.read(arguments.scores, tokenizer, student.decoder.config.context)
     if config.teacher_cache is not None:
         teacher, rows = _open_cache(config, student, tokenizer, rows)
@@ -205,6 +206,27 @@ def check_context(max_length: int, **models: LoadedModel) -> None:
                 f"--max_length {max_length} is longer than the {role}'s context of {context} "
                 f"tokens: set --max_length {context} or less"
             )
+
+
+def check_tensor_axis(config: JaxConfig, size: int, logits: int) -> None:
+    """Raise InputError unless the loss can be taken by parts of the vocabulary.
+
+    Args:
+        config: of the run.
+        size: devices along the mesh's tensor axis.
+        logits: how many the student gives.
+    """
+    if size > 1 and config.teacher_cache is not None:
+        raise InputError(
+            f"--mesh {config.mesh}: a cache's lists cannot be compared with a part of the "
+            "vocabulary; leave tensor out of --mesh, or give --teacher_model_name_or_path in place "
+            "of --teacher_cache"
+        )
+    if logits % size:
+        raise InputError(
+            f"--mesh {config.mesh}: {logits} logits cannot be shared by the {size} devices along "
+            "tensor, which must divide them; leave tensor out of --mesh"
+        )
 
 
 def check_temperature(config: JaxConfig, *models: LoadedModel) -> None:

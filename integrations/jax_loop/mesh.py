@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
@@ -103,6 +104,28 @@ def place(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> Named
         name = _PLACES.get(axis or "")
         spec.append(name if name is not None and size % mesh.shape[name] == 0 else None)
     return NamedSharding(mesh, P(*spec))
+
+
+def kept_whole(mesh: Mesh, parameters: Any) -> dict[str, tuple[int, float]]:
+    """What an axis of the mesh was to divide, but does not, because a dimension is no multiple.
+
+    Args:
+        mesh: the mesh.
+        parameters: a tree of them, with their axes as metadata.
+
+    Returns:
+        For each axis that leaves some whole: how many, and their share of all bytes.
+    """
+    found: dict[str, tuple[int, float]] = {}
+    every = jax.tree.leaves(parameters, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+    total = sum(parameter.nbytes for parameter in every)
+    for parameter in every:
+        axes = parameter.get_metadata("axes")
+        wanted = {_PLACES[axis] for axis in axes if axis in _PLACES}
+        for name in wanted.difference(place(mesh, axes, parameter.shape).spec):
+            count, share = found.get(name, (0, 0.0))
+            found[name] = count + 1, share + parameter.nbytes / total
+    return found
 
 
 def on_mesh(

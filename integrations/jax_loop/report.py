@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 
 from amidmath.integrations.jax_loop.arguments import Arguments
 from amidmath.integrations.jax_loop.loading import Prepared, computing_dtype
+from amidmath.integrations.jax_loop.mesh import kept_whole
 from amidmath.integrations.jax_loop.teachers import InMemory
 from amidmath.integrations.jax_loop.trainer import JaxTrainer
 from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
@@ -84,6 +86,7 @@ def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> 
     rows, held_out = map(len, prepared.rows)
     batches, asked = trainer.batches, trainer.task_scores
     axes = ", ".join(f"{name} {size}" for name, size in trainer.mesh.shape.items() if size > 1)
+    whole = kept_whole(trainer.mesh, (trainer.state.trained, trainer.state.frozen))
     fixed = set(trainer.recipe.values(0, 2)) - trainer.traced
     anew = f"; compiled anew whenever {' or '.join(sorted(fixed))} changes" if fixed else ""
     print_facts(
@@ -104,6 +107,7 @@ def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> 
             "device": f"{jax.device_count()} {jax.default_backend()}"
             + (f" ({axes})" if axes else "")
             + f", {np.dtype(computing_dtype(config)).name}{anew}",
+            **({"not divided": _not_divided(trainer.mesh, whole)} if whole else {}),
             "output": f"{arguments.output_dir}/",
             **({} if asked is None else {"scores": asked.describe()}),
         },
@@ -124,6 +128,15 @@ def memory_in_words(trainer: JaxTrainer) -> str:
     return (
         f"Memory of a training step on each device, as XLA has planned it: {total / 1e9:.2f} GB "
         f"({listed}). Libraries and what an allocator keeps back come on top."
+    )
+
+
+def _not_divided(mesh: Mesh, whole: Mapping[str, tuple[int, float]]) -> str:
+    """What stays whole on each device along an axis that was to divide it."""
+    return "; ".join(
+        f"{count} of the student's parameters, {share:.1%} of its bytes, by {axis} "
+        f"{mesh.shape[axis]}, of which their dimensions are no multiples"
+        for axis, (count, share) in whole.items()
     )
 
 

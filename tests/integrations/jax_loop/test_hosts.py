@@ -49,7 +49,12 @@ RUNS: dict[str, dict[str, Any]] = {
         "max_new_tokens": 8,
     },
     # The devices of both processes lie along one axis, so that each has all rows of a batch.
-    "off_policy": {"mesh": "tensor=4", "per_device_train_batch_size": 4, "max_steps": 2},
+    "off_policy": {
+        "mesh": "tensor=4",
+        "per_device_train_batch_size": 4,
+        "max_steps": 2,
+        "eval_strategy": "no",
+    },
 }
 Words = Sequence[str]
 Stop = tuple[int, str] | None
@@ -112,7 +117,7 @@ def started(folder: Path, jobs: Sequence[Job], processes: int) -> Iterator[list[
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the processes ended: the one alone, the two that were killed, that went on, that failed."""
+    """How processes ended: one alone, two that were killed, two that went on, two that failed."""
 
     folder: Path
     alone: list[Ended]

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from flax import nnx
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file
 from tiny import byte_tokenizer, write_jsonl
 from tiny_families import tiny_family
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amidmath.integrations import jax_distill
 from amidmath.integrations.jax_loop.adapter_files import CONFIG, save_adapter
@@ -25,6 +26,8 @@ from amidmath.integrations.jax_loop.lora import LoraSettings, adapted, attach
 from amidmath.integrations.jax_loop.model_files import load_model
 from amidmath.integrations.jax_loop.trainer import JaxTrainer
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.torch_loop.config import AMiDConfig
+from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
 IDS = np.arange(24).reshape(2, 12) + 5
 ROWS = [
@@ -208,6 +211,42 @@ def test_a_run_goes_on_from_its_adapter(
     rest.train(tmp_path / "run" / "checkpoint-2")
     pairs = zip(jax.tree.leaves(rest.state), jax.tree.leaves(whole.state), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_torch_trains_the_same_adapter_alike(
+    arguments: Callable[..., list[str]], teacher_dir: Path, student_dir: Path, tmp_path: Path
+) -> None:
+    settings = {
+        "max_steps": 10,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "max_length": 40,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "train_sampling_strategy": "sequential",
+        "weight_decay": 0.1,
+        "alpha": 0.0,
+    }
+    both = {"model_name_or_path": student_dir, "teacher_model_name_or_path": teacher_dir}
+    parsed = jax_distill.parse_arguments(arguments(tmp_path / "jax", **both, **settings))
+    ours = jax_distill.prepare(parsed, print)
+    ours.save(tmp_path / "start", parsed)
+    found: list[float] = []
+    ours.trainer._log = lambda logs: found.append(logs["loss"])  # type: ignore[method-assign]
+    ours.trainer.train()
+
+    base = AutoModelForCausalLM.from_pretrained(student_dir, dtype=torch.float32)
+    trainer = AMiDTrainer(
+        PeftModel.from_pretrained(base, tmp_path / "start", is_trainable=True),
+        AutoModelForCausalLM.from_pretrained(teacher_dir, dtype=torch.float32),
+        AMiDConfig(str(tmp_path / "torch"), report_to="none", use_cpu=True, **settings),
+        train_dataset=Dataset.from_list(ROWS),
+        processing_class=AutoTokenizer.from_pretrained(student_dir),
+    )
+    trainer.train()
+    expected = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert expected[8] < expected[0] - 0.05  # the same rows
 
 
 def test_the_base_teaches_the_adapter(arguments: Callable[..., list[str]], tmp_path: Path) -> None:
