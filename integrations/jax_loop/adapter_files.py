@@ -26,18 +26,22 @@ from amidmath.integrations.shared.whole_files import staged_dir, write_json
 
 CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# What makes an adapter other than a product of two matrices, or of other matrices.
+# Settings that say how an adapter was trained, what is read elsewhere, or which modules it adapts,
+# which its weights say too.
+_NEUTRAL = {
+    *("auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config"),
+    *("exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern"),
+    *("layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "peft_version"),
+    *("qalora_group_size", "r", "revision", "target_modules", "task_type", "use_rslora"),
+}
+# What the others are where an adapter is a product of two matrices, beside a base as it was; some
+# ways to begin take their start out of the base (PiSSA, OLoRA).
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
-    **dict.fromkeys(("use_dora", "lora_bias", "use_qalora", "use_bdlora"), (False, None)),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), ({}, None)),
-    **dict.fromkeys(
-        ("modules_to_save", "layer_replication", "target_parameters", "alora_invocation_tokens"),
-        (None, []),
-    ),
-    "trainable_token_indices": (None,),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),
 }
+_UNSET: tuple[Any, ...] = (None, False, {}, [])
 
 
 def save_adapter(
@@ -131,12 +135,11 @@ class Adapter:
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             base, rank = config["base_model_name_or_path"], int(config["r"])
-            alpha = float(config["lora_alpha"])
-        except (ValueError, KeyError, TypeError) as error:
+            scale = float(config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
+        except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
             raise InputError(f"its {CONFIG} does not hold: {error!r}") from error
-        for name, plain in _PLAIN.items():
-            value = config.get(name, plain[0])
-            if value not in plain:
+        for name, value in config.items():
+            if name not in _NEUTRAL and value not in _PLAIN.get(name, _UNSET):
                 raise InputError(
                     f"it is an adapter with {name} = {value!r}; adapters that are plain LoRA can "
                     "be read: merge this one into its base first (peft's merge_and_unload)"
@@ -145,7 +148,6 @@ class Adapter:
             raise InputError(f"its {CONFIG} names no base_model_name_or_path")
         if not (folder / _WEIGHTS).is_file():
             raise InputError(f"it has {CONFIG} and no {_WEIGHTS}")
-        scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
         weights = load_file(folder / _WEIGHTS)
         return cls(base, config.get("revision") or "main", scale, weights)
 

@@ -179,6 +179,12 @@ def load_student(arguments: Arguments, mesh: Mesh) -> LoadedModel:
     )
     loaded.decoder.mesh = mesh
     if config.use_peft:
+        if loaded.adapts is not None:
+            raise InputError(
+                f"--use_peft: {arguments.student} is an adapter of {loaded.adapts}, and one on top "
+                "of it could not be saved: merge it into its base first (peft's "
+                "merge_and_unload), or leave --use_peft out"
+            )
         tensors = adapted(family(loaded.hf_config.model_type), config.lora_target_modules)
         attach(
             loaded.decoder,

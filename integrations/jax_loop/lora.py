@@ -27,6 +27,9 @@ class LoraSettings:
     lora_alpha: float = field(
         default=32.0, metadata={"help": "It is added times lora_alpha / lora_r."}
     )
+    lora_dropout: float = field(
+        default=0.0, metadata={"help": "0: there is no dropout in this loop."}
+    )
     use_rslora: bool = field(
         default=False, metadata={"help": "Times lora_alpha / √lora_r instead."}
     )
@@ -50,6 +53,11 @@ class LoraSettings:
             raise InputError(f"--lora_r must be at least 1, got {self.lora_r}")
         if not 0.0 < self.lora_alpha < math.inf:
             raise InputError(f"--lora_alpha must be positive and finite, got {self.lora_alpha}")
+        if self.lora_dropout:
+            raise InputError(
+                f"--lora_dropout {self.lora_dropout}: there is no dropout in this loop; leave it "
+                "out, or set it to 0"
+            )
         if self.teacher_is_base and not self.use_peft:
             raise InputError(
                 "--teacher_is_base: the student has no adapter whose base could teach it; add "

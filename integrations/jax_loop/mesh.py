@@ -122,7 +122,7 @@ def kept_whole(mesh: Mesh, parameters: Any) -> dict[str, tuple[int, float]]:
     for parameter in every:
         axes = parameter.get_metadata("axes")
         wanted = {_PLACES[axis] for axis in axes if axis in _PLACES}
-        for name in wanted.difference(place(mesh, axes, parameter.shape).spec):
+        for name in sorted(wanted.difference(place(mesh, axes, parameter.shape).spec)):
             count, share = found.get(name, (0, 0.0))
             found[name] = count + 1, share + parameter.nbytes / total
     return found
@@ -143,16 +143,19 @@ def on_mesh(
     sharding = NamedSharding(mesh, P(*(None,) * lead, ROWS))
     shape = next(iter(batch.values())).shape[: lead + 1]
     size = shape[lead] // row_shards(mesh)
-    starts = {
-        index[lead].start or 0 for index in sharding.addressable_devices_indices_map(shape).values()
-    }
-    here = np.concatenate([np.arange(start, start + size) for start in sorted(starts)])
+
+    def first(index: Any) -> int:
+        """The first row of a device."""
+        return index[lead].start or 0
+
+    places = sharding.addressable_devices_indices_map(shape).values()
+    here = np.concatenate([np.arange(row, row + size) for row in sorted(set(map(first, places)))])
     own = completed({name: array.take(here, axis=lead) for name, array in batch.items()})
 
     def spread_out(array: NDArray[Any]) -> jax.Array:
-        def rows(index: tuple[slice, ...]) -> NDArray[Any]:
-            first = int(np.searchsorted(here, index[lead].start or 0))
-            return array[(*index[:lead], slice(first, first + size))]
+        def rows(index: Any) -> NDArray[Any]:
+            begin = int(np.searchsorted(here, first(index)))
+            return array[(*index[:lead], slice(begin, begin + size))]
 
         whole = (*shape, *array.shape[lead + 1 :])
         return jax.make_array_from_callback(whole, sharding, rows)

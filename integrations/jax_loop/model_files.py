@@ -47,11 +47,13 @@ class LoadedModel:
         decoder: the model.
         hf_config: its config.json.
         generation_config: its generation_config.json, if it has one.
+        adapts: where it was an adapter's folder, the name of its base.
     """
 
     decoder: Decoder
     hf_config: PreTrainedConfig
     generation_config: dict[str, Any] | None = None
+    adapts: str | None = None
 
 
 def load_model(
@@ -111,7 +113,8 @@ def load_model(
         ) from error
     flat = {tuple(path.split(".")): value for path, value in found.items()}
     decoder = nnx.merge(nnx.graphdef(abstract), nnx.from_flat_state(cast("Any", flat)))
-    return LoadedModel(decoder, hf_config, generation_config)
+    adapts = None if adapter is None else adapter.base
+    return LoadedModel(decoder, hf_config, generation_config, adapts)
 
 
 def save_model(

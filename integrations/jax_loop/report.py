@@ -134,8 +134,8 @@ def memory_in_words(trainer: JaxTrainer) -> str:
 def _not_divided(mesh: Mesh, whole: Mapping[str, tuple[int, float]]) -> str:
     """What stays whole on each device along an axis that was to divide it."""
     return "; ".join(
-        f"{count} of the student's parameters, {share:.1%} of its bytes, by {axis} "
-        f"{mesh.shape[axis]}, of which their dimensions are no multiples"
+        f"{count} of the student's parameters ({share:.1%} of its bytes) along {axis}: their "
+        f"dimensions are no multiples of {mesh.shape[axis]}"
         for axis, (count, share) in whole.items()
     )
 

@@ -1,6 +1,5 @@
 """Numbered batches of prepared rows, NumPy arrays of one shape for a whole run."""
 
-import copy
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -34,7 +33,7 @@ class Batches:
     Args:
         rows: prepared ones (``rows.prepare_rows``). A column "row" has their numbers; without it
             they are counted from 0.
-        batch_size: rows of a batch, over all processes.
+        batch_size: rows of a batch.
         accumulation: batches of an optimiser step.
         length: tokens of every row; None for those of the longest, up to a multiple of 8.
         pad: the token that fills rows.
@@ -75,30 +74,7 @@ class Batches:
             order,
         )
         self.steps_per_epoch = -(-len(rows) // (batch_size * accumulation))
-        self._share = slice(0, batch_size)
         self._last_order: tuple[int, NDArray[np.int64]] | None = None
-
-    def part(self, index: int, count: int) -> "Batches":
-        """The same batches, of each only this process's rows.
-
-        Args:
-            index: of the process.
-            count: of all processes; each has as many rows.
-
-        Raises:
-            ValueError: there is no such process, or the batch cannot be shared so.
-        """
-        if not 0 <= index < count:
-            raise ValueError(f"index must be from 0 to {count - 1}, got {index}")
-        if self.batch_size % count:
-            raise ValueError(
-                f"batch_size {self.batch_size} cannot be shared by {count} processes: make it a "
-                "multiple of that"
-            )
-        size = self.batch_size // count
-        made = copy.copy(self)
-        made._share = slice(index * size, (index + 1) * size)
-        return made
 
     def step(self, number: int) -> Batch:
         """The batches of an optimiser step, by its number from 0 on, over all epochs.
@@ -114,11 +90,9 @@ class Batches:
         chosen = np.full(size, NO_ROW)
         here = self._order(epoch)[step * size : (step + 1) * size]
         chosen[: len(here)] = here
-        shared = chosen.reshape(self.accumulation, self.batch_size)[:, self._share]
-        laid = laid_out_rows(self.rows, shared.ravel(), self.length, self.pad)
-        return {
-            name: array.reshape(*shared.shape, *array.shape[1:]) for name, array in laid.items()
-        }
+        laid = laid_out_rows(self.rows, chosen, self.length, self.pad)
+        shape = (self.accumulation, self.batch_size)
+        return {name: array.reshape(*shape, *array.shape[1:]) for name, array in laid.items()}
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         """The numbers of the rows in the order of an epoch."""
@@ -136,24 +110,19 @@ def held_out(
     batch_size: int,
     length: int | None = None,
     pad: int,
-    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Batches of all rows once, in their order, the last filled with rows of padding.
 
     Args:
         rows: as of :class:`Batches`, and so are the next three.
-        batch_size: rows of a batch, over all processes.
+        batch_size: rows of a batch.
         length: tokens of every row.
         pad: the token that fills rows.
-        part: this process's index and the number of processes, of which each has its rows of every
-            batch.
 
     Yields:
         A batch as of :meth:`Batches.step`, without the axis of accumulation.
     """
-    batches = Batches(rows, batch_size=batch_size, length=length, pad=pad, order="sequential").part(
-        *part
-    )
+    batches = Batches(rows, batch_size=batch_size, length=length, pad=pad, order="sequential")
     for number in range(batches.steps_per_epoch):
         yield {name: array[0] for name, array in batches.step(number).items()}
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkServerProcess
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["amidmath.integrations.torch_distill", "peft"])
+CONTEXT.set_forkserver_preload(
+    ["amidmath.integrations.torch_distill", "peft", "amidmath.integrations.jax_distill"]
+)
 
 
 def start(function: Callable[..., int | None], *args: Any, said: Path) -> ForkServerProcess:

@@ -114,6 +114,8 @@ Refuse = Callable[[dict[str, str | None]], str]
         ({"--use_peft": "true", "--lora_target_modules": "nothing"}, ["nothing"]),
         ({"--eos_token": "<none>"}, ["<none>"]),
         ({"--lambda": "0.1"}, ["unknown argument --lambda", "did you mean --lam?"]),
+        ({"--resume_from_checkpoint": "true"}, ["--resume_from_checkpoint", "no checkpoint"]),
+        ({"--policy": "on_policy", "--packing": "true"}, ["on_policy", "leave out --packing"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -224,6 +226,12 @@ def test_an_empty_model_folder(refuse: Refuse, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     error = refuse({"--model_name_or_path": str(tmp_path / "empty")})
     assert f"the folder {tmp_path / 'empty'} holds no" in error
+
+
+def test_a_model_without_a_tokenizer(refuse: Refuse, tmp_path: Path) -> None:
+    tiny_model(1, 0).save_pretrained(tmp_path / "bare")
+    error = refuse({"--teacher_model_name_or_path": str(tmp_path / "bare")})
+    assert "holds no tokenizer" in error
 
 
 def test_unequal_tokenizers(refuse: Refuse, tmp_path: Path) -> None:

