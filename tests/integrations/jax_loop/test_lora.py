@@ -162,6 +162,9 @@ def test_an_adapter_lies_along_the_axes_of_its_weights(
         ((3, 4, 8, 5), (None, "tensor", None, None)),
         ((3, 5, 32), (None, None, "fsdp")),
     ]
+    # PEFT's start: Kaiming uniform with a = √5, which is ±1/√inputs.
+    start = np.abs(decoder.layers.query.lora.down[...]).max() * 32**0.5
+    assert 0.95 < start <= 1.0
 
 
 @pytest.fixture
