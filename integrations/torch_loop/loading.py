@@ -76,6 +76,11 @@ def load_student(arguments: Arguments) -> PreTrainedModel:
         "quantization_config": get_quantization_config(model),
     }
     student = load_model(STUDENT_FLAG, arguments.student, **(settings | arguments.model_init))
+    if getattr(student, "_hf_peft_config_loaded", False):
+        raise InputError(
+            f"{STUDENT_FLAG}: {arguments.student} is an adapter, which would not be trained, or be "
+            "dropped under a new one: merge it into its base first (peft's merge_and_unload)"
+        )
     if arguments.config.freeze_embeddings:
         freeze_embeddings(student)
     return student

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import save, tiny_model, write_jsonl
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from amidmath.integrations import jax_distill, torch_distill
 
@@ -220,6 +221,18 @@ def test_code_of_a_model_is_not_run(refuse: Refuse, broken: Path, tmp_path: Path
     (broken / "config.json").write_text(json.dumps(config))
     refuse({"--model_name_or_path": str(broken)})
     assert not (tmp_path / "was_run").exists()
+
+
+def test_an_adapter_on_an_adapter(refuse: Refuse, good: dict[str, str], tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(good["--model_name_or_path"])
+    get_peft_model(base, LoraConfig(r=2)).save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(good["--model_name_or_path"]).save_pretrained(
+        tmp_path / "adapter"
+    )
+    changes = {"--model_name_or_path": str(tmp_path / "adapter"), "--use_peft": "true"}
+    error = refuse(changes)
+    assert f"{tmp_path / 'adapter'} is an adapter" in error
+    assert "merge it into its base first" in error
 
 
 def test_an_empty_model_folder(refuse: Refuse, tmp_path: Path) -> None:
