@@ -14,6 +14,7 @@ from trl import SFTTrainer, get_peft_config, get_quantization_config
 from amidmath.integrations.shared.cached_rows import open_for_run
 from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
 from amidmath.integrations.shared.data import load_splits
+from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.prepared import PreparedRows
 from amidmath.integrations.shared.task_scores import TaskScores
 from amidmath.integrations.shared.tokenizers import load_tokenizer

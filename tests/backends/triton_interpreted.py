@@ -79,7 +79,7 @@ def assert_near(found, expected, dtype, bound=16.0):
 def test_divergences(name):
     loss = am.AMiD(DIVERGENCES[name], alpha=0.3)
     both = {"reduction": "none", "wrt": ("student_logits", "teacher_logits")}
-    arrays = logits()
+    arrays = logits(rows=1)
     found = loss.value_and_grad(*arrays, backend="compiled", **both)
     assert_near(found, truth(loss, *arrays, **both), torch.float32)
 
@@ -150,10 +150,10 @@ def test_autograd():
 def test_a_shared_row(monkeypatch):
     """Several programs a row: masks, all kinds of results, the same to the last bit each time."""
     monkeypatch.setitem(triton_rows.BLOCKS, torch.float32, (128, 128))
-    student, teacher = logits(rows=3)
-    keep = torch.tensor([True, True, False])
-    lam = torch.full((3, 1), 0.1)
-    scale = torch.full((3,), 0.5)
+    student, teacher = logits()
+    keep = torch.tensor([True, False])
+    lam = torch.full((2, 1), 0.1)
+    scale = torch.full((2,), 0.5)
     loss = am.AMiD(order="qr", alpha=0.3, lam=lam[:, 0])
     form = RowForm(loss.block, knobs=1, masked=True, scaled=True)
     needs = (True, True, True, False, False)
@@ -166,7 +166,7 @@ def test_a_shared_row(monkeypatch):
         size = float(other.abs().max())
         torch.testing.assert_close(one, other, rtol=0.0, atol=2e-6 * size)
         assert torch.equal(one, same)
-        assert (one[2] == 0.0).all()
+        assert (one[1] == 0.0).all()
 
 
 def test_in_place():

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ IN_PROCESSES = (
     " or (test_startup.py and import_amidmath)"
     " or (test_peak and (transformers or gkd))"
 )
-# torch.compile, which one peer uses, does nothing then.
-UNCOMPILED = {"TORCHDYNAMO_DISABLE": "1"}
+# torch.compile, which one peer uses, does nothing then; XLA compiles fast.
+QUICK = {"TORCHDYNAMO_DISABLE": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -82,57 +83,93 @@ def test_nothing_names_the_machine(run: Path, page: str) -> None:
     assert str(ROOT) not in page
 
 
-@pytest.mark.parametrize(
-    ("seconds", "reached"), [((0.1, 0.1), "yes"), ((0.9, 0.9), "**no**"), ((), "not measured")]
-)
-def test_verdicts_are_computed(
-    run: Path, tmp_path: Path, seconds: tuple[float, ...], reached: str
-) -> None:
-    """The same run with the times of KL made up: F.kl_div takes one second in every sweep."""
-    raw = json.loads(run.read_text(encoding="utf-8"))
-    kept = []
-    for benchmark in raw["benchmarks"]:
+@pytest.fixture(scope="module")
+def judged(run: Path) -> dict[str, list[str]]:
+    """The figures to reach of runs with made-up numbers, all by one process."""
+    folders = {}
+    for name, change in MADE_UP.items():
+        folders[name] = run.parent / name
+        folders[name].mkdir()
+        raw = json.loads(run.read_text(encoding="utf-8"))
+        changed = [benchmark for benchmark in raw["benchmarks"] if change(benchmark) is not False]
+        text = json.dumps(raw | {"benchmarks": changed})
+        (folders[name] / "results.json").write_text(text, encoding="utf-8")
+    done = _python("-c", REPORTS, *(str(folder / "results.json") for folder in folders.values()))
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.split(END)
+    return {name: text.splitlines() for name, text in zip(folders, said, strict=False)}
+
+
+END = "END OF A REPORT"
+REPORTS = f"""
+import sys
+from benchmarks import report
+for results in sys.argv[1:]:
+    sys.argv[1:] = [results]
+    report.main()
+    print({END!r})
+"""
+
+
+def _kl(*seconds: float) -> Callable[[dict[str, Any]], bool | None]:
+    """KL takes that long in each sweep, or is not measured; F.kl_div takes one second."""
+
+    def change(benchmark: dict[str, Any]) -> bool | None:
         info = benchmark["extra_info"]
         if info["kind"] == "time" and info["group"].startswith("dense"):
             if info["name"] == "F.kl_div":
                 benchmark["stats"]["data"] = [1.0, 1.0]
             elif info["name"] == "amidmath" and info["computes"].startswith("KL("):
-                if not seconds:
-                    continue
                 benchmark["stats"]["data"] = list(seconds)
-        kept.append(benchmark)
-    changed = tmp_path / "results.json"
-    changed.write_text(json.dumps(raw | {"benchmarks": kept}), encoding="utf-8")
-    done = _python("-m", "benchmarks.report", str(changed))
-    assert done.returncode == 0, done.stderr
-    (row,) = (line for line in done.stdout.splitlines() if line.startswith("| KL, loss"))
-    assert row.split(" | ")[-1].removesuffix(" |") == reached
+                return bool(seconds)
+        return None
+
+    return change
 
 
-@pytest.mark.parametrize(
-    ("seconds", "megabytes", "reached"),
-    [(1.04, 190.0, "yes"), (1.06, 194.0, "**no**")],
-)
-def test_a_training_step_is_judged_by_the_better_step_on_labels(
-    run: Path, tmp_path: Path, seconds: float, megabytes: float, reached: str
-) -> None:
-    """The same run with made-up numbers: transformers takes 1 s and 1 MB, TRL's trainer 2 s."""
-    raw = json.loads(run.read_text(encoding="utf-8"))
+def _step(seconds: float, megabytes: float) -> Callable[[dict[str, Any]], bool | None]:
+    """Ours takes that much; transformers takes 1 s and 1 MB, TRL's trainer 2 s."""
     made_up = {"transformers": 1.0, "TRL SFTTrainer": 2.0, "AMiDTrainer": seconds}
-    for benchmark in raw["benchmarks"]:
+
+    def change(benchmark: dict[str, Any]) -> bool | None:
         info = benchmark["extra_info"]
         if not info.get("group", "").startswith("training"):
-            continue
+            return None
         if info["kind"] == "time":
             benchmark["stats"]["data"] = [made_up[info["name"]]]
         else:
             of_ours = info["name"] == "AMiDTrainer"
             info["above_inputs"] = 1e6 * (1.0 + (megabytes if of_ours else 0.0))
-    changed = tmp_path / "results.json"
-    changed.write_text(json.dumps(raw), encoding="utf-8")
-    done = _python("-m", "benchmarks.report", str(changed))
-    assert done.returncode == 0, done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| training step")]
+        return None
+
+    return change
+
+
+MADE_UP = {
+    "fast": _kl(0.1, 0.1),
+    "slow": _kl(0.9, 0.9),
+    "not measured": _kl(),
+    "a step of 1.04 s and 190 MB": _step(1.04, 190.0),
+    "a step of 1.06 s and 194 MB": _step(1.06, 194.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "reached"), [("fast", "yes"), ("slow", "**no**"), ("not measured", "not measured")]
+)
+def test_verdicts_are_computed(judged: dict[str, list[str]], name: str, reached: str) -> None:
+    (row,) = (line for line in judged[name] if line.startswith("| KL, loss"))
+    assert row.split(" | ")[-1].removesuffix(" |") == reached
+
+
+@pytest.mark.parametrize(
+    ("name", "reached"),
+    [("a step of 1.04 s and 190 MB", "yes"), ("a step of 1.06 s and 194 MB", "**no**")],
+)
+def test_a_training_step_is_judged_by_the_better_step_on_labels(
+    judged: dict[str, list[str]], name: str, reached: str
+) -> None:
+    rows = [line for line in judged[name] if line.startswith("| training step")]
     assert [row.split(" | ")[-1].removesuffix(" |") for row in rows] == [reached, reached]
 
 
@@ -144,7 +181,7 @@ def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
     # The child is no worker of pytest-xdist's, even where this process is one: those do not time.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    environment = {**inherited, **UNCOMPILED}
+    environment = {**inherited, **QUICK}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
