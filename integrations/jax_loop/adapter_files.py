@@ -130,8 +130,14 @@ class Adapter:
         Raises:
             InputError: it is no plain LoRA adapter, or damaged.
         """
-        if (folder / "config.json").is_file() or not (folder / CONFIG).is_file():
+        if not (folder / CONFIG).is_file():
             return None
+        whole = [path.name for path in folder.glob("model*.safetensors*")]
+        if whole:
+            raise InputError(
+                f"it holds a model ({min(whole)}) and an adapter ({CONFIG}), of which one must be "
+                "meant: move one of them away"
+            )
         try:
             config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
             base, rank = config["base_model_name_or_path"], int(config["r"])

@@ -67,6 +67,11 @@ class JaxSource:
         return self.model.config.vocabulary
 
     @property
+    def dtype(self) -> str:
+        """Of the teacher's weights."""
+        return np.dtype(self.model.embedding.dtype).name
+
+    @property
     def precision(self) -> str:
         """In what it multiplies."""
         computing, own = self.model.dtype, self.model.embedding.dtype

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from amidmath.integrations.jax_loop.families import Family, Tensor
@@ -153,8 +154,11 @@ def attach(
     """
 
     def parameter(value: jax.Array, axes: tuple[str | None, ...]) -> Any:
-        placed = jax.device_put(value, sharding_of(axes, value.shape) if sharding_of else None)
-        return nnx.LoRAParam(placed, axes=axes)
+        sharding = None if sharding_of is None else sharding_of(axes, value.shape)
+        if sharding is not None:  # without asking other hosts, which device_put would do
+            host = np.asarray(value)
+            value = jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+        return nnx.LoRAParam(value, axes=axes)
 
     for number, tensor in enumerate(tensors):
         linears = linears_of(decoder, tensor)

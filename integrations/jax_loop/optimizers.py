@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from amidmath.integrations.jax_loop.arguments import JaxConfig
@@ -43,9 +45,7 @@ def optimizer(
     elif config.optim == "lion":
         made = optax.lion(rate, **betas, **decay)
     elif config.optim == "adafactor":
-        made = optax.adafactor(
-            rate, weight_decay_rate=config.weight_decay or None, weight_decay_mask=decays
-        )
+        made = _shrinking(optax.adafactor(rate), rate, config.weight_decay, decays)
     else:
         made = optax.chain(
             optax.add_decayed_weights(config.weight_decay, decays), optax.sgd(rate, momentum=None)
@@ -53,3 +53,30 @@ def optimizer(
     if config.max_grad_norm:
         made = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), made)
     return made
+
+
+def _shrinking(
+    rule: optax.GradientTransformation,
+    rate: optax.Schedule,
+    weight_decay: float,
+    decays: Callable[[Any], Any],
+) -> optax.GradientTransformation:
+    """A rule with decoupled weight decay, which is times the learning rate as everywhere else.
+
+    Adafactor's own in Optax is not.
+    """
+    shrink = optax.chain(
+        optax.set_to_zero(),
+        optax.add_decayed_weights(weight_decay, decays),
+        optax.scale_by_learning_rate(rate),
+    )
+
+    def init(parameters: Any) -> Any:
+        return rule.init(parameters), shrink.init(parameters)
+
+    def update(gradients: Any, state: Any, parameters: Any = None) -> Any:
+        steps, first = rule.update(gradients, state[0], parameters)
+        decay, second = shrink.update(gradients, state[1], parameters)
+        return jax.tree.map(jnp.add, steps, decay), (first, second)
+
+    return optax.GradientTransformation(init, update)

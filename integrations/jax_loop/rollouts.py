@@ -70,6 +70,14 @@ class Rollouts(Memory):
         examples = self._examples(source, prompts)
         return completed(examples, batch, self.trainer.batches.pad, mark)
 
+    def _common(self) -> int | None:
+        """How many first tokens both models have, where one has more: no other reads the rest."""
+        student, teacher = self.trainer.student, self.trainer.teacher
+        if not isinstance(teacher, InMemory):
+            return None
+        sizes = {model.config.vocabulary for model in (student, teacher.model)}
+        return min(sizes) if len(sizes) > 1 else None
+
     def _examples(self, source: Source, prompts: list[NDArray[Any]]) -> list[Example]:
         if source is Source.BUFFER:
             return self.draw(len(prompts))
@@ -87,6 +95,7 @@ class Rollouts(Memory):
             max_new_tokens=config.max_new_tokens,
             prompt_length=self.prompt_length,
             max_length=trainer.batches.length,
+            tokens=self._common(),
             temperature=config.generation_temperature,
             top_p=config.generation_top_p,
             key=jax.random.fold_in(jax.random.key(config.seed), trainer.step),

@@ -34,6 +34,7 @@ def generate(
     length_bucket: int = 64,
     prompt_length: int | None = None,
     max_length: int | None = None,
+    tokens: int | None = None,
     on_batch: Callable[[int], object] | None = None,
 ) -> list[NDArray[np.int32]]:
     """What the model answers to each prompt.
@@ -60,6 +61,7 @@ def generate(
         length_bucket: lengths of prompts are rounded up to multiples of it.
         prompt_length: the longest prompt that there may be; all are padded to its bucket.
         max_length: of a prompt and its answer together; answers to long prompts end there.
+        tokens: answers are of the first so many tokens only; None for all that the model has.
         on_batch: called after each batch with its number of prompts.
 
     Returns:
@@ -107,10 +109,11 @@ def generate(
             max_new_tokens=max_new_tokens,
             sampled=temperature > 0.0,
             nucleus=top_p < 1.0,
+            tokens=tokens,
         )
-        tokens, counts = on_host(found), on_host(lengths)
+        drawn, counts = on_host(found), on_host(lengths)
         for place, row in enumerate(rows):
-            answers[row] = tokens[place, : counts[place]].copy()
+            answers[row] = drawn[place, : counts[place]].copy()
         if on_batch is not None:
             on_batch(len(rows))
     return [answers[row] for row in range(len(prompts))]
@@ -143,7 +146,7 @@ class _Progress(NamedTuple):
     cache: Cache
 
 
-@partial(jax.jit, static_argnames=("graph", "max_new_tokens", "sampled", "nucleus"))
+@partial(jax.jit, static_argnames=("graph", "max_new_tokens", "sampled", "nucleus", "tokens"))
 def _answers(
     state: nnx.State[Any, Any],
     ids: jax.Array,
@@ -159,6 +162,7 @@ def _answers(
     max_new_tokens: int,
     sampled: bool,
     nucleus: bool,
+    tokens: int | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Answers (B, max_new_tokens), and how much of each row is one."""
     model = nnx.merge(graph, state)
@@ -167,6 +171,8 @@ def _answers(
 
     def draw(hidden: jax.Array, step: jax.Array) -> jax.Array:
         logits = model.logits(hidden[:, -1])
+        if tokens is not None:
+            logits = jnp.where(jnp.arange(logits.shape[-1]) < tokens, logits, -jnp.inf)
         if not sampled:
             return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         now = jax.vmap(lambda row: jax.random.fold_in(row, step))(keys)

@@ -242,14 +242,16 @@ class JaxTrainer:
             states["metrics"] = self.metrics
         return states
 
+    def checkpointed(self) -> dict[str, Any]:
+        """The arrays that belong in a checkpoint: what does not train is read from the student."""
+        return {"trained": self.state.trained, "optimizer": self.state.optimizer}
+
     def _save(self, folder: Path) -> None:
-        arrays = {"trained": self.state.trained, "optimizer": self.state.optimizer}
         limit = self.config.save_total_limit
-        checkpoints.save(folder, self.step, arrays, self.extra_states(), limit)
+        checkpoints.save(folder, self.step, self.checkpointed(), self.extra_states(), limit)
 
     def _restore(self, checkpoint: Path) -> None:
-        arrays = {"trained": self.state.trained, "optimizer": self.state.optimizer}
-        found = checkpoints.restore(checkpoint, arrays, self.extra_states())
+        found = checkpoints.restore(checkpoint, self.checkpointed(), self.extra_states())
         self.state = TrainState(found["trained"], self.state.frozen, found["optimizer"])
         self.step = step_of(checkpoint)
 

@@ -27,6 +27,11 @@ class Source(Protocol):
         ...
 
     @property
+    def dtype(self) -> str:
+        """Of the teacher's weights, as they are in memory: "float32"."""
+        ...
+
+    @property
     def precision(self) -> str:
         """In what the teacher multiplies: "bf16" or "fp16"; "no" for its own."""
         ...

@@ -15,7 +15,7 @@ from amidmath.integrations.shared.cache_source import Source, batches
 from amidmath.integrations.shared.command_line import STUDENT_FLAG
 from amidmath.integrations.shared.errors import InputError, while_preparing
 from amidmath.integrations.shared.prepared import model_fingerprint
-from amidmath.integrations.shared.tokenizers import load_tokenizer
+from amidmath.integrations.shared.tokenizers import base_of, load_tokenizer, not_loaded
 from amidmath.integrations.shared.top_k_format import INDEX, Header, Lists, other_than, read_index
 from amidmath.integrations.shared.top_k_store import TopKStore, data_arguments
 from amidmath.integrations.shared.top_k_writer import TopKWriter, check_folder
@@ -129,7 +129,7 @@ def header_of(request: Request[Any, Any], source: Source) -> Header:
         teacher={
             "name": request.teacher,
             "revision": config.teacher_model_revision,
-            "dtype": config.teacher_dtype,
+            "dtype": source.dtype,
             "precision": source.precision,
         },
         common=source.common,
@@ -198,7 +198,12 @@ def tokenizer_for(
         return theirs, size
     revision = request.student_revision
     ours = load_tokenizer(STUDENT_FLAG, request.student, revision=revision)
-    config = AutoConfig.from_pretrained(request.student, revision=revision, trust_remote_code=False)
+    base = base_of(request.student)
+    name, at = (request.student, revision) if base is None else (base, "main")
+    try:
+        config = AutoConfig.from_pretrained(name, revision=at, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(not_loaded(STUDENT_FLAG, "model", name, error)) from error
     found = compare_vocabularies(
         ours.get_vocab(),
         theirs.get_vocab(),

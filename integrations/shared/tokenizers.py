@@ -1,5 +1,6 @@
 """Tokenizers: loading them, what ends an answer, whether a prompt leaves room for one."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from amidmath.integrations.shared.errors import InputError, first_paragraph
 
 
 def load_tokenizer(flag: str, name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside a model; raises InputError if there is none."""
+    """The tokenizer beside a model, or beside an adapter's base; InputError if there is none."""
+    base = base_of(name)
+    if base is not None and not any(Path(name).glob("tokenizer*")):
+        return load_tokenizer(flag, base)
     try:
         return AutoTokenizer.from_pretrained(place(name), trust_remote_code=False, **kwargs)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
@@ -65,6 +69,16 @@ def check_lengths(
                 f"{max(context - max_new_tokens, 0)}. Lower --max_new_tokens, or cut prompts with "
                 "--max_prompt_length"
             )
+
+
+def base_of(name: str) -> str | None:
+    """What the LoRA adapter in a local folder adapts; None for a folder without one."""
+    try:
+        content = json.loads((Path(name) / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
+    return base if isinstance(base, str) else None
 
 
 def place(name: str) -> str:

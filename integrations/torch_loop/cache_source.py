@@ -38,6 +38,7 @@ class TorchSource:
         prepared: the rows.
         collator: makes batches of them, as in training.
         common: how many first tokens are the same for the tokenizer that prepared the rows.
+        dtype: of its weights.
         precision: in which accelerate lets it multiply: "bf16" or "fp16"; "no" for its own.
         config: temperature, batch size, device.
     """
@@ -47,6 +48,7 @@ class TorchSource:
     prepared: PreparedRows
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
     common: int
+    dtype: str
     precision: str
     config: AMiDConfig
 
@@ -126,7 +128,8 @@ def load(arguments: Arguments, console: Console) -> TorchSource:
     apart = getattr(collator, "padding_free", False)
     prepared = PreparedRows(rows, trainer.tokenizer, apart)
     precision = trainer.accelerator.mixed_precision
-    return TorchSource(trainer.teacher, size, prepared, collator, common, precision, config)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return TorchSource(trainer.teacher, size, prepared, collator, common, dtype, precision, config)
 
 
 def _stand_in(teacher: PreTrainedModel, max_length: int) -> PreTrainedModel:

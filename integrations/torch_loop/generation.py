@@ -34,6 +34,7 @@ def generate(
     top_p: float = 1.0,
     seed: int | None = None,
     batch_size: int = 8,
+    tokens: int | None = None,
     on_batch: Callable[[int], object] | None = None,
 ) -> list[torch.Tensor]:
     """What the model answers to each prompt.
@@ -56,6 +57,7 @@ def generate(
         seed: of the sampling, and torch's generators are left as they were; without it they are
             drawn from, so that a run that restores their state repeats it.
         batch_size: prompts at a time.
+        tokens: answers are of the first so many tokens only; None for all that the model has.
         on_batch: called after each batch with its number of prompts.
 
     Returns:
@@ -76,8 +78,12 @@ def generate(
         if temperature > 0.0
         else {"do_sample": False}
     )
+    others = []
+    if tokens is not None:
+        others = list(range(tokens, int(model.config.get_text_config().vocab_size)))
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
+        suppress_tokens=others or None,
         pad_token_id=pad,
         eos_token_id=ends,
         use_cache=True,

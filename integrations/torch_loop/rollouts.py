@@ -73,6 +73,15 @@ class Rollouts(Memory):
                 batch.setdefault("source", rows.to(batch["input_ids"].device))
         return made
 
+    def _common(self) -> int | None:
+        """How many first tokens both models have, where one has more: no other reads the rest."""
+        teacher = self.trainer.teacher
+        if not isinstance(teacher, ModelTeacher):
+            return None
+        models: tuple[Any, ...] = (self.trainer.student, teacher.model)
+        sizes = {int(model.config.get_text_config().vocab_size) for model in models}
+        return min(sizes) if len(sizes) > 1 else None
+
     def _examples(self, source: Source, prompts: list[NDArray[np.int64]]) -> list[Example]:
         trainer = self.trainer
         if source is Source.BUFFER:
@@ -92,6 +101,7 @@ class Rollouts(Memory):
                 temperature=args.generation_temperature,
                 top_p=args.generation_top_p,
                 batch_size=args.generation_batch_size or args.per_device_train_batch_size,
+                tokens=self._common(),
             )
         self.generated_tokens += sum(len(completion) for completion in completions)
         examples = [

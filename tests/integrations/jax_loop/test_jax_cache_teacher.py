@@ -61,12 +61,24 @@ def test_the_cache_is_the_one_that_torch_makes(
         np.testing.assert_allclose(here.log_probs, there.log_probs, rtol=0, atol=1e-5)
         np.testing.assert_allclose(here.tails, there.tails, rtol=0, atol=1e-5)
     # Either goes on with what the other has begun.
+    for folder, main in (("cache", cache_teacher.main), ("torch", jax_cache_teacher.main)):
+        (tmp_path / folder / "shard-00001.safetensors").unlink()
+        here = good | (PACKED if packed else {}) | {"--output_dir": str(tmp_path / folder)}
+        assert main(words(here)) == 0
+        assert "1 shards to write" in capsys.readouterr().out
+        again = TopKStore(tmp_path / folder)
+        for row in range(again.rows):
+            np.testing.assert_array_equal(again.read(row).indices, expected.read(row).indices)
+
+
+def test_a_cache_has_one_precision(
+    good: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert jax_cache_teacher.main(words(good)) == 0
     (tmp_path / "cache" / "shard-00001.safetensors").unlink()
-    here = words(good | (PACKED if packed else {}) | {"--output_dir": str(tmp_path / "cache")})
-    assert cache_teacher.main(here) == 0
-    assert "1 shards to write" in capsys.readouterr().out
-    assert jax_cache_teacher.main(ours) == 0
-    assert "All shards are there" in capsys.readouterr().out
+    capsys.readouterr()
+    assert jax_cache_teacher.main(words(good | {"--bf16": "true"})) == 2
+    assert "its teacher's dtype is float32, not bfloat16" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

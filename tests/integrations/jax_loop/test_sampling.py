@@ -198,6 +198,15 @@ def test_one_program_for_prompts_up_to_a_length(pair: Pairs) -> None:
         answers(ours.decoder, max_length=11, **settings)
 
 
+def test_answers_of_the_first_tokens_only(pair: Pairs) -> None:
+    decoder = pair("llama")[1].decoder
+    free = answers(decoder, temperature=2.0, max_new_tokens=20)
+    assert max(map(max, free)) >= 50
+    for temperature in (0.0, 2.0):
+        found = answers(decoder, temperature=temperature, max_new_tokens=20, tokens=50)
+        assert max(map(max, found)) < 50
+
+
 def test_no_prompts_and_progress(pair: Pairs) -> None:
     decoder = pair("llama")[1].decoder
     assert answers(decoder, []) == []
