@@ -252,7 +252,7 @@ def check_temperature(config: JaxConfig, *models: LoadedModel) -> None:
 
 
 def load_teacher_model(name: str, config: JaxConfig, mesh: Mesh) -> LoadedModel:
-    """The teacher's model on the mesh, in its data type; its context has room for the rows."""
+    """The teacher's model on the mesh; its context has room for the rows."""
     computing = computing_dtype(config)
     model = load_model(
         TEACHER_FLAG,

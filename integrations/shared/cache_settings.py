@@ -59,7 +59,6 @@ class CacheConfig(Protocol):
     output_dir: Any
     teacher_model_name_or_path: str | None
     teacher_model_revision: str
-    teacher_dtype: str
     temperature: Any
     vocab: str
     overwrite_output_dir: bool

@@ -250,7 +250,8 @@ class TeacherSettings:
     teacher_dtype: str = field(
         default="auto",
         metadata={
-            "help": "Data type of the teacher's weights.",
+            "help": "Data type of the teacher's weights; auto: the one that they were saved in, or "
+            "in JAX the one that is computed in.",
             "choices": ["auto", "float32", "bfloat16", "float16"],
         },
     )
