@@ -4,8 +4,8 @@
         --model_name_or_path STUDENT --dataset_name data.jsonl --output_dir CACHE --k 256
 
 Takes the data arguments of jax_distill.py, and ``--mesh`` for the devices that the teacher lies
-on. The cache is the one that cache_teacher.py makes: either script goes on with it, and both loops
-train from it. ``--help`` lists all arguments.
+on; one process makes a cache. It is the one that cache_teacher.py makes: either script goes on with
+it, and both loops train from it. ``--help`` lists all arguments.
 """
 
 import os
@@ -19,8 +19,9 @@ from rich.console import Console
 
 from amidmath.integrations.jax_loop.cache_arguments import CacheRequest, parse_arguments
 from amidmath.integrations.jax_loop.cache_source import load
+from amidmath.integrations.jax_loop.hosts import processes
 from amidmath.integrations.shared.caching import OneProcess, make_cache
-from amidmath.integrations.shared.command_line import exit_status
+from amidmath.integrations.shared.command_line import check_alone, exit_status
 
 
 def cache(request: CacheRequest, console: Console) -> Path:
@@ -35,10 +36,13 @@ def main(argv: list[str] | None = None) -> int:
         0 when the cache is complete, 1 when the disk is full, 2 when something given does not fit,
         130 when interrupted.
     """
-    return exit_status(
-        lambda: cache(parse_arguments(argv), Console()),
-        "finished shards are kept, the same command goes on",
-    )
+
+    def work() -> None:
+        request = parse_arguments(argv)
+        check_alone(processes(), "caching in JAX")
+        cache(request, Console())
+
+    return exit_status(work, "finished shards are kept, the same command goes on")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from amidmath.integrations.jax_loop.loading import Prepared, cross_entropy_train
 from amidmath.integrations.jax_loop.report import card, memory_in_words, print_header, record
 from amidmath.integrations.jax_loop.task_scores import student_scores
 from amidmath.integrations.jax_loop.teachers import CachedTeacher
-from amidmath.integrations.jax_loop.trackers import reporting
+from amidmath.integrations.jax_loop.trackers import forget, reporting
 from amidmath.integrations.jax_loop.trainer import JaxTrainer
 from amidmath.integrations.shared import run_folder
 from amidmath.integrations.shared.checkpoints import step_of
@@ -78,6 +78,8 @@ def distill(arguments: Arguments, console: Console) -> Path:
     wait_for_all("claimed")
     if is_main():
         run_folder.open_folder(folder, start)
+        if start.checkpoint is None:
+            forget(folder)
         run_folder.write_figures(folder / run_folder.BEFORE, plain(before))
     wait_for_all("opened")
     for warning in warnings_about(before):

@@ -20,7 +20,7 @@ from rich.console import Console
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from amidmath.integrations.jax_loop.evaluation import Judge
-from amidmath.integrations.jax_loop.hosts import ADDRESS, COUNT
+from amidmath.integrations.jax_loop.hosts import processes
 from amidmath.integrations.jax_loop.mesh import make_mesh
 from amidmath.integrations.jax_loop.model_files import LoadedModel, load_model
 from amidmath.integrations.jax_loop.sampling import end_tokens
@@ -116,8 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     """
 
     def work() -> None:
-        processes = int(os.environ.get(COUNT, "1")) if ADDRESS in os.environ else 1
-        arguments = parse_arguments(argv, prog="jax_eval.py", processes=processes)
+        arguments = parse_arguments(argv, prog="jax_eval.py", processes=processes())
         run(arguments, Console(), JaxModels.load, LIBRARIES)
 
     return exit_status(work, "nothing was written")

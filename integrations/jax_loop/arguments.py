@@ -1,5 +1,6 @@
 """What the JAX distillation script can be told: the torch script's flags, and a mesh."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -179,7 +180,12 @@ class JaxConfig(PolicySettings, LossSettings, TeacherSettings, LoraSettings):
     run_name: str | None = field(
         default=None, metadata={"help": "The run's name there. Default: the run folder's."}
     )
-    project: str = field(default="huggingface", metadata={"help": "The run's project there."})
+    project: str | None = field(
+        default=None,
+        metadata={
+            "help": "The run's project there. Default: wandb's WANDB_PROJECT, or huggingface."
+        },
+    )
     eval_strategy: str = field(
         default="no",
         metadata={"help": "When to evaluate during training.", "choices": list(WHEN)},
@@ -212,6 +218,11 @@ class JaxConfig(PolicySettings, LossSettings, TeacherSettings, LoraSettings):
                 "--teacher_is_base: the student's base model is the teacher; leave out "
                 "--teacher_model_name_or_path and --teacher_cache"
             )
+        if self.freeze_embeddings and self.use_peft:
+            raise InputError(
+                "--freeze_embeddings: with --use_peft nothing but the adapter is trained, and "
+                "embeddings have none; leave one of them out, or set it to false"
+            )
         self.report_to = trackers.named(self.report_to)
         _choose("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
         _choose("optim", self.optim, OPTIMIZERS)
@@ -228,12 +239,30 @@ class JaxConfig(PolicySettings, LossSettings, TeacherSettings, LoraSettings):
         self._at_least("max_length", 2)
         for name in ("weight_decay", "max_grad_norm", "warmup_steps", "learning_rate"):
             self._at_least(name, 0)
-        if self.save_total_limit is not None:
-            self._at_least("save_total_limit", 1)
+        for name in ("save_total_limit", "dataset_num_proc"):
+            if getattr(self, name) is not None:
+                self._at_least(name, 1)
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0.0 <= (beta := getattr(self, name)) < 1.0:
+                raise InputError(f"--{name} must lie in [0, 1), got {beta}")
+        if not 0.0 < self.adam_epsilon < math.inf:
+            raise InputError(f"--adam_epsilon must be positive and finite, got {self.adam_epsilon}")
+        if not math.isfinite(self.num_train_epochs):
+            raise InputError(f"--num_train_epochs must be finite, got {self.num_train_epochs}")
         if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
             raise InputError(
                 f"--max_steps {self.max_steps} and --num_train_epochs {self.num_train_epochs} "
                 "leave no step to train; make one of them positive"
+            )
+        if self.max_steps > 0:
+            self.check_warmup(self.max_steps)
+
+    def check_warmup(self, total: int) -> None:
+        """Raise InputError if the learning rate would still rise after the last step."""
+        if self.warmup_steps > total:
+            raise InputError(
+                f"--warmup_steps {self.warmup_steps:g} is more than the {total} steps of the run; "
+                "give fewer, or a share of all steps such as 0.1"
             )
 
     @property

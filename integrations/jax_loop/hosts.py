@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
-from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.errors import InputError, first_paragraph
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
@@ -27,28 +27,48 @@ def join() -> None:
     JAX. On CPUs, processes talk by gloo.
 
     Raises:
-        InputError: numbers that are none.
+        InputError: an address or numbers that are none, or are missing.
     """
     if ADDRESS not in os.environ or jax.distributed.is_initialized():
         return
-    given: dict[str, int | None] = {}
-    for name in (COUNT, INDEX):
-        text = os.environ.get(name)
-        try:
-            given[name] = None if text is None else int(text)
-        except ValueError as error:
-            raise InputError(f"{name} must be a whole number, got {text!r}") from error
-    jax.distributed.initialize(
-        os.environ[ADDRESS],
-        num_processes=given[COUNT],
-        process_id=given[INDEX],
-        shutdown_timeout_seconds=_LAST_SECONDS,
-    )
+    address, count, index = os.environ[ADDRESS], processes(), _number(INDEX, 0)
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise InputError(f"{ADDRESS} must be host:port, such as 10.0.0.1:1234, got {address!r}")
+    if count is not None and index is not None and index >= count:
+        raise InputError(f"{INDEX} must be less than {COUNT}, which is {count}, got {index}")
+    try:
+        jax.distributed.initialize(
+            address,
+            num_processes=count,
+            process_id=index,
+            shutdown_timeout_seconds=_LAST_SECONDS,
+        )
+    except ValueError as error:
+        missing = [name for name, of in ((COUNT, count), (INDEX, index)) if of is None]
+        if not missing:
+            raise
+        raise InputError(
+            f"{ADDRESS} is {address!r}, and {' and '.join(missing)} must be given too where no "
+            f"cluster says it: {first_paragraph(error)}"
+        ) from error
+
+
+def processes() -> int | None:
+    """How many processes the environment says that there are; None if only a cluster knows.
+
+    Raises:
+        InputError: the number is none.
+    """
+    return _number(COUNT, 1) if ADDRESS in os.environ else 1
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A block that comes to its end on every process or on none; it may not wait for another one.
+    """A block that an ``InputError`` of any process ends on every process.
+
+    No other error does: where one process fails with that, the others wait for it at the end of the
+    block until JAX ends them. The block itself may not wait for another process.
 
     Raises:
         InputError: of this process, or else of the first that has one, which is named.
@@ -82,6 +102,18 @@ def on_host(value: jax.Array) -> NDArray[Any]:
     if value.is_fully_addressable:
         return np.asarray(value)
     return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+
+
+def _number(name: str, least: int) -> int | None:
+    """A variable's whole number; None if it is not set."""
+    text = os.environ.get(name)
+    try:
+        number = None if text is None else int(text)
+    except ValueError as error:
+        raise InputError(f"{name} must be a whole number, got {text!r}") from error
+    if number is not None and number < least:
+        raise InputError(f"{name} must be at least {least}, got {number}")
+    return number
 
 
 def _said(message: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from amidmath.integrations.jax_loop.families import Family, Tensor
 from amidmath.integrations.shared.errors import InputError
 
 ALL = "all-linear"
+_OF_THE_ADAPTER = ("lora_r", "lora_alpha", "use_rslora", "lora_target_modules")
 
 
 @dataclass
@@ -59,6 +60,20 @@ class LoraSettings:
                 f"--lora_dropout {self.lora_dropout}: there is no dropout in this loop; leave it "
                 "out, or set it to 0"
             )
+        if ALL in (targets := self.lora_target_modules or []) and len(targets) > 1:
+            raise InputError(
+                f"--lora_target_modules {' '.join(targets)}: {ALL} stands for every matrix, so "
+                "leave out the others, or leave it out"
+            )
+        if not self.use_peft:
+            for each in fields(LoraSettings):
+                value = getattr(self, each.name)
+                if each.name in _OF_THE_ADAPTER and value != each.default:
+                    words = " ".join(value) if isinstance(value, list) else str(value)
+                    raise InputError(
+                        f"--{each.name} {words}: without an adapter the whole student would be "
+                        "trained; add --use_peft, or leave it out"
+                    )
         if self.teacher_is_base and not self.use_peft:
             raise InputError(
                 "--teacher_is_base: the student has no adapter whose base could teach it; add "

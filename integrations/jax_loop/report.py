@@ -10,8 +10,10 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from amidmath.integrations.jax_loop.arguments import Arguments
+from amidmath.integrations.jax_loop.arguments import Arguments, JaxConfig
+from amidmath.integrations.jax_loop.families import family
 from amidmath.integrations.jax_loop.loading import Prepared, computing_dtype
+from amidmath.integrations.jax_loop.lora import adapted, module_name
 from amidmath.integrations.jax_loop.mesh import kept_whole
 from amidmath.integrations.jax_loop.teachers import InMemory
 from amidmath.integrations.jax_loop.trainer import JaxTrainer
@@ -98,6 +100,7 @@ def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> 
             "teacher": teacher,
             "student": f"{arguments.student}, {(trained + frozen) / 1e6:.1f}M parameters, "
             f"{trained / 1e6:.1f}M of them trained",
+            **({"adapter": _adapter(prepared, config, trained)} if config.use_peft else {}),
             "data": f"{script.dataset_name}: {rows:,} sequences of up to {batches.length} tokens, "
             f"{held_out:,} held out",
             "training": f"{trainer.total:,} steps of {batches.batch_size * batches.accumulation} "
@@ -110,6 +113,7 @@ def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> 
             **({"not divided": _not_divided(trainer.mesh, whole)} if whole else {}),
             "output": f"{arguments.output_dir}/",
             **({} if asked is None else {"scores": asked.describe()}),
+            **_never_evaluated(config, trainer.total),
         },
     )
 
@@ -138,6 +142,25 @@ def _not_divided(mesh: Mesh, whole: Mapping[str, tuple[int, float]]) -> str:
         f"dimensions are no multiples of {mesh.shape[axis]}"
         for axis, (count, share) in whole.items()
     )
+
+
+def _adapter(prepared: Prepared, config: JaxConfig, trained: int) -> str:
+    """What the adapter is, with its matrices' names in the student's files."""
+    known = family(prepared.student.hf_config.model_type)
+    tensors = adapted(known, config.lora_target_modules)
+    names = ", ".join(dict.fromkeys(map(module_name, tensors)))
+    scaled = " over √r" if config.use_rslora else ""
+    return f"r {config.lora_r}, α {config.lora_alpha:g}{scaled}, in {names}, {trained:,} parameters"
+
+
+def _never_evaluated(config: JaxConfig, total: int) -> dict[str, str]:
+    """A warning, where evaluations during training are asked for and none is due."""
+    if config.eval_strategy != "steps" or config.eval_steps <= total:
+        return {}
+    return {
+        "warning": f"--eval_steps {config.eval_steps} is beyond the last step, {total}: no "
+        "evaluation is due during training"
+    }
 
 
 def _count(parameters: Any) -> int:

@@ -17,8 +17,11 @@ from uuid import uuid4
 from amidmath.integrations.shared.errors import InputError, first_paragraph
 from amidmath.integrations.shared.whole_files import write_json
 
-IDS = "trackers.json"
+KNOWN = "trackers.json"
 """The file of a run folder with what trackers know its logs by."""
+
+# transformers' own.
+_PROJECT = "huggingface"
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Log:
 
     Args:
         name: of the run, for people.
-        id: of the run, its own.
+        known: the ``key`` of the tracker's log that goes on; None for one that begins.
         project: what the run belongs to.
         folder: the run folder.
         step: the steps that are logged already; None for a new run.
@@ -35,7 +38,7 @@ class Log:
     """
 
     name: str
-    id: str
+    known: str | None
     project: str
     folder: Path
     step: int | None
@@ -43,7 +46,9 @@ class Log:
 
 
 class Tracker(Protocol):
-    """Somewhere that figures are kept."""
+    """Somewhere that figures are kept; ``key`` is what it knows the log by."""
+
+    key: str
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         """Keep the figures of an optimiser step."""
@@ -65,7 +70,8 @@ class TensorBoard:
         place = os.environ.get("TENSORBOARD_LOGGING_DIR")
         folder = log.folder / "runs" if place is None else Path(place).expanduser()
         first = 0 if log.step is None else log.step + 1
-        self.writer = module.SummaryWriter(str(folder / log.name), purge_step=first)
+        self.key = log.known or log.name
+        self.writer = module.SummaryWriter(str(folder / self.key), purge_step=first)
         self.writer.add_text("args", json.dumps(dict(log.arguments), indent=2, default=str))
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
@@ -84,10 +90,11 @@ class WeightsAndBiases:
 
     def __init__(self, module: Any, log: Log) -> None:
         """Begin a run, or go on with it."""
+        self.key = log.known or uuid4().hex
         self.run = module.init(
-            project=os.environ.get("WANDB_PROJECT", log.project),
+            project=log.project,
             name=log.name,
-            id=log.id,
+            id=self.key,
             resume="allow",
             dir=os.environ.get("WANDB_DIR", str(log.folder)),
             config=dict(log.arguments),
@@ -106,16 +113,17 @@ class WeightsAndBiases:
 
 
 class Trackio:
-    """Trackio, which knows a run by its name."""
+    """Trackio, which goes on with the latest run of a name, so that each has a name of its own."""
 
     def __init__(self, module: Any, log: Log) -> None:
         """Begin a run, or go on with it."""
         self.run = module.init(
             project=log.project,
-            name=log.name,
-            resume="never" if log.step is None else "allow",
+            name=log.known or f"{log.name}-{uuid4().hex[:8]}",
+            resume="never" if log.known is None else "allow",
             config=dict(log.arguments),
         )
+        self.key: str = self.run.name  # of a name that is taken, some releases make another one
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
         """See :class:`Tracker`."""
@@ -133,15 +141,17 @@ class Kind:
     Args:
         module: what it is imported as; pip installs it by the same name.
         open: begins a log by the module, or goes on with it.
+        project: the environment variable with the project, where none is given.
     """
 
     module: str
     open: Callable[[Any, Log], Tracker]
+    project: str | None = None
 
 
 TRACKERS = {
     "tensorboard": Kind("tensorboardX", TensorBoard),
-    "wandb": Kind("wandb", WeightsAndBiases),
+    "wandb": Kind("wandb", WeightsAndBiases, project="WANDB_PROJECT"),
     "trackio": Kind("trackio", Trackio),
 }
 
@@ -160,7 +170,8 @@ def named(words: Sequence[str] | None) -> list[str]:
                 f"--report_to must name some of {', '.join(TRACKERS)}, or be none, got {name!r}"
             )
         module = TRACKERS[name].module
-        if find_spec(module) is None:
+        spec = find_spec(module)
+        if spec is None or spec.origin is None:  # a mere folder, such as wandb makes, has no origin
             raise InputError(
                 f"--report_to {name}: {module} is not installed; `pip install {module}`, or leave "
                 f"{name} out"
@@ -191,7 +202,7 @@ def reporting(
     *,
     model: str,
     run_name: str,
-    project: str,
+    project: str | None,
     folder: Path,
     step: int | None,
     arguments: Mapping[str, Any],
@@ -202,7 +213,7 @@ def reporting(
         names: of the trackers.
         model: what trains, "student" or "baseline"; each has a log of its own.
         run_name: of the run.
-        project: what the run belongs to.
+        project: what the run belongs to; None for what the tracker's environment variable says.
         folder: the run folder.
         step: of the checkpoint that the run goes on from; None to begin a new log.
         arguments: of the run, by name.
@@ -211,10 +222,21 @@ def reporting(
         InputError: a tracker cannot begin.
     """
     name = run_name if model == "student" else f"{run_name}-{model}"
-    identity = _identity(folder / IDS, model, is_new=step is None) if names else ""
-    log = Log(name, identity, project, folder, step, arguments)
+    of_folder = _known(folder / KNOWN)
+    known = {} if step is None else of_folder.get(model, {})
+    trackers: list[Tracker] = []
     with ExitStack() as stack:
-        yield Report([_open(kind, log, stack) for kind in names])
+        for kind in names:
+            variable = TRACKERS[kind].project
+            given = project or (variable and os.environ.get(variable)) or _PROJECT
+            earlier = known.get(kind, {})
+            key = earlier.get("key") if earlier.get("project") == given else None
+            log = Log(name, key, given, folder, step, arguments)
+            trackers.append(_open(kind, log, stack))
+            known[kind] = {"project": given, "key": trackers[-1].key}
+        if names:
+            write_json(folder / KNOWN, {**of_folder, model: known})
+        yield Report(trackers)
 
 
 def _open(name: str, log: Log, stack: ExitStack) -> Tracker:
@@ -235,13 +257,17 @@ def _open(name: str, log: Log, stack: ExitStack) -> Tracker:
     return tracker
 
 
-def _identity(path: Path, model: str, is_new: bool) -> str:
-    """What the model's log is known by, which stays as long as the run goes on."""
-    known: dict[str, str] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    if is_new or model not in known:
-        known[model] = uuid4().hex
-        write_json(path, known)
-    return known[model]
+def forget(folder: Path) -> None:
+    """A run folder's training begins at its first step: no log goes on."""
+    (folder / KNOWN).unlink(missing_ok=True)
+
+
+def _known(path: Path) -> dict[str, dict[str, dict[str, str]]]:
+    """The project and the key of each log, by model and tracker."""
+    found: dict[str, dict[str, dict[str, str]]] = (
+        json.loads(path.read_text("utf-8")) if path.exists() else {}
+    )
+    return found
 
 
 def _tag(name: str) -> str:

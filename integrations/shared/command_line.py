@@ -96,6 +96,12 @@ def require(values: Mapping[str, object], advice: str = "--help lists all argume
         raise InputError(f"{', '.join(missing)} must be given ({advice})")
 
 
+def check_alone(processes: int | None, work: str) -> None:
+    """Raise InputError unless there is one process; None is a number that is not known."""
+    if processes != 1:
+        raise InputError(f"this was started with several processes; {work} runs in one")
+
+
 def exit_status(work: Callable[[], object], when_interrupted: str) -> int:
     """Do a script's work; what goes wrong in a way that is known is one line of its errors.
 

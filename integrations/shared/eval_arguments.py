@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from amidmath.integrations.shared.answers import Decoding
-from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG, parse, require
+from amidmath.integrations.shared.command_line import (
+    STUDENT_FLAG,
+    TEACHER_FLAG,
+    check_alone,
+    parse,
+    require,
+)
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.prompts import PROMPT_STYLE_HELP, PROMPT_STYLES
 from amidmath.integrations.shared.tasks import TASKS, Languages, Task
@@ -138,13 +144,13 @@ class Arguments:
         return Decoding(length, temperature, given.top_p, seeds, given.batch_size)
 
 
-def parse_arguments(argv: list[str] | None, *, prog: str, processes: int) -> Arguments:
+def parse_arguments(argv: list[str] | None, *, prog: str, processes: int | None) -> Arguments:
     """The command line, over the YAML file that --config names, over the defaults.
 
     Args:
         argv: the words; None for those of the process.
         prog: the script.
-        processes: how many were started.
+        processes: how many were started; None for several whose number is not known.
 
     Raises:
         InputError: a value that does not fit, an unknown argument, or one that is missing.
@@ -159,8 +165,7 @@ def parse_arguments(argv: list[str] | None, *, prog: str, processes: int) -> Arg
     )
     arguments = Arguments(*groups)
     _check(arguments)
-    if processes > 1:
-        raise InputError("this was started with several processes; evaluation runs in one")
+    check_alone(processes, "evaluation")
     return arguments
 
 

@@ -20,11 +20,11 @@ from amidmath.integrations.shared.rows import first_targets
 
 
 class Memory:
-    """The replay buffer of a process, and the random numbers by which it is drawn from.
+    """A replay buffer, and the random numbers by which it is drawn from.
 
     Args:
-        buffer: as it is at the start.
-        seed: of the random numbers, another one on each process.
+        buffer: as it is at the start; of this process, or the same one on all processes.
+        seed: of the random numbers, another one for another buffer.
     """
 
     def __init__(self, buffer: ReplayBuffer, seed: Sequence[int]) -> None:
@@ -71,7 +71,7 @@ def check_policy(
         joined_by: the flags that were given and put several rows into one.
         teacher_knows_new_rows: whether the teacher can judge sequences that it has not seen.
         capacity: examples that the replay buffer holds.
-        step_rows: rows of an optimiser step on each process.
+        step_rows: rows of an optimiser step that a replay buffer is to give.
     """
     if policy.sources == {Source.DATASET}:
         return
@@ -88,8 +88,8 @@ def check_policy(
         )
     if Source.BUFFER in policy.sources and capacity < step_rows:
         raise InputError(
-            f"--buffer_capacity {capacity} is less than the {step_rows} rows of "
-            "an optimiser step on each process"
+            f"--buffer_capacity {capacity} is less than the {step_rows} rows that an optimiser "
+            "step takes from the replay buffer: give as many or more"
         )
 
 

@@ -175,7 +175,11 @@ class PolicySettings:
         default=None, metadata={"help": "The threshold at the start; adaptive (default 0)."}
     )
     buffer_capacity: int = field(
-        default=1000, metadata={"help": "Sequences that the replay buffer holds, by process."}
+        default=1000,
+        metadata={
+            "help": "Sequences that a replay buffer holds: one for each process in torch, one for "
+            "the whole run in JAX."
+        },
     )
     max_new_tokens: int = field(
         default=128, metadata={"help": "Tokens to generate at most for a prompt."}

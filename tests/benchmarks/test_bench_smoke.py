@@ -22,8 +22,8 @@ IN_PROCESSES = (
     " or (test_startup.py and import_amidmath)"
     " or (test_peak and (transformers or gkd))"
 )
-# torch.compile, which one peer uses, does nothing then; XLA compiles fast.
-QUICK = {"TORCHDYNAMO_DISABLE": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+# torch.compile, which one peer uses, does nothing then.
+UNCOMPILED = {"TORCHDYNAMO_DISABLE": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
     # The child is no worker of pytest-xdist's, even where this process is one: those do not time.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
-    environment = {**inherited, **QUICK}
+    environment = {**inherited, **UNCOMPILED}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )

@@ -27,7 +27,6 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from jax_programs import compiled_fast
 
 import amidmath as am
 
@@ -136,13 +135,6 @@ STRICTEST = {
     "data_dependent_shapes": False,
     "enabled_extensions": (),
 }
-
-
-@pytest.fixture(autouse=True, scope="package")
-def compile_fast() -> Iterator[None]:
-    """See ``compiled_fast``."""
-    with compiled_fast():
-        yield
 
 
 @contextlib.contextmanager

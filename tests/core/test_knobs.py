@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 
 import definitions
 import jax
@@ -632,18 +633,15 @@ def test_knobs_of_a_mixture_along_any_axis(any_library, axis):
     rng = np.random.default_rng(0)
     logs = -rng.random((2, 2, 3, 4))
     shape = tuple(np.delete((2, 3, 4), axis))
-    alpha, lam = rng.normal(size=shape), rng.random((shape[0], 1))
-    got = am.alpha_mixture(
-        *(any_library.array(a) for a in logs),
-        alpha=any_library.array(alpha),
-        lam=any_library.array(lam),
-        axis=axis,
-    )
-    last = am.alpha_mixture(
-        *(any_library.array(np.moveaxis(a, axis, -1).copy()) for a in logs),
-        alpha=any_library.array(alpha),
-        lam=any_library.array(lam),
-    )
+    knobs = [any_library.array(a) for a in (rng.normal(size=shape), rng.random((shape[0], 1)))]
+    turned = [any_library.array(np.moveaxis(a, axis, -1).copy()) for a in logs]
+
+    def mixture(p, q, alpha, lam, axis=-1):
+        return am.alpha_mixture(p, q, alpha=alpha, lam=lam, axis=axis)
+
+    along = any_library.compiled(partial(mixture, axis=axis))
+    got = along(*(any_library.array(a) for a in logs), *knobs)
+    last = any_library.compiled(mixture)(*turned, *knobs)
     np.testing.assert_allclose(
         any_library.numpy(got),
         np.moveaxis(any_library.numpy(last), -1, axis),

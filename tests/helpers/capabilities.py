@@ -187,13 +187,13 @@ def _divergence_rows() -> list[Row]:
 def _geometry_rows() -> list[Row]:
     calls: dict[str, Callable[[Any, Any], Any]] = {
         "amari_chentsov": lambda p, q: geometry.amari_chentsov(p, q, p, q),
-        "barycenter": lambda p, q: geometry.barycenter(_stacked(p, q), alpha=0.5),
-        "connection": lambda p, q: geometry.connection(p, q, q, alpha=0.5),
+        "barycenter": lambda p, q: geometry.barycenter(_stacked(p, q), alpha=0.0),
+        "connection": lambda p, q: geometry.connection(p, q, q, alpha=-1.0),
         "fisher_information": lambda p, q: geometry.fisher_information(p),
         "fisher_metric": lambda p, q: geometry.fisher_metric(p, q, q),
-        "geodesic": lambda p, q: geometry.geodesic(p, q, 0.25, alpha=0.5),
-        "jensen_divergence": lambda p, q: geometry.jensen_divergence(_stacked(p, q), alpha=0.5),
-        "mode_report": lambda p, q: geometry.mode_report(p, q, alpha=0.5, lam=0.25).covering,
+        "geodesic": lambda p, q: geometry.geodesic(p, q, 0.25, alpha=3.0),
+        "jensen_divergence": lambda p, q: geometry.jensen_divergence(_stacked(p, q), alpha=-1.0),
+        "mode_report": lambda p, q: geometry.mode_report(p, q, alpha=0.0, lam=0.25).covering,
         "natural_gradient": lambda p, q: geometry.natural_gradient(p, q, damping=0.125),
         "overlap": lambda p, q: geometry.overlap(p, q),
     }

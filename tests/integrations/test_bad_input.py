@@ -1,9 +1,11 @@
 """What a person reads when something given does not fit, to either script; nothing is written."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from amidmath.integrations import jax_distill, torch_distill
+from amidmath.integrations.jax_loop.arguments import JaxConfig
+from amidmath.integrations.shared.errors import InputError
 
 ROWS = [{"text": "the teacher knows the answer. "}] * 8
 SCRIPTS = {"torch": torch_distill.main, "jax": jax_distill.main}
@@ -129,6 +133,38 @@ def test_arguments(
         says = [f"unknown argument {unknown[0]}"]
     for words in says:
         assert words in error
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"adam_beta1": 1.0}, r"--adam_beta1 must lie in \[0, 1\), got 1.0"),
+        ({"adam_beta2": -0.1}, r"--adam_beta2 must lie in \[0, 1\), got -0.1"),
+        ({"adam_beta2": math.nan}, r"--adam_beta2 must lie in \[0, 1\), got nan"),
+        ({"adam_epsilon": 0.0}, "--adam_epsilon must be positive and finite, got 0.0"),
+        ({"num_train_epochs": math.nan}, "--num_train_epochs must be finite, got nan"),
+        ({"num_train_epochs": math.inf}, "--num_train_epochs must be finite, got inf"),
+        ({"dataset_num_proc": 0}, "--dataset_num_proc must be at least 1, got 0"),
+        (
+            {"max_steps": 7, "warmup_steps": 8},
+            "--warmup_steps 8 is more than the 7 steps of the run",
+        ),
+    ],
+    ids=str,
+)
+def test_numbers_of_the_jax_script(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        JaxConfig(**changes)
+    JaxConfig(max_steps=8, warmup_steps=8, adam_beta1=0.0, dataset_num_proc=1)
+
+
+def test_a_warm_up_beyond_the_epochs(
+    good: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = good | {"--max_steps": "-1", "--num_train_epochs": "2", "--warmup_steps": "3"}
+    assert jax_distill.main([word for pair in changed.items() for word in pair]) == 2
+    assert "--warmup_steps 3 is more than the 2 steps of the run" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

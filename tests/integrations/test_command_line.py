@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 import pytest
 from trl import ModelConfig
 
+from amidmath.integrations.jax_loop import cache_arguments
 from amidmath.integrations.shared.command_line import Groups, parse
 from amidmath.integrations.torch_loop.arguments import (
     GROUPS,
@@ -70,6 +71,28 @@ def test_a_name_is_stronger_than_a_pattern_and_that_than_a_class(
 def test_groups_do_not_change_what_is_parsed() -> None:
     words = ["--speed", "2", "--save_where", "here", "--left", "-1"]
     assert parse((Some,), words, groups=GROUPED) == parse((Some,), words)
+
+
+def test_the_jax_cache_names_what_it_uses_and_what_it_does_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        cache_arguments.parse_arguments(["--help"])
+    said = capsys.readouterr().out
+    found = sections(said)
+    assert list(found) == ["options", *cache_arguments.GROUPS]
+    assert found.pop("options") == {"help"}
+    unused = found.pop("not used here, for a shared --config")
+    assert {"learning_rate", "policy", "lora_r", "baseline", "eval_steps"} <= unused
+    assert not unused & {
+        *("dataset_name", "eval_fraction", "model_name_or_path", "max_length", "packing", "seed"),
+        *("teacher_dtype", "temperature", "k", "held_out", "dry_run", "output_dir", "mesh"),
+    }
+    words = " ".join(said.split())
+    assert "--output_dir OUTPUT_DIR, --output-dir OUTPUT_DIR The folder of the cache." in words
+    assert "Rows that the teacher is asked of at once" in words
+    assert "The run folder." not in words
+    assert "Held-out sequences" not in words
 
 
 def test_every_argument_of_torch_distill_has_a_subject(

@@ -1,5 +1,6 @@
 """What --report_to is given: every figure of metrics.jsonl."""
 
+import importlib
 import json
 import struct
 import sys
@@ -10,12 +11,18 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from jax_programs import compiled_fast
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tiny import SENTENCES, write_jsonl
 
 from amidmath.integrations import jax_distill, torch_distill
-from amidmath.integrations.jax_loop.trackers import TRACKERS, Kind, Log, named, reporting
+from amidmath.integrations.jax_loop.trackers import (
+    TRACKERS,
+    Kind,
+    Log,
+    forget,
+    named,
+    reporting,
+)
 from amidmath.integrations.jax_loop.trainer import JaxTrainer
 from amidmath.integrations.shared.errors import InputError
 
@@ -25,13 +32,6 @@ FIGURES = {
     **{f"train/{name}": name for name in ("loss", "kl", "overlap", "lam", "num_tokens")},
     **{f"eval/{name}": f"eval_{name}" for name in ("loss", "kl", "overlap")},
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast() -> Iterator[None]:
-    """See ``compiled_fast``."""
-    with compiled_fast():
-        yield
 
 
 @pytest.fixture
@@ -97,13 +97,15 @@ def test_torch_gives_tensorboard_our_figures(
 
 
 class Remembered:
-    """As much of wandb's and Trackio's runs as is used."""
+    """As much of wandb's and Trackio's runs as is used; a run that is new may get another name."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
+        self.name = ""
 
     def init(self, **settings: Any) -> "Remembered":
         self.calls.append(("init", settings))
+        self.name = settings["name"] + (" given" if settings["resume"] == "never" else "")
         return self
 
     def define_metric(self, name: str, **settings: Any) -> None:
@@ -125,7 +127,7 @@ def others(monkeypatch: pytest.MonkeyPatch) -> dict[str, Remembered]:
     found = {}
     for name in ("wandb", "trackio"):
         module: Any = ModuleType(name)
-        module.__spec__ = ModuleSpec(name, None)
+        module.__spec__ = ModuleSpec(name, None, origin="a test")
         found[name] = Remembered()
         module.init = found[name].init
         monkeypatch.setitem(sys.modules, name, module)
@@ -137,6 +139,7 @@ def test_jax_gives_every_tracker_our_figures_and_goes_on_with_its_log(
     others: dict[str, Remembered],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     monkeypatch.delenv("WANDB_DIR", raising=False)
@@ -151,6 +154,7 @@ def test_jax_gives_every_tracker_our_figures_and_goes_on_with_its_log(
     words = [*command, "--report_to", "tensorboard,wandb", "trackio", "--project", "tests"]
     monkeypatch.setattr(JaxTrainer, "_step", stops)
     assert jax_distill.main(words) == 130
+    assert "is beyond the last step" not in capsys.readouterr().out
     broken = logged(run)
     monkeypatch.setattr(JaxTrainer, "_step", step)
     assert jax_distill.main(words) == 0
@@ -202,11 +206,80 @@ def test_every_new_run_has_a_log_of_its_own(
         with reporting(["wandb"], model=model, step=at, **settings) as report:
             report.log(1, {"loss": 1.0})
     one, again, baseline, other = others["wandb"].of("init")
+    assert one["project"] == "tests"
     assert one["id"] == again["id"]
     assert len({one["id"], baseline["id"], other["id"]}) == 3
     assert [run["name"] for run in (one, baseline)] == ["mine", "mine-baseline"]
     with reporting([], model="student", step=None, **settings) as report:
         report.log(1, {"loss": 1.0})
+
+
+def test_trackio_goes_on_by_the_name_that_it_gave(
+    others: dict[str, Remembered], tmp_path: Path
+) -> None:
+    trackio = others["trackio"]
+
+    def told(model: str, at: int | None, project: str = "tests") -> tuple[str, str, str]:
+        with reporting(
+            ["trackio"],
+            model=model,
+            step=at,
+            run_name="mine",
+            project=project,
+            folder=tmp_path,
+            arguments={},
+        ):
+            settings = trackio.of("init")[-1]
+            return settings["resume"], settings["name"], trackio.name
+
+    # The first checkpoint was made without Trackio, which knows no such run.
+    how, asked, first = told("student", 2)
+    assert (how, first) == ("never", f"{asked} given")
+    assert told("student", 4) == ("allow", first, first)
+    how, asked, baseline = told("baseline", None)
+    assert how == "never"
+    assert asked.startswith("mine-baseline-")
+    assert told("student", 6) == ("allow", first, first)
+    how, _, anew = told("student", None)  # overwrites it
+    assert how == "never"
+    assert told("student", 2) == ("allow", anew, anew)
+    how, _, elsewhere = told("student", 4, "others")
+    assert how == "never"
+    assert len({first, baseline, anew, elsewhere}) == 4
+    forget(tmp_path)
+    assert told("student", 2)[0] == "never"
+
+
+@pytest.mark.parametrize(
+    ("given", "variable", "expected"),
+    [
+        ("mine", "theirs", {"wandb": "mine", "trackio": "mine"}),
+        (None, "theirs", {"wandb": "theirs", "trackio": "huggingface"}),
+        (None, None, {"wandb": "huggingface", "trackio": "huggingface"}),
+    ],
+)
+def test_an_explicit_project_wins(
+    given: str | None,
+    variable: str | None,
+    expected: dict[str, str],
+    others: dict[str, Remembered],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("WANDB_PROJECT", variable)
+    with reporting(
+        list(expected),
+        model="student",
+        step=None,
+        run_name="mine",
+        project=given,
+        folder=tmp_path,
+        arguments={},
+    ):
+        pass
+    assert {name: others[name].of("init")[0]["project"] for name in expected} == expected
 
 
 class Failing:
@@ -240,6 +313,19 @@ def test_which_trackers_are_named(others: dict[str, Remembered]) -> None:
     assert named(["tensorboard,wandb", "trackio", "wandb"]) == ["tensorboard", "wandb", "trackio"]
     with pytest.raises(InputError, match=r"--report_to must name some of .*trackio.*got 'comet'"):
         named(["wandb,comet"])
+
+
+def test_a_folder_of_the_same_name_is_no_tracker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(TRACKERS, "eleventh", Kind("no_package", Failing))
+    (tmp_path / "no_package").mkdir()
+    with pytest.raises(InputError, match="--report_to eleventh: no_package is not installed"):
+        named(["eleventh"])
+    (tmp_path / "no_package" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert named(["eleventh"]) == ["eleventh"]
 
 
 def test_a_tracker_that_is_not_installed(

@@ -16,6 +16,8 @@ import pytest
 from safetensors.numpy import load_file
 from tiny import save, tiny_model, write_jsonl
 
+from amidmath.integrations.jax_loop import hosts
+from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.progress import TIME_FIELDS
 
 LIMIT_SECONDS = 240
@@ -82,6 +84,36 @@ class Ended:
     def lines(self, start: str) -> list[str]:
         """What follows these words, wherever a line begins with them."""
         return [x.removeprefix(start) for x in self.said.splitlines() if x.startswith(start)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"ADDRESS": "here"}, "JAX_COORDINATOR_ADDRESS must be host:port, .* got 'here'"),
+        ({"ADDRESS": ":80"}, "JAX_COORDINATOR_ADDRESS must be host:port, .* got ':80'"),
+        ({"ADDRESS": "here:99999"}, "JAX_COORDINATOR_ADDRESS must be host:port, .* got 'here:99"),
+        ({"COUNT": "two"}, "JAX_NUM_PROCESSES must be a whole number, got 'two'"),
+        ({"COUNT": "0"}, "JAX_NUM_PROCESSES must be at least 1, got 0"),
+        ({"INDEX": "2"}, "JAX_PROCESS_ID must be less than JAX_NUM_PROCESSES, which is 2, got 2"),
+        ({"INDEX": "-1"}, "JAX_PROCESS_ID must be at least 0, got -1"),
+    ],
+)
+def test_what_the_environment_says_must_fit(
+    changes: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = {"ADDRESS": "127.0.0.1:80", "COUNT": "2", "INDEX": "0"}
+    for name, value in (good | changes).items():
+        monkeypatch.setenv(getattr(hosts, name), value)
+    with pytest.raises(InputError, match=says):
+        hosts.join()
+
+
+def test_numbers_that_no_cluster_says(tmp_path: Path) -> None:
+    said, variables = tmp_path / "said.txt", {hosts.ADDRESS: "127.0.0.1:80", hosts.COUNT: "2"}
+    process = forked.start(jax_process.main, [([], None)], variables, said=said)
+    process.join(LIMIT_SECONDS)
+    assert process.exitcode == 2
+    assert "JAX_PROCESS_ID must be given too where no cluster says it" in said.read_text()
 
 
 @contextmanager

@@ -81,6 +81,24 @@ def test_a_cache_has_one_precision(
     assert "its teacher's dtype is float32, not bfloat16" in capsys.readouterr().err
 
 
+def test_one_process_makes_a_cache(
+    good: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    for count in (None, "2"):
+        if count is not None:
+            monkeypatch.setenv("JAX_NUM_PROCESSES", count)
+        assert jax_cache_teacher.main(words(good)) == 2
+        assert "several processes; caching in JAX runs in one" in capsys.readouterr().err
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    assert jax_cache_teacher.main(words(good)) == 2
+    assert "JAX_NUM_PROCESSES must be a whole number, got 'two'" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

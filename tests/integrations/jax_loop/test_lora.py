@@ -140,6 +140,12 @@ def test_how_an_adapter_begins() -> None:
         ({"lora_dropout": 0.05}, "--lora_dropout 0.05: there is no dropout"),
         ({"use_peft": False, "teacher_is_base": True}, "add --use_peft"),
         ({"teacher_is_base": True, "teacher_cache": "there"}, "leave out --teacher_model"),
+        ({"lora_target_modules": ["all-linear", "q_proj"]}, "all-linear q_proj: .* every matrix"),
+        ({"use_peft": False, "lora_r": 8}, "--lora_r 8: .* whole student .* --use_peft"),
+        ({"use_peft": False, "lora_alpha": 8.0}, "--lora_alpha 8.0: .* add --use_peft"),
+        ({"use_peft": False, "use_rslora": True}, "--use_rslora True: .* add --use_peft"),
+        ({"use_peft": False, "lora_target_modules": ["a", "b"]}, "--lora_target_modules a b: "),
+        ({"freeze_embeddings": True}, "--freeze_embeddings: with --use_peft"),
     ):
         with pytest.raises(InputError, match=message):
             JaxConfig(output_dir="unused", **{"use_peft": True, **changes})
@@ -203,7 +209,13 @@ def test_a_run_trains_the_adapter_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = tmp_path / "run"
-    words = arguments(run, model_name_or_path=student_dir, teacher_model_name_or_path=teacher_dir)
+    words = arguments(
+        run,
+        model_name_or_path=student_dir,
+        teacher_model_name_or_path=teacher_dir,
+        eval_strategy="steps",
+        eval_steps=5,
+    )
     parsed = jax_distill.parse_arguments(words)
     trainer = jax_distill.prepare(parsed, print).trainer
     before = jax.tree.map(np.asarray, trainer.state.frozen)
@@ -215,6 +227,10 @@ def test_a_run_trains_the_adapter_alone(
     assert sum(leaf.size for leaf in moments) == 2 * count
 
     assert jax_distill.main(words) == 0
+    names = "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+    said = capsys.readouterr().out
+    assert f"adapter  r 16, α 32, in {names}, {count:,} parameters" in said
+    assert "warning  --eval_steps 5 is beyond the last step, 4: no evaluation is due" in said
     student = run / "student"
     assert not (student / "model.safetensors").exists()
     assert "LoRA adapter" in (student / "README.md").read_text()
