@@ -69,7 +69,7 @@ class JaxSource:
     @property
     def dtype(self) -> str:
         """Of the teacher's weights."""
-        return np.dtype(self.model.embedding.dtype).name
+        return str(np.dtype(self.model.embedding.dtype))
 
     @property
     def precision(self) -> str:

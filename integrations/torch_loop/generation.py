@@ -99,8 +99,8 @@ def generate(
             found = cast("Any", model).generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device)
             )
-            for row, tokens in zip(rows, found[:, ids.shape[1] :].cpu(), strict=True):
-                answers[row] = _through_end(tokens, ends)
+            for row, drawn in zip(rows, found[:, ids.shape[1] :].cpu(), strict=True):
+                answers[row] = _through_end(drawn, ends)
             if on_batch is not None:
                 on_batch(len(rows))
     return [answers[row] for row in range(len(prompts))]
