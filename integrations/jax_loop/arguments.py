@@ -254,16 +254,6 @@ class JaxConfig(PolicySettings, LossSettings, TeacherSettings, LoraSettings):
                 f"--max_steps {self.max_steps} and --num_train_epochs {self.num_train_epochs} "
                 "leave no step to train; make one of them positive"
             )
-        if self.max_steps > 0:
-            self.check_warmup(self.max_steps)
-
-    def check_warmup(self, total: int) -> None:
-        """Raise InputError if the learning rate would still rise after the last step."""
-        if self.warmup_steps > total:
-            raise InputError(
-                f"--warmup_steps {self.warmup_steps:g} is more than the {total} steps of the run; "
-                "give fewer, or a share of all steps such as 0.1"
-            )
 
     @property
     def generates(self) -> bool:

@@ -71,12 +71,12 @@ def _shrinking(
         optax.scale_by_learning_rate(rate),
     )
 
-    def init(parameters: Any) -> Any:
-        return rule.init(parameters), shrink.init(parameters)
+    def init(params: Any) -> Any:
+        return rule.init(params), shrink.init(params)
 
-    def update(gradients: Any, state: Any, parameters: Any = None) -> Any:
-        steps, first = rule.update(gradients, state[0], parameters)
-        decay, second = shrink.update(gradients, state[1], parameters)
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        steps, first = rule.update(updates, state[0], params)
+        decay, second = shrink.update(updates, state[1], params)
         return jax.tree.map(jnp.add, steps, decay), (first, second)
 
     return optax.GradientTransformation(init, update)

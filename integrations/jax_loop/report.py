@@ -113,7 +113,7 @@ def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> 
             **({"not divided": _not_divided(trainer.mesh, whole)} if whole else {}),
             "output": f"{arguments.output_dir}/",
             **({} if asked is None else {"scores": asked.describe()}),
-            **_never_evaluated(config, trainer.total),
+            **_warnings(config, trainer.total),
         },
     )
 
@@ -153,14 +153,20 @@ def _adapter(prepared: Prepared, config: JaxConfig, trained: int) -> str:
     return f"r {config.lora_r}, α {config.lora_alpha:g}{scaled}, in {names}, {trained:,} parameters"
 
 
-def _never_evaluated(config: JaxConfig, total: int) -> dict[str, str]:
-    """A warning, where evaluations during training are asked for and none is due."""
-    if config.eval_strategy != "steps" or config.eval_steps <= total:
-        return {}
-    return {
-        "warning": f"--eval_steps {config.eval_steps} is beyond the last step, {total}: no "
-        "evaluation is due during training"
-    }
+def _warnings(config: JaxConfig, total: int) -> dict[str, str]:
+    """What was asked for and will not come, as a shared configuration of a longer run may have."""
+    found = []
+    if config.eval_strategy == "steps" and config.eval_steps > total:
+        found.append(
+            f"--eval_steps {config.eval_steps} is beyond the last step, {total}: no evaluation is "
+            "due during training"
+        )
+    if config.warmup_steps > total:
+        found.append(
+            f"--warmup_steps {config.warmup_steps:g} is more than the {total} steps of the run: "
+            "the learning rate only rises"
+        )
+    return {"warning": "; ".join(found)} if found else {}
 
 
 def _count(parameters: Any) -> int:

@@ -75,7 +75,6 @@ class JaxTrainer:
         self.batches, self.held_out = batches, held_out
         self.recipe, self.policy = config.recipe(), config.data_policy()
         self.total = steps_of(config, batches)
-        config.check_warmup(self.total)
         self.step = 0
         trains = trained_parameters(config)
         parts: Any = nnx.split(student, trains, ...)  # its stub knows no filters

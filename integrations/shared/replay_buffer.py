@@ -23,8 +23,8 @@ class Example(NamedTuple):
 class ReplayBuffer:
     """First in, first out: once it is full, every new example replaces the oldest.
 
-    In a data-parallel run each process keeps its own; they are full at the same step as long as
-    each pushes the same number of examples.
+    In torch's data-parallel runs each process keeps its own; they are full at the same step as long
+    as each pushes the same number of examples. In JAX all processes keep one and the same.
 
     Args:
         capacity: How many examples it holds at most; DistiLLM's 1000.
