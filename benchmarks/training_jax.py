@@ -66,9 +66,8 @@ def _step(shape: Shape, settings: dict[str, Any] | None, look: bool) -> Any:
     from amidmath.integrations.jax_loop.step import Steps, TrainState
     from amidmath.integrations.jax_loop.trainer import trained_parameters
 
-    graph, trained, frozen = nnx.split(
-        _model(shape, shape.student_layers), trained_parameters(True), ...
-    )
+    trains = trained_parameters(JaxConfig(freeze_embeddings=True))
+    graph, trained, frozen = nnx.split(_model(shape, shape.student_layers), trains, ...)
     teacher_graph, teacher = nnx.split(_teacher(shape))
     rule = optax.adamw(1e-5)
     state = TrainState(trained, frozen, rule.init(trained))

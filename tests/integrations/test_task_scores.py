@@ -1,12 +1,11 @@
 """A student's answers scored while it trains: right, and nothing that training notices."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jax_programs import compiled_fast
 from tiny import SENTENCES, write_jsonl
 
 from amidmath.integrations import jax_distill, torch_distill, torch_eval
@@ -28,13 +27,6 @@ Run = Callable[..., int]
 
 
 SCRIPTS = {"torch": (torch_distill.main, ["--use_cpu"]), "jax": (jax_distill.main, [])}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compile_fast() -> Iterator[None]:
-    """See ``compiled_fast``."""
-    with compiled_fast():
-        yield
 
 
 @pytest.fixture(params=SCRIPTS)

@@ -1,12 +1,11 @@
 """Tiny models of all families, in transformers and in the decoder."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
-from jax_programs import compiled_fast
 from tiny_families import tiny_family
 from transformers import PreTrainedModel
 
@@ -27,10 +26,3 @@ def _pair(variant: str) -> Pair:
 def pair() -> Callable[[str], Pair]:
     """A variant's model in transformers, and the same weights in the decoder; leave them so."""
     return _pair
-
-
-@pytest.fixture(autouse=True, scope="package")
-def compile_fast() -> Iterator[None]:
-    """See ``compiled_fast``."""
-    with compiled_fast():
-        yield

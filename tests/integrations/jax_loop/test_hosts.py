@@ -1,6 +1,7 @@
 """Two processes with two devices each train as one process with four does, and end together."""
 
 import json
+import os
 import signal
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -125,7 +126,8 @@ def started(folder: Path, jobs: Sequence[Job], processes: int) -> Iterator[list[
         port = free.getsockname()[1]
     running = []
     for process in range(processes):
-        variables = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}"}
+        devices = f" --xla_force_host_platform_device_count={4 // processes}"
+        variables = {"XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + devices}
         if processes > 1:
             variables |= {
                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
