@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compiled import compilations
 from datasets import Dataset
 from tiny import SENTENCES, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -126,6 +127,7 @@ def _logged(prepared: Prepared) -> list[float]:
         log(logs)
 
     trainer._log = watch  # type: ignore[method-assign]
-    trainer.train()
-    assert trainer.steps.train._cache_size() == 1
+    with compilations() as programs:
+        trainer.train()
+    assert programs.count("jit(_train)") == 1
     return found

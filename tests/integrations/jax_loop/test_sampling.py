@@ -1,7 +1,6 @@
 """Generated answers against transformers' own, and against the softmax."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from compiled import compilations
 from flax import nnx
 from tiny import byte_tokenizer
 from transformers import PreTrainedModel
@@ -54,22 +54,6 @@ def next_probabilities(decoder: Decoder, prompt: Any, temperature: float) -> Any
     logits = np.asarray(decoder(jnp.asarray(prompt)[None])[0, -1], np.float64) / temperature
     odds = np.exp(logits - logits.max())
     return odds / odds.sum()
-
-
-@contextmanager
-def compilations() -> Iterator[list[str]]:
-    """The programs that XLA compiles meanwhile."""
-    found: list[str] = []
-
-    def listen(event: str, _: float, **details: Any) -> None:
-        if event.endswith("backend_compile_duration"):
-            found.append(str(details))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize("variant", ["llama", "gemma2", "gemma3_text", "gpt2"])
