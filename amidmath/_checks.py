@@ -126,10 +126,10 @@ def positive(name: str, value: Any) -> float:
 
 def number_in_unit_interval(name: str, value: Any) -> float:
     """The value as a float in [0, 1]; raises ValueError otherwise."""
-    return _number_up_to(1.0, name, value)
+    return _number_up_to(name, value, 1.0)
 
 
-def _number_up_to(high: float, name: str, value: Any) -> float:
+def _number_up_to(name: str, value: Any, high: float) -> float:
     result = number(name, value)
     if not 0.0 <= result <= high:
         raise ValueError(f"{name} is a weight and must lie in [0, {high:g}], got {value!r}")
@@ -155,7 +155,7 @@ def weight(
 ) -> Any:
     """λ: a float in [0, high], or an array of them (of the library of ``like``)."""
     if not is_array(value):
-        return _number_up_to(high, name, value)
+        return _number_up_to(name, value, high)
     _knob(name, value, like)
     values_hold(name, value, ~((value >= 0.0) & (value <= high)), f"in [0, {high:g}]")
     return value

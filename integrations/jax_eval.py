@@ -35,7 +35,7 @@ from amidmath.integrations.shared.eval_run import Named, bar, run
 from amidmath.integrations.shared.prompts import HeldOut
 from amidmath.integrations.shared.quality import Quality
 from amidmath.integrations.shared.tasks import Task
-from amidmath.integrations.shared.tokenizers import base_of, padding, place
+from amidmath.integrations.shared.tokenizers import own_or_base, padding, place
 
 LIBRARIES = ("amidmath", "jax", "flax", "transformers", "rouge-score", "sacrebleu")
 
@@ -104,8 +104,7 @@ class JaxModels:
 
 def _saved_dtype(of: Named) -> str:
     """The type that a model was saved in, or an adapter's base, by its config.json."""
-    base = base_of(of.name)
-    name, revision = (of.name, of.revision) if base is None else (base, "main")
+    name, revision = own_or_base(of.name, of.revision)
     content, _ = PreTrainedConfig.get_config_dict(place(name), revision=revision)
     return str(content.get("dtype") or content.get("torch_dtype") or "float32")
 

@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from amidmath.integrations.jax_loop.families import Tensor, family
-from amidmath.integrations.jax_loop.hosts import on_host
+from amidmath.integrations.jax_loop.hosts import is_main, on_host
 from amidmath.integrations.jax_loop.lora import (
     LoraSettings,
     adapted,
@@ -84,7 +83,7 @@ def save_adapter(
             module = _PREFIX + tensor.name.format(layer).removesuffix(".weight")
             content[f"{module}.lora_A.weight"] = np.ascontiguousarray(inputs[layer].T)
             content[f"{module}.lora_B.weight"] = np.ascontiguousarray(outputs[layer].T)
-    if jax.process_index() != 0:
+    if not is_main():
         return
     config = {
         "peft_type": "LORA",

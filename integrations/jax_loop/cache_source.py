@@ -18,7 +18,7 @@ from amidmath.integrations.jax_loop.arguments import JaxConfig
 from amidmath.integrations.jax_loop.cache_arguments import CacheRequest
 from amidmath.integrations.jax_loop.decoder import Decoder
 from amidmath.integrations.jax_loop.hosts import on_host
-from amidmath.integrations.jax_loop.loading import load_teacher_model
+from amidmath.integrations.jax_loop.loading import as_cached, load_teacher_model, rows_of
 from amidmath.integrations.jax_loop.mesh import ROWS, make_mesh, row_shards
 from amidmath.integrations.jax_loop.objective import in_chunks
 from amidmath.integrations.jax_loop.sampling import end_tokens
@@ -31,7 +31,6 @@ from amidmath.integrations.shared.caching import tokenizer_for
 from amidmath.integrations.shared.command_line import TEACHER_FLAG
 from amidmath.integrations.shared.data import load_splits
 from amidmath.integrations.shared.prepared import PreparedRows
-from amidmath.integrations.shared.rows import prepare_rows
 from amidmath.integrations.shared.tokenizers import load_tokenizer, padding
 from amidmath.integrations.shared.top_k_format import Lists
 
@@ -167,10 +166,7 @@ def load(request: CacheRequest, console: Console) -> JaxSource:
     check_k(script.k, size)
     tokenizer, common = tokenizer_for(request, theirs, size, console)
     name, part = ("eval", splits[1]) if script.held_out else ("train", splits[0])
-    pairs = "any" not in config.recipe().method.sources
     say = partial(console.print, highlight=False, soft_wrap=True)
-    rows = prepare_rows(part, tokenizer, config, name=name, pairs=pairs, say=say)
-    apart = config.packing and config.packing_strategy == "bfd"
-    prepared = PreparedRows(rows, tokenizer, padding_free=apart)
+    prepared = as_cached(rows_of(part, name, tokenizer, config, say), tokenizer, config)
     pad = padding(tokenizer, end_tokens(model, theirs))
     return JaxSource(model.decoder, mesh, prepared, common, pad, config)

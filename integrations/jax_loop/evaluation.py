@@ -66,9 +66,9 @@ class Judge:
         """
         teacher, parts = self.teacher, {name: nnx.split(model) for name, model in models.items()}
         sums = {name: np.zeros(4) for name in [*(["teacher"] if teacher.graph else []), *models]}
+        now = teacher.current() if isinstance(teacher, InMemory) else None
         for batch in batches:
             placed = on_mesh(self.mesh, batch, teacher.with_lists if self.knows else bare)
-            now = teacher.current() if isinstance(teacher, InMemory) else None
             theirs = self._reference(now, placed) if self.knows else None
             if isinstance(theirs, States):
                 sums["teacher"] += np.asarray(self._of_states(theirs, theirs, placed), np.float64)

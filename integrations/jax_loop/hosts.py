@@ -97,6 +97,19 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def put(value: NDArray[Any], sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """An array that every process has, where it belongs; without asking other processes.
+
+    Args:
+        value: the whole array.
+        sharding: where; None for the default device.
+    """
+    if sharding is None:
+        placed: jax.Array = jax.device_put(value)
+        return placed
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
 def on_host(value: jax.Array) -> NDArray[Any]:
     """All of an array, also where other hosts hold parts of it."""
     if value.is_fully_addressable:

@@ -102,9 +102,8 @@ def prepare(arguments: Arguments, say: Say, devices: Sequence[Any] | None = None
     datasets.disable_progress_bars()
     raw = load_splits(script, config.dataset_text_field, config.seed)
     tokenizer = load_tokenizer(STUDENT_FLAG, arguments.student, revision=script.model_revision)
-    pairs = "any" not in config.recipe().method.sources
     rows = tuple(
-        prepare_rows(part, tokenizer, config, name=name, pairs=pairs, say=say)
+        rows_of(part, name, tokenizer, config, say)
         for name, part in zip(("train", "eval"), raw, strict=True)
     )
     student = load_student(arguments, mesh)
@@ -163,6 +162,20 @@ def cross_entropy_trainer(distilled: Prepared, arguments: Arguments) -> JaxTrain
         trainer.rollouts.end_tokens,
         objective=CrossEntropy(),
     )
+
+
+def rows_of(
+    part: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, config: JaxConfig, say: Say
+) -> Dataset:
+    """The tokenised rows of the split that messages call ``name``."""
+    pairs = "any" not in config.recipe().method.sources
+    return prepare_rows(part, tokenizer, config, name=name, pairs=pairs, say=say)
+
+
+def as_cached(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: JaxConfig) -> PreparedRows:
+    """Tokenised rows as a cache numbers them and knows them again."""
+    apart = config.packing and config.packing_strategy == "bfd"
+    return PreparedRows(rows, tokenizer, padding_free=apart)
 
 
 def load_student(arguments: Arguments, mesh: Mesh) -> LoadedModel:
@@ -297,8 +310,7 @@ def _open_cache(
     rows: tuple[Dataset, ...],
 ) -> tuple[Teacher, tuple[Dataset, ...]]:
     """The cache that the rows are in, and the rows with their numbers."""
-    apart = config.packing and config.packing_strategy == "bfd"
-    train, other = (PreparedRows(part, tokenizer, padding_free=apart) for part in rows)
+    train, other = (as_cached(part, tokenizer, config) for part in rows)
     cached = open_for_run(
         config,
         train,

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from amidmath.integrations.jax_loop.families import Family, Tensor
+from amidmath.integrations.jax_loop.hosts import put
 from amidmath.integrations.shared.errors import InputError
 
 ALL = "all-linear"
@@ -170,10 +171,7 @@ def attach(
 
     def parameter(value: jax.Array, axes: tuple[str | None, ...]) -> Any:
         sharding = None if sharding_of is None else sharding_of(axes, value.shape)
-        if sharding is not None:  # without asking other hosts, which device_put would do
-            host = np.asarray(value)
-            value = jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
-        return nnx.LoRAParam(value, axes=axes)
+        return nnx.LoRAParam(put(np.asarray(value), sharding), axes=axes)
 
     for number, tensor in enumerate(tensors):
         linears = linears_of(decoder, tensor)

@@ -24,7 +24,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from amidmath.integrations.jax_loop.adapter_files import Adapter
 from amidmath.integrations.jax_loop.decoder import Axes, Decoder
 from amidmath.integrations.jax_loop.families import Family, Tensor, family, read_config
-from amidmath.integrations.jax_loop.hosts import on_host
+from amidmath.integrations.jax_loop.hosts import is_main, on_host, put
 from amidmath.integrations.shared.errors import InputError, first_paragraph
 from amidmath.integrations.shared.full_disk import saving
 from amidmath.integrations.shared.whole_files import staged_dir, write_json
@@ -140,7 +140,7 @@ def save_model(
     parameters = _parameters(model.decoder)
     known = family(model.hf_config.model_type)
     shards = _shards(_present(known, parameters), parameters, shard_bytes)
-    if jax.process_index() != 0:
+    if not is_main():
         for tensor in chain.from_iterable(shards):
             deque(_theirs(tensor, parameters), maxlen=0)
         return
@@ -376,8 +376,4 @@ def _shards(
 
 
 def _placed(value: NDArray[Any], parameter: Any, sharding_of: ShardingOf | None) -> jax.Array:
-    sharding = sharding_of(parameter.axes, value.shape) if sharding_of else None
-    if sharding is None:
-        placed: jax.Array = jax.device_put(value)
-        return placed
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+    return put(value, sharding_of(parameter.axes, value.shape) if sharding_of else None)

@@ -9,7 +9,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from amidmath.integrations.jax_loop.sampling import generate
-from amidmath.integrations.jax_loop.teachers import InMemory
+from amidmath.integrations.jax_loop.teachers import InMemory, ModelTeacher
 from amidmath.integrations.shared.objective import STUDENT_ROWS
 from amidmath.integrations.shared.policy_base import Source
 from amidmath.integrations.shared.replay_buffer import Example
@@ -57,6 +57,7 @@ class Rollouts(Memory):
             step_rows=trainer.batches.batch_size * trainer.batches.accumulation,
         )
         self.prompt_length = longest_prompt(rows) if config.generates else 0
+        self.tokens = _common_tokens(trainer)
 
     def batch(self, source: Source, batch: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """An optimiser step's batch (A, B, L), of as many rows, from the source."""
@@ -69,14 +70,6 @@ class Rollouts(Memory):
         prompts = prompts_of(batch["input_ids"], batch["labels"], batch["segments"] > 0)
         examples = self._examples(source, prompts)
         return completed(examples, batch, self.trainer.batches.pad, mark)
-
-    def _common(self) -> int | None:
-        """How many first tokens both models have, where one has more: no other reads the rest."""
-        student, teacher = self.trainer.student, self.trainer.teacher
-        if not isinstance(teacher, InMemory):
-            return None
-        sizes = {model.config.vocabulary for model in (student, teacher.model)}
-        return min(sizes) if len(sizes) > 1 else None
 
     def _examples(self, source: Source, prompts: list[NDArray[Any]]) -> list[Example]:
         if source is Source.BUFFER:
@@ -95,7 +88,7 @@ class Rollouts(Memory):
             max_new_tokens=config.max_new_tokens,
             prompt_length=self.prompt_length,
             max_length=trainer.batches.length,
-            tokens=self._common(),
+            tokens=self.tokens,
             temperature=config.generation_temperature,
             top_p=config.generation_top_p,
             key=jax.random.fold_in(jax.random.key(config.seed), trainer.step),
@@ -106,3 +99,11 @@ class Rollouts(Memory):
             for example in examples:
                 self.buffer.push(*example)
         return examples
+
+
+def _common_tokens(trainer: "JaxTrainer") -> int | None:
+    """How many first tokens both models have, where one has more: no other reads the rest."""
+    if not isinstance(trainer.teacher, ModelTeacher):  # a base has the student's
+        return None
+    sizes = {model.config.vocabulary for model in (trainer.student, trainer.teacher.model)}
+    return min(sizes) if len(sizes) > 1 else None

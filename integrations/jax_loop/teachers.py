@@ -16,8 +16,16 @@ from amidmath.integrations.shared.prepared import ROW
 Batch = Mapping[str, NDArray[Any]]
 
 
+class _WithoutLists:
+    """What has no lists to add to a batch."""
+
+    def with_lists(self, batch: Batch) -> dict[str, NDArray[Any]]:
+        """A batch as it goes to the devices."""
+        return bare(batch)
+
+
 @dataclass(frozen=True)
-class ModelTeacher:
+class ModelTeacher(_WithoutLists):
     """A model in memory, which stays as it is.
 
     Args:
@@ -47,17 +55,13 @@ class ModelTeacher:
         """Its parameters, as they always are."""
         return self.parameters
 
-    def with_lists(self, batch: Batch) -> dict[str, NDArray[Any]]:
-        """A batch as it goes to the devices."""
-        return bare(batch)
-
     def describe(self) -> str:
         """Its name."""
         return self.name
 
 
 @dataclass(frozen=True)
-class BaseTeacher:
+class BaseTeacher(_WithoutLists):
     """The student's own base model: the student without its adapter, whose weights it has.
 
     Args:
@@ -75,10 +79,6 @@ class BaseTeacher:
         """The model."""
         merged: Decoder = nnx.merge(self.graph, self.current())
         return merged
-
-    def with_lists(self, batch: Batch) -> dict[str, NDArray[Any]]:
-        """A batch as it goes to the devices."""
-        return bare(batch)
 
     def describe(self) -> str:
         """In one line."""
@@ -116,16 +116,12 @@ class CachedTeacher:
 
 
 @dataclass(frozen=True)
-class NoTeacher:
+class NoTeacher(_WithoutLists):
     """Labels are all there is to learn from."""
 
     graph = None
     parameters = None
     model = None
-
-    def with_lists(self, batch: Batch) -> dict[str, NDArray[Any]]:
-        """A batch as it goes to the devices."""
-        return bare(batch)
 
     def describe(self) -> str:
         """In one line."""

@@ -15,7 +15,7 @@ from amidmath.integrations.shared.cache_source import Source, batches
 from amidmath.integrations.shared.command_line import STUDENT_FLAG
 from amidmath.integrations.shared.errors import InputError, while_preparing
 from amidmath.integrations.shared.prepared import model_fingerprint
-from amidmath.integrations.shared.tokenizers import base_of, load_tokenizer, not_loaded
+from amidmath.integrations.shared.tokenizers import load_tokenizer, not_loaded, own_or_base
 from amidmath.integrations.shared.top_k_format import INDEX, Header, Lists, other_than, read_index
 from amidmath.integrations.shared.top_k_store import TopKStore, data_arguments
 from amidmath.integrations.shared.top_k_writer import TopKWriter, check_folder
@@ -198,8 +198,7 @@ def tokenizer_for(
         return theirs, size
     revision = request.student_revision
     ours = load_tokenizer(STUDENT_FLAG, request.student, revision=revision)
-    base = base_of(request.student)
-    name, at = (request.student, revision) if base is None else (base, "main")
+    name, at = own_or_base(request.student, revision)
     try:
         config = AutoConfig.from_pretrained(name, revision=at, trust_remote_code=False)
     except (OSError, ValueError) as error:

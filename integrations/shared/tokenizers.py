@@ -12,9 +12,8 @@ from amidmath.integrations.shared.errors import InputError, first_paragraph
 
 def load_tokenizer(flag: str, name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model, or beside an adapter's base; InputError if there is none."""
-    base = base_of(name)
-    if base is not None and not any(Path(name).glob("tokenizer*")):
-        return load_tokenizer(flag, base)
+    if not any(Path(name).glob("tokenizer*")):
+        name, kwargs["revision"] = own_or_base(name, kwargs.get("revision", "main"))
     try:
         return AutoTokenizer.from_pretrained(place(name), trust_remote_code=False, **kwargs)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
@@ -71,14 +70,16 @@ def check_lengths(
             )
 
 
-def base_of(name: str) -> str | None:
-    """What the LoRA adapter in a local folder adapts; None for a folder without one."""
+def own_or_base(name: str, revision: str) -> tuple[str, str]:
+    """A model's name and revision; for a local folder with a LoRA adapter, those of its base."""
     try:
         content = json.loads((Path(name) / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
+        return name, revision
     base = content.get("base_model_name_or_path") if isinstance(content, dict) else None
-    return base if isinstance(base, str) else None
+    if not isinstance(base, str):
+        return name, revision
+    return base, str(content.get("revision") or "main")
 
 
 def place(name: str) -> str:

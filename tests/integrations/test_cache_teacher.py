@@ -14,10 +14,15 @@ import pytest
 from tiny import SENTENCES, save, tiny_model, write_jsonl
 from transformers import AutoTokenizer
 
+from amidmath.integrations import jax_cache_teacher
 from amidmath.integrations.cache_teacher import main
 from amidmath.integrations.shared import cache_estimate
 from amidmath.integrations.shared.top_k_store import TopKStore
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
+
+Script = Callable[[list[str]], int]
+SCRIPTS: dict[str, Script] = {"torch": main, "jax": jax_cache_teacher.main}
+"""What refuses the same arguments in the same words."""
 
 
 @pytest.fixture
@@ -148,12 +153,18 @@ def test_without_a_student_the_teachers_tokenizer_prepares(
     assert TopKStore(tmp_path / "cache").rows == 60
 
 
+@pytest.fixture(params=SCRIPTS)
+def script(request: pytest.FixtureRequest) -> Script:
+    """Either script."""
+    return SCRIPTS[request.param]
+
+
 @pytest.fixture
 def refuse(
-    good: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    script: Script, good: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[dict[str, str]], str]:
     def run(changes: dict[str, str]) -> str:
-        assert main(words({k: v for k, v in (good | changes).items() if v})) == 2
+        assert script(words({k: v for k, v in (good | changes).items() if v})) == 2
         assert not (tmp_path / "cache").exists()
         return capsys.readouterr().err.strip().splitlines()[-1]
 
@@ -181,7 +192,10 @@ def test_what_does_not_fit(
 
 
 def test_a_student_of_another_vocabulary(
-    refuse: Callable[[dict[str, str]], str], good: dict[str, str], tmp_path: Path
+    refuse: Callable[[dict[str, str]], str],
+    script: Script,
+    good: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     folder = save(tiny_model(1, 0, vocab_size=512), tmp_path / "padded")
     assert "--vocab common" in refuse({"--model_name_or_path": str(folder)})
@@ -190,10 +204,11 @@ def test_a_student_of_another_vocabulary(
     tokenizer.save_pretrained(folder)
     assert "'mine'" in refuse({"--model_name_or_path": str(folder)})
     changed = good | {"--model_name_or_path": str(folder), "--vocab": "common"}
-    assert main(words(changed)) == 0
+    assert script(words(changed)) == 0
     assert TopKStore(tmp_path / "cache").header.common == 384
 
 
+@pytest.mark.parametrize("script", ["torch"], indirect=True)
 def test_a_teacher_in_parts(
     refuse: Callable[[dict[str, str]], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
