@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from amidmath import _checks, _dispatch
+from amidmath import _checks
+from amidmath._differentiated import held
 from amidmath._loss import Loss
 from amidmath._mean_forms import log_softmax
 from amidmath._pointwise import exp_difference, weighted
@@ -76,8 +77,8 @@ class _Weighed:
         in_tail = xp.sum(xp.where(head, 0.0, gap), axis=-1, keepdims=True)
         apart = in_head + in_tail > 0.0
         whole = xp.where(apart, in_head + in_tail, 1.0)
-        w_head = _dispatch.held(xp.where(apart, in_head / whole, 0.5))
-        w_tail = _dispatch.held(xp.where(apart, in_tail / whole, 0.5))
+        w_head = held(xp.where(apart, in_head / whole, 0.5), xp)
+        w_tail = held(xp.where(apart, in_tail / whole, 0.5), xp)
 
         forward, by_forward = KL().evaluate(log_p, log_q, ratio, any(needs), xp)
         reverse, by_reverse = KL().evaluate(log_q, log_p, -ratio, any(needs), xp)

@@ -1,18 +1,11 @@
 """Rows of logits to rows of losses and gradients, through the assistant."""
 
+import math
 from dataclasses import dataclass
 
-from amidmath._assistant import (
-    Reweighted,
-    by_alpha,
-    by_lam,
-    exponents,
-    from_the_other,
-    log_mixture,
-    mixture_ratios_of,
-    reweighted,
-)
-from amidmath._dispatch import held, held_but_for
+from amidmath._assistant import anchored_ratios, exponents, log_mixture, mixture_ratios_of
+from amidmath._differentiated import held, held_but_for
+from amidmath._knobs import by_alpha, by_lam
 from amidmath._pointwise import expm1_near, weighted
 from amidmath._simplex import (
     anchored,
@@ -25,6 +18,10 @@ from amidmath._simplex import (
 )
 from amidmath._typing import Array, Namespace, Partials
 from amidmath.divergences import Divergence
+
+# How far, in nats, r̃/u at the anchor may lie below what teacher and student have in common.
+# Docs: mixtures, M12.
+FALL = 10.0
 
 
 @dataclass(frozen=True)
@@ -42,25 +39,24 @@ class Pair:
 class Seen:
     """The unnormalised assistant r̃ as one of its sources, u, sees it; v is the other one.
 
-    Everything is relative to the top outcome t of u: r̃ᵏ/r̃ₜᵏ = π(p/pₜ)ᵏ + w(q/qₜ)ᵏ with the weights
-    that p and q have there, again a mixture. So log(r̃/u) keeps its precision also where r̃ is nearly
-    a multiple of u wherever u is. Docs: mixtures, M11.
+    Everything is relative to an anchor, the top outcome t of u: r̃ᵏ/r̃ₜᵏ = π(p/pₜ)ᵏ + w(q/qₜ)ᵏ with
+    the weights that p and q have there, again a mixture. So log(r̃/u) keeps its precision also where
+    r̃ is nearly a multiple of u wherever u is. Where r̃ has lost t there is no anchor, and the ratios
+    are those of r̃ itself. Docs: mixtures, M11, M12.
 
     Args:
         side: which source, "p" or "q".
         log_u: log-probabilities of the source.
-        ratios: those of r̃ to p and q less what they are at t, and the weights.
-        rise: log(r̃/u), less what it is at t.
+        rise: log(r̃/u), less what it is at the anchor.
         across: log(r̃/v), less the same.
         share: ∂log r̃/∂log u.
         rest: that of the other source, 1 - share.
         top: where t is.
-        shared: whether v has t too, so that there is something to compare to; one a row.
+        shared: whether r̃ and v have t too, so that there is something to compare to; one a row.
     """
 
     side: str
     log_u: Array
-    ratios: Reweighted
     rise: Array
     across: Array
     share: Array
@@ -70,17 +66,40 @@ class Seen:
 
 
 def seen_from(side: str, pair: Pair, xp: Namespace) -> Seen:
-    """What the source "p" or "q" sees; docs: mixtures, M11."""
+    """What the source "p" or "q" sees; docs: mixtures, M11, M12."""
     log_u = pair.log_p if side == "p" else pair.log_q
     top = top_outcome(log_u, xp)
     base = at(top, pair.ratio, xp)
     shared = xp.abs(base) < xp.inf
     base = xp.where(shared, base, 0.0)
-    ratios = reweighted(pair.ratio, base, pair.k, pair.lam, xp)
-    over_p, over_q, pi, w = ratios[:4]
-    across = from_the_other(side, base, pair.k, pair.lam, ratios, xp)
-    rise, share, rest = (over_p, pi, w) if side == "p" else (over_q, w, pi)
-    return Seen(side, log_u, ratios, rise, across, share, rest, top, shared)
+    anchored, shared = _anchored(side, base, shared, pair, xp)
+    base = xp.where(anchored, base, 0.0)
+    over_p, over_q, pi, w = anchored_ratios(side, pair.ratio, base, pair.k, pair.lam, xp)
+    if side == "p":
+        return Seen(side, log_u, over_p, over_q, pi, w, top, shared)
+    return Seen(side, log_u, over_q, over_p, w, pi, top, shared)
+
+
+def _anchored(
+    side: str, base: Array, shared: Array, pair: Pair, xp: Namespace
+) -> tuple[Array, Array]:
+    """Whether ratios are taken relative to the top, and whether r̃ has it; docs: mixtures, M12."""
+    k, lam = pair.k, pair.lam
+    numbers = isinstance(k, float) and isinstance(lam, float)
+    if numbers and lam in (0.0, 1.0):
+        return xp.zeros_like(shared), shared
+    if numbers and k > 0.0 and -math.log(min(lam, 1.0 - lam)) / k <= FALL:
+        return shared, shared
+    over = mixture_ratios_of(base, k, lam, xp)[0 if side == "p" else 1]
+    # r̃ is at least the smaller of its sources, so its largest at least the largest of these.
+    lower = xp.where(pair.log_p < pair.log_q, pair.log_p, pair.log_q)
+    common = xp.max(lower, axis=-1, keepdims=True)
+    kept = over >= common - FALL
+    if numbers:
+        return shared & kept, shared & kept
+    lam = xp.zeros_like(base) + lam
+    a_source = (lam == 0.0) | (lam == 1.0)
+    return shared & kept & ~a_source, shared & (kept | a_source)
 
 
 def seen_across(a: Seen, pair: Pair, xp: Namespace) -> Seen:
@@ -90,13 +109,16 @@ def seen_across(a: Seen, pair: Pair, xp: Namespace) -> Seen:
     shared = xp.abs(at(top, pair.ratio, xp)) < xp.inf
     there = xp.where(shared, at(top, a.across, xp), 0.0)
     rise, across = a.across - there, a.rise - there
-    return Seen(side, log_v, a.ratios, rise, across, a.rest, a.share, top, shared)
+    return Seen(side, log_v, rise, across, a.rest, a.share, top, shared)
 
 
 def normalized(a: Seen, pair: Pair, xp: Namespace) -> tuple[Array, Array, Array]:
     """Log r, log(r/u), and whether r exists, one a row; docs: mixtures, M6, M7."""
-    _, _, pi, w = a.ratios[:4]
-    relative = (a.rise, a.across, pi, w) if a.side == "p" else (a.across, a.rise, pi, w)
+    relative = (
+        (a.rise, a.across, a.share, a.rest)
+        if a.side == "p"
+        else (a.across, a.rise, a.rest, a.share)
+    )
     log_mixed = log_mixture(pair.log_p, pair.log_q, relative, xp)
     log_z = log_normalizer(log_mixed, a.log_u, a.rise, xp)
     exists = log_z != -xp.inf  # so that a NaN goes on to the value
@@ -159,12 +181,24 @@ def varying_share(
     if isinstance(k, float) and k == 1.0:
         return xp.where(a.shared, 0.0, mass), level
     plain = xp.where(a.top & a.shared, 0.0, mass - u * level)
-    k = xp.zeros_like(a.rise) + k
-    finite = xp.abs(k) < xp.inf
-    grown = xp.where(finite, 1.0 - k, 0.0) * xp.where(xp.abs(a.rise) < xp.inf, a.rise, xp.inf)
-    near = finite & (xp.abs(grown) < 1.0)
+    near, grown = _growth(a, k, xp)
     close = u * level * expm1_near(xp.where(near, grown, 0.0), xp)
     return xp.where(a.shared & near, close, plain), level
+
+
+def _growth(a: Seen, k: Array | float, xp: Namespace) -> tuple[Array, Array]:
+    """log(share·r/u) less that at the top, and whether it is small; docs: gradients, G5."""
+    rise = xp.where(xp.abs(a.rise) < xp.inf, a.rise, xp.inf)
+    if isinstance(k, float) and not math.isinf(k):
+        grown = (1.0 - k) * rise
+        return xp.abs(grown) < 1.0, grown
+    # A maximum and a minimum are a multiple of u where they have u's share, and nowhere else.
+    multiple = (a.rise == 0.0) & (a.share == at(a.top, a.share, xp))
+    if isinstance(k, float):
+        return multiple, xp.zeros_like(rise)
+    sharp = xp.isinf(k)
+    grown = xp.where(sharp, 0.0, (1.0 - xp.where(sharp, 1.0, k)) * rise)
+    return xp.where(sharp, multiple, xp.abs(grown) < 1.0), grown
 
 
 @dataclass(frozen=True)
@@ -193,7 +227,7 @@ class AssistantBlock:
         a = seen_from(source, pair, xp)
         log_r, over, exists = normalized(a, pair, xp)
         if self.detached:
-            log_r, over = held(log_r), held_but_for(-a.log_u, over, xp)
+            log_r, over = held(log_r, xp), held_but_for(-a.log_u, over, xp)
         assistant_first = self.order[0] == "r"
         arguments = (log_r, a.log_u, over) if assistant_first else (a.log_u, log_r, -over)
         value, partials = self.divergence.evaluate(*arguments, any(needs), xp)
@@ -229,7 +263,7 @@ class AssistantBlock:
         grads: list[Array | None] = []
         asked = list(needs)
         if self.k is None:
-            by = by_alpha(k, lam, ratio, *ratios[:2], xp) if asked.pop(0) else None
+            by = by_alpha(k, lam, *ratios[:2], xp) if asked.pop(0) else None
             grads.append(by)
         if self.lam is None:
             grads.append(by_lam(k, lam, ratio, ratios, xp) if asked.pop(0) else None)

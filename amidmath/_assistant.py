@@ -1,15 +1,17 @@
 """The α-mixture of two distributions, pointwise: log ratios to its sources, and its weights."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
-from amidmath._pointwise import exp_bregman, expm1_near, expm1_quotient, log1p_near
+from amidmath._differentiated import differentiates, held
+from amidmath._knobs import drift
+from amidmath._pointwise import expm1_near, log1p_near
 from amidmath._typing import Array, Namespace
 
 # Beyond this the limit α = ±inf is exact: |log M - limit| <= |log min λ| / |k|, below any eps.
 _INFINITE = 2.0**80
-# Where |k l| is below this, the limit k = 0 of ∂log r̃/∂α is exact, and its square would underflow.
-SMALL_POWER = 1e-17
 
 Ratios = tuple[Array, Array, Array, Array]
 """log(r̃/p), log(r̃/q), π = ∂log r̃/∂log p, w = ∂log r̃/∂log q."""
@@ -68,8 +70,8 @@ def mixture_ratios(log_ratio: Array, k: float, lam: float, xp: Namespace) -> Rat
     if k == 0.0:
         return (lam - 1.0) * log_ratio, lam * log_ratio, zero + lam, zero + (1.0 - lam)
     if math.isinf(k):
-        return _extreme(log_ratio if k > 0.0 else -log_ratio, log_ratio, lam, xp)
-    return power_ratios(log_ratio, k, log_odds(lam, xp), xp)[:4]
+        return _extreme(log_ratio, k, lam, xp)
+    return power_ratios(log_ratio, 0.0, k, log_odds(lam, xp), xp)[:4]
 
 
 class Reweighted(NamedTuple):
@@ -88,19 +90,28 @@ class Reweighted(NamedTuple):
 
 
 def power_ratios(
-    log_ratio: Array, k: Array | float, odds: Array | float, xp: Namespace
+    log_ratio: Array, base: Array | float, k: Array | float, odds: Array | float, xp: Namespace
 ) -> Reweighted:
-    """The ratios at a finite k that is not 0, by the log odds log(π/w) where p = q.
+    """The ratios at a finite k that is not 0, less what they are at l = base; docs: mixtures, M4.
 
-    With μ the lighter weight there, and y = ±k l growing with it, the sum of powers over the
-    heavier source's is 1 + μ(eʸ - 1) = (1-μ)(1 + e^{y - |odds|}); docs: mixtures, M4.
+    With μ the lighter weight at the base, and y = ±k(l - base) growing with it, the sum of powers
+    over the heavier source's is 1 + μ(eʸ - 1) = (1-μ)(1 + e^{lead}), where lead, the log odds of
+    the lighter source, is made of l itself: next to a base far away, l - base knows little of l.
+
+    Args:
+        log_ratio: l = log p - log q.
+        base: a finite log ratio, a number or one a row.
+        k: the exponent.
+        odds: log(λ/(1-λ)).
+        xp: the namespace that computes.
     """
-    x = k * log_ratio
-    q_lighter, size = _lighter(odds + xp.zeros_like(x), xp)
+    x = k * (log_ratio - base)
+    q_lighter, size = _lighter(odds + k * base + xp.zeros_like(x), xp)
     y = xp.where(q_lighter, -x, x)
     rest = xp.exp(-size)
     lighter, log_heavier = rest / (1.0 + rest), -xp.log1p(rest)
-    lead = y - size  # log odds of the lighter source here
+    p_over_q = odds + k * log_ratio
+    lead = xp.where(q_lighter, -p_over_q, p_over_q)
     lighter_leads = lead > 0.0
     shrunk = xp.exp(xp.where(lighter_leads, -lead, lead))  # not -|lead|; see _lighter
     # The first form below y = -0.8 would bring log1p where JAX's is wrong (see log_near_one).
@@ -138,11 +149,14 @@ def _lighter(odds: Array, xp: Namespace) -> tuple[Array, Array]:
     return q_lighter, xp.where(q_lighter, odds, -odds)
 
 
-def _extreme(signed: Array, log_ratio: Array, lam: Array | float, xp: Namespace) -> Ratios:
-    """The maximum, or the minimum, of the two: the source where ``signed`` is positive is p."""
+def _extreme(log_ratio: Array, k: Array | float, lam: Array | float, xp: Namespace) -> Ratios:
+    """The maximum (k = inf) or the minimum (k = -inf) of the two."""
     zero = xp.zeros_like(log_ratio)
-    p_leads = signed > 0.0
-    pi = xp.where(signed == 0.0, zero + lam, xp.where(p_leads, zero + 1.0, zero))
+    if isinstance(k, float):
+        p_leads = log_ratio > 0.0 if k > 0.0 else log_ratio < 0.0
+    else:
+        p_leads = xp.where(k > 0.0, log_ratio, -log_ratio) > 0.0
+    pi = xp.where(log_ratio == 0.0, zero + lam, xp.where(p_leads, zero + 1.0, zero))
     return xp.where(p_leads, 0.0, -log_ratio), xp.where(p_leads, log_ratio, 0.0), pi, 1.0 - pi
 
 
@@ -150,145 +164,139 @@ def mixture_ratios_of(
     log_ratio: Array, k: Array | float, lam: Array | float, xp: Namespace
 ) -> Ratios:
     """:func:`mixture_ratios` where k or λ may be arrays that broadcast with the log ratio."""
-    return reweighted(log_ratio, 0.0, k, lam, xp)[:4]
+    return anchored_ratios("p", log_ratio, 0.0, k, lam, xp)
 
 
-def reweighted(
+def anchored_ratios(
+    side: str,
     log_ratio: Array,
     base: Array | float,
     k: Array | float,
     lam: Array | float,
     xp: Namespace,
-) -> Reweighted:
-    """The ratios less what they are where the log ratio is ``base``, and the weights.
+) -> Ratios:
+    """Both log ratios less one number, that of log(r̃/u) where the log ratio is ``base``; π and w.
 
     r̃ over its value there is again a mixture, of p and q over theirs, with the weights that they
     have there: so the differences keep their relative precision. Docs: mixtures, M11.
 
     Args:
+        side: the source u, "p" or "q".
         log_ratio: l = log p - log q.
-        base: a finite log ratio, a number or one a row.
+        base: a finite log ratio, one a row; the number 0 takes nothing off.
         k: the exponent, a number or an array.
         lam: λ, a number or an array.
         xp: the namespace that computes.
     """
-    d = log_ratio - base
     if isinstance(k, float) and isinstance(lam, float):
-        if math.isinf(k) and 0.0 < lam < 1.0:
-            return Reweighted(*_extreme_from(log_ratio, base, k, lam, xp), d, d)
-        if k == 0.0 or lam in (0.0, 1.0):
-            return Reweighted(*mixture_ratios(d, k, lam, xp), d, d)
-        return power_ratios(d, k, log_odds(lam, xp) + k * base, xp)
-    zero = xp.zeros_like(d)
+        if math.isinf(k) or lam in (0.0, 1.0):
+            return _anchored_limit(side, log_ratio, base, partial(mixture_ratios, k=k, lam=lam), xp)
+        if k == 0.0:
+            return _anchored_geometric(side, log_ratio, base, lam, xp)
+        return _anchored_power(side, log_ratio, base, k, lam, xp)
+    zero = xp.zeros_like(log_ratio)
     k, lam = zero + k, zero + lam
+    if not differentiates(xp):
+        return _anchored_arrays(side, log_ratio, base, k, lam, xp)
+    still = held(k, xp), held(lam, xp)
+    over_p, over_q, pi, w = _anchored_arrays(side, log_ratio, base, *still, xp)
+    # Where a source is zero r̃ is too, or a large ratio stands for it.
+    positive = still[0] > 0.0
+    far = 1e3 / xp.where(positive, still[0], 1.0)
+    for zero, there, ratio in (
+        (log_ratio == xp.inf, positive & (still[1] > 0.0), far),
+        (log_ratio == -xp.inf, positive & (still[1] < 1.0), -far),
+    ):
+        log_ratio = xp.where(zero, xp.where(there, ratio, 0.0), log_ratio)
+    ratios = _anchored_arrays("p", log_ratio, 0.0, *still, xp)
+    moving = drift(log_ratio, k, lam, *ratios[:2], *still, xp)
+    return over_p + moving, over_q + moving, pi, w
+
+
+def _anchored_arrays(
+    side: str, log_ratio: Array, base: Array | float, k: Array, lam: Array, xp: Namespace
+) -> Ratios:
     sharp, flat = xp.isinf(k), k == 0.0
     none, full = lam == 0.0, lam == 1.0
     share = xp.where(none | full, 0.5, lam)
-    inside = xp.where(sharp | flat, 1.0, k)
-    power = power_ratios(d, inside, log_odds(share, xp) + inside * base, xp)
-    result: Ratios = power[:4]
+    result = _anchored_power(side, log_ratio, base, xp.where(sharp | flat, 1.0, k), share, xp)
+    limit = partial(_anchored_limit, side, log_ratio, base)
     for holds, values in (
-        (sharp, _extreme_from(log_ratio, base, k, share, xp)),
-        (flat, ((share - 1.0) * d, share * d, share, 1.0 - share)),
-        (none, (-d, zero, zero, zero + 1.0)),
-        (full, (zero, d, zero + 1.0, zero)),
+        (sharp, limit(partial(_extreme, k=k, lam=share), xp)),
+        (flat, _anchored_geometric(side, log_ratio, base, share, xp)),
+        (none, limit(partial(mixture_ratios, k=1.0, lam=0.0), xp)),
+        (full, limit(partial(mixture_ratios, k=1.0, lam=1.0), xp)),
     ):
         result = tuple(xp.where(holds, a, b) for a, b in zip(values, result, strict=True))
-    return Reweighted(*result, power.log_pi, power.log_w)
+    return result
 
 
-def from_the_other(
+def _anchored_limit(
     side: str,
-    base: Array,
+    log_ratio: Array,
+    base: Array | float,
+    ratios: Callable[..., Ratios],
+    xp: Namespace,
+) -> Ratios:
+    """Those of a source, a maximum or a minimum: each is 0 or ±l, and taken off as it is."""
+    over_p, over_q, pi, w = ratios(log_ratio, xp=xp)
+    if isinstance(base, float):
+        return over_p, over_q, pi, w
+    there = ratios(base, xp=xp)[0 if side == "p" else 1]
+    return over_p - there, over_q - there, pi, w
+
+
+def _anchored_geometric(
+    side: str, log_ratio: Array, base: Array | float, lam: Array | float, xp: Namespace
+) -> Ratios:
+    """Those at k = 0, each by terms that are no larger than they need to be."""
+    mu = 1.0 - lam
+    zero = xp.zeros_like(log_ratio)
+    d = log_ratio - base
+    if side == "p":
+        return -mu * d, lam * log_ratio + mu * base, zero + lam, zero + mu
+    return -mu * log_ratio - lam * base, lam * d, zero + lam, zero + mu
+
+
+def _anchored_power(
+    side: str,
+    log_ratio: Array,
+    base: Array | float,
     k: Array | float,
     lam: Array | float,
-    ratios: Reweighted,
     xp: Namespace,
-) -> Array:
-    """log(r̃/v) less log(r̃/u) at ``base``, for the side u and the other source v.
+) -> Ratios:
+    """Those at a finite k that is not 0.
 
-    The two would cancel in the sum of the reweighted ratio and ``base`` where that is large; the
-    weights know it: r̃ᵏ/vᵏ is the weight of v over its share. Docs: mixtures, M11.
+    The ratio to the other source v may not be the one that is reweighted plus ``base``, nor the
+    one to u plus l, where these are large and cancel. Where v counts, the weights know it: r̃ᵏ/vᵏ
+    is the weight of v over its share.
     """
-    sign, over, share, log_share = (
-        (1.0, ratios.over_q, ratios.w, ratios.log_w)
-        if side == "p"
-        else (-1.0, ratios.over_p, ratios.pi, ratios.log_pi)
-    )
-    added = over + sign * base
-    numbers = isinstance(k, float) and isinstance(lam, float)
-    if numbers and (k == 0.0 or math.isinf(k) or lam in (0.0, 1.0)):
-        return added
-    usable: Array = True
-    if not numbers:
-        zero = xp.zeros_like(base)
-        k, lam = zero + k, zero + lam
-        usable = (k != 0.0) & ~xp.isinf(k) & (lam > 0.0) & (lam < 1.0)
-        k, lam = xp.where(usable, k, 1.0), xp.where(usable, lam, 0.5)
     odds = log_odds(lam, xp)
+    ratios = power_ratios(log_ratio, base, k, odds, xp)
+    if isinstance(base, float):
+        return ratios[:4]
+    sign, own, over, share, log_share = (
+        (1.0, ratios.over_p, ratios.over_q, ratios.w, ratios.log_w)
+        if side == "p"
+        else (-1.0, ratios.over_q, ratios.over_p, ratios.pi, ratios.log_pi)
+    )
     q_lighter, size = _lighter(odds + k * base, xp)
     log_heavier = -xp.log1p(xp.exp(-size))
     heavier = q_lighter if side == "p" else ~q_lighter
     log_share_there = xp.where(heavier, log_heavier, log_heavier - size)
-    apart = (xp.abs(k * base) > 1.0) & (share > 0.25) & usable
     known = (log_share_there - sign * odds - log_share) / k
-    return xp.where(apart, known, added)
-
-
-def _extreme_from(
-    log_ratio: Array, base: Array | float, k: Array | float, lam: Array | float, xp: Namespace
-) -> Ratios:
-    zero = xp.zeros_like(log_ratio)
-    sign = xp.where(zero + k > 0.0, 1.0, zero - 1.0)
-    base = zero + base
-    there = _extreme(sign * base, base, lam, xp)
-    over_p, over_q, pi, w = _extreme(sign * log_ratio, log_ratio, lam, xp)
-    return over_p - there[0], over_q - there[1], pi, w
+    far = xp.where(share > 0.25, known, own + sign * log_ratio)
+    other = xp.where(xp.abs(k * base) > 1.0, far, over + sign * base)
+    over_p, over_q = (own, other) if side == "p" else (other, own)
+    return over_p, over_q, ratios.pi, ratios.w
 
 
 def log_mixture(log_p: Array, log_q: Array, ratios: Ratios, xp: Namespace) -> Array:
     """Return log r̃, added up from the source that leads the mean, so that no infinities cancel.
 
-    Ratios may be those of :func:`reweighted`, less one number. Docs: mixtures, M6.
+    Ratios may be those of :func:`anchored_ratios`, less one number. Docs: mixtures, M6.
     """
     over_p, over_q, pi, w = ratios
     p_leads = ((pi >= w) & (over_p < xp.inf)) | (over_q == xp.inf)
     return xp.where(p_leads, log_p + over_p, log_q + over_q)
-
-
-def by_lam(
-    k: Array | float, lam: Array | float, log_ratio: Array, ratios: Ratios, xp: Namespace
-) -> Array:
-    """∂log r̃/∂λ = E(k, log(p/r̃)) - E(k, log(q/r̃)), of opposite signs (docs: mixtures, M8)."""
-    over_p, over_q, pi, w = ratios
-    direct = expm1_quotient(k, -over_p, xp) - expm1_quotient(k, -over_q, xp)
-    # The same by the weights, where the exponents are large and so is their rounding.
-    k, lam = xp.zeros_like(over_p) + k, xp.zeros_like(over_p) + lam
-    apart = (xp.abs(k * log_ratio) > 1.0) & ~xp.isinf(k) & (k != 0.0) & (lam > 0.0) & (lam < 1.0)
-    k, share = xp.where(apart, k, 1.0), xp.where(apart, lam, 0.5)
-    return xp.where(apart, (pi / share - w / (1.0 - share)) / k, direct)
-
-
-def by_alpha(
-    k: Array | float,
-    lam: Array | float,
-    log_ratio: Array,
-    over_p: Array,
-    over_q: Array,
-    xp: Namespace,
-) -> Array:
-    """∂log r̃/∂α = -KL(π‖λ)/(2k²), a sum of two negatives (docs: mixtures, M9)."""
-    k, lam = xp.zeros_like(over_p) + k, xp.zeros_like(over_p) + lam
-    mixed = (lam > 0.0) & (lam < 1.0)
-    over_p, over_q = xp.where(mixed, over_p, 0.0), xp.where(mixed, over_q, 0.0)
-    extreme, geometric = xp.isinf(k), xp.abs(k * log_ratio) < SMALL_POWER
-    inside = xp.where(extreme | geometric, 1.0, k)
-    total = lam * kl_share(inside * over_p, xp) + (1.0 - lam) * kl_share(inside * over_q, xp)
-    power = -0.5 * (total / inside) / inside
-    limit = -0.25 * lam * (1.0 - lam) * xp.where(geometric & mixed, log_ratio * log_ratio, 0.0)
-    return xp.where(extreme | ~mixed, 0.0, xp.where(geometric, limit, power))
-
-
-def kl_share(z: Array, xp: Namespace) -> Array:
-    """1 - e^{-z}(1 + z): the term of KL(π‖λ) over λ, with π = λe^{-z} (docs: mixtures, M9)."""
-    return exp_bregman(xp.zeros_like(z), -z, z, xp)

@@ -128,25 +128,6 @@ def _run(
     return form(*operands, needs=needs or none, xp=array_api_compat.array_namespace(first))
 
 
-def held(array: Array) -> Array:
-    """The array as a constant, where a library differentiates the core's own operations."""
-    if array_api_compat.is_torch_array(array):
-        return array.detach()
-    if array_api_compat.is_jax_array(array):
-        from amidmath.backends import jax as jax_backend
-
-        return jax_backend.held(array)
-    return array
-
-
-def held_but_for(part: Array, array: Array, xp: Namespace) -> Array:
-    """The array as what only a part of it varies, likewise, and that only where it is finite."""
-    if not (array_api_compat.is_torch_array(array) or array_api_compat.is_jax_array(array)):
-        return array
-    still = held(part)
-    return held(array) + xp.where(xp.abs(still) < xp.inf, part - still, 0.0)
-
-
 def at_hand(array: Array) -> bool:
     """Whether the array's values can be looked at without waiting for a device or a trace."""
     if array_api_compat.is_torch_array(array):

@@ -6,16 +6,9 @@ from dataclasses import dataclass
 import array_api_compat
 
 from amidmath import _checks, _dispatch
-from amidmath._assistant import (
-    SMALL_POWER,
-    by_alpha,
-    by_lam,
-    exponents,
-    kl_share,
-    log_mixture,
-    mixture_ratios_of,
-)
-from amidmath._pointwise import expm1_quotient, log_near_one, shared_support, weighted
+from amidmath._assistant import exponents, log_mixture, mixture_ratios_of
+from amidmath._knobs import by_alpha, by_lam, kl_rate
+from amidmath._pointwise import expm1_quotient, log_near_one, ratio_of, weighted
 from amidmath._typing import Array, Namespace, Partials
 
 
@@ -160,17 +153,9 @@ def _power(log_x: Array, c: Array, xp: Namespace) -> Array:
 
 def _by_alpha(over: Array, lam: Array, k: Array | float, axis: int, xp: Namespace) -> Array:
     """-KL(π‖λ)/(2k²), and -Var_λ(log x)/4 at k = 0; docs: mixtures, M9."""
-    k = xp.zeros_like(xp.max(over, axis=axis, keepdims=True)) + k
-    widest = xp.max(xp.abs(xp.where(lam == 0.0, 0.0, over)), axis=axis, keepdims=True)
-    geometric, extreme = xp.abs(k) * widest < SMALL_POWER, xp.isinf(k)
-    inside = xp.where(geometric | extreme, 1.0, k)
-    terms = weighted(lam + xp.zeros_like(over), kl_share(-inside * over, xp), xp)
-    power = -0.5 * (xp.sum(terms, axis=axis, keepdims=True) / inside) / inside
-    near = xp.where(geometric, over, 0.0)
-    limit = -0.25 * xp.sum(
-        weighted(lam + xp.zeros_like(over), near * near, xp), axis=axis, keepdims=True
-    )
-    return xp.where(extreme, 0.0, xp.where(geometric, limit, power))
+    k = xp.zeros_like(over) + k
+    terms = weighted(lam + xp.zeros_like(over), kl_rate(k, -over, xp), xp)
+    return -0.5 * xp.sum(terms, axis=axis, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -188,14 +173,14 @@ class Mixture:
         p, q, *remaining = (xp.astype(a, dtype, copy=False) for a in (log_p, log_q, *knobs))
         k = exponents(remaining.pop(0), xp) if self.k is None else self.k
         lam = remaining.pop(0) if self.lam is None else self.lam
-        _, _, ratio = shared_support(p, q, p - q, xp)
+        ratio = ratio_of(p, q, p - q, xp)
         over_p, over_q, pi, w = ratios = mixture_ratios_of(ratio, k, lam, xp)
         value = log_mixture(p, q, ratios, xp)
         partials = [pi, w]
         if any(needs[2:]):
             exists = value > -xp.inf
             if self.k is None:
-                by = by_alpha(k, lam, ratio, over_p, over_q, xp)
+                by = by_alpha(k, lam, over_p, over_q, xp)
                 partials.append(xp.where(exists, by, 0.0))
             if self.lam is None:
                 partials.append(xp.where(exists, by_lam(k, lam, ratio, ratios, xp), 0.0))

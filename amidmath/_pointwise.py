@@ -14,6 +14,8 @@ from amidmath._typing import Array, Namespace
 
 # A factor below this acts as zero to the last bit, and its square would underflow.
 NEGLIGIBLE = 1e-20
+# Logarithms of the smallest normal numbers.
+LEAST_LOG, LEAST_LOG_SINGLE = -1022.0 * math.log(2.0), -126.0 * math.log(2.0)
 
 
 def _series(highest: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -89,9 +91,14 @@ def exp_quotient(n: Array, m: Array, g: float, d: Array, xp: Namespace) -> Array
 def expm1_quotient(c: Array | float, x: Array, xp: Namespace) -> Array:
     """E(c, x) = (e^{cx} - 1)/c, x at c = 0, 0 at c = ±inf (docs: stable evaluation, S6)."""
     c = xp.zeros_like(x) + c
-    flat, sharp = xp.abs(c) < NEGLIGIBLE, xp.isinf(c)
-    inside = xp.where(flat | sharp, 1.0, c)
-    return xp.where(sharp, 0.0, xp.where(flat, x, xp.expm1(inside * x) / inside))
+    sharp, bounded = xp.isinf(c), xp.where(xp.isinf(x), 0.0, x)
+    z = xp.where(sharp, 1.0, c) * xp.where(c == 0.0, bounded, x)
+    near = xp.abs(z) <= 1.0
+    z_near = xp.where(near, z, 0.0)
+    close = x + bounded * (z_near * phi2(z_near, xp))
+    z_far, c_far = xp.where(near, 1.0, z), xp.where(near | sharp, 1.0, c)
+    far = xp.expm1(z_far) / c_far
+    return xp.where(sharp, 0.0, xp.where(near, close, far))
 
 
 def difference_parts(a: Array, b: Array, xp: Namespace) -> tuple[Array, Array]:
@@ -122,12 +129,28 @@ def log1p_near(x: Array, xp: Namespace) -> Array:
     return getattr(xp, "log1p_near", xp.log1p)(x)
 
 
+def absent(log_x: Array, log_y: Array, xp: Namespace) -> Array:
+    """Whether a token takes no part in a divergence: neither distribution has it.
+
+    A probability below the smallest normal number is none: some executors keep a few bits of it,
+    others round it to 0, and one next to an exact 0 would be infinitely far from it here and at no
+    distance there. Docs: stable evaluation, S8.
+    """
+    least = LEAST_LOG_SINGLE if _is_single(log_x, xp) else LEAST_LOG
+    return (log_x < least) & (log_y < least)
+
+
 def shared_support(
     log_x: Array, log_y: Array, log_ratio: Array, xp: Namespace
 ) -> tuple[Array, Array, Array]:
-    """The three arguments, with x = y = 1 put where x = y = 0: every divergence is 0 there.
+    """The three arguments, with x = y = 1 put where neither has mass: every divergence is 0 there.
 
     A token that neither distribution has (a padded vocabulary entry) takes no part in them.
     """
-    absent = (log_x == -xp.inf) & (log_y == -xp.inf)
-    return tuple(xp.where(absent, 0.0, a) for a in (log_x, log_y, log_ratio))
+    nothing = absent(log_x, log_y, xp)
+    return tuple(xp.where(nothing, 0.0, a) for a in (log_x, log_y, log_ratio))
+
+
+def ratio_of(log_x: Array, log_y: Array, log_ratio: Array, xp: Namespace) -> Array:
+    """The log ratio, and 0 where both logarithms are -inf."""
+    return xp.where((log_x == -xp.inf) & (log_y == -xp.inf), 0.0, log_ratio)

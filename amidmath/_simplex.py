@@ -3,7 +3,7 @@
 import array_api_compat
 
 from amidmath._mean_forms import log_softmax, log_sum_exp
-from amidmath._pointwise import difference_parts, exp_difference, log_near_one, shared_support
+from amidmath._pointwise import difference_parts, exp_difference, log_near_one, ratio_of
 from amidmath._typing import Array, Namespace
 
 
@@ -25,7 +25,7 @@ def log_softmax_pair(
     if difference is None:
         difference, lost = difference_parts(teacher, student, xp)
     centred = (difference - peaks) + (lost - lost_of_peaks)
-    _, _, ratio = shared_support(student, teacher, centred - (log_zp - log_zq), xp)
+    ratio = ratio_of(student, teacher, centred - (log_zp - log_zq), xp)
     off = xp.sum(exp_difference(log_q, log_p, -ratio, xp), axis=-1, keepdims=True)
     return log_q, log_p, ratio + xp.log1p(off)
 

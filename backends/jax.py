@@ -9,6 +9,7 @@ import jax.numpy as xp
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
+from amidmath._differentiated import Differentiated
 from amidmath._dispatch import scaled_sum
 from amidmath._rows import Chunked, RowForm, rows_per_chunk
 from amidmath._typing import Array, ClosedForm, Partials
@@ -50,15 +51,13 @@ def in_chunks(
     return mapped
 
 
+_DIFFERENTIATED = Differentiated(xp, jax.lax.stop_gradient)
+
+
 def plain(form: ClosedForm, operands: tuple[Array, ...]) -> Array:
     """The closed form's value by JAX's own operations, for as many derivatives as are asked."""
-    value, _ = form(*operands, needs=(False,) * len(operands), xp=xp)
+    value, _ = form(*operands, needs=(False,) * len(operands), xp=_DIFFERENTIATED)
     return value
-
-
-def held(array: Array) -> Array:
-    """The array as a constant in derivatives."""
-    return jax.lax.stop_gradient(array)
 
 
 def at_hand(array: Array) -> bool:

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.autograd.forward_ad import unpack_dual
 from torch.autograd.function import once_differentiable
 
+from amidmath._differentiated import Differentiated
 from amidmath._dispatch import scaled_sum
 from amidmath._rows import RowForm
 from amidmath._typing import Array, ClosedForm, Partials
@@ -44,11 +45,14 @@ def differentiable(
     """
     none = (False,) * len(operands)
     if backend == "reference":
-        return form(*operands, needs=none, xp=xp)[0]
+        return form(*operands, needs=none, xp=_DIFFERENTIATED)[0]
     needs = tuple(operand.requires_grad for operand in operands)
     if not any(needs) or not torch.is_grad_enabled():
         return run(form, operands, none, backend)[0]
     return _ClosedForm.apply(form, axis, needs, backend, *operands)[0]
+
+
+_DIFFERENTIATED = Differentiated(xp, torch.Tensor.detach)
 
 
 def total(

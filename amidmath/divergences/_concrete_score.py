@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from amidmath import _checks, _dispatch
-from amidmath._pointwise import weighted
+from amidmath import _checks
+from amidmath._differentiated import held
+from amidmath._pointwise import absent, weighted
 from amidmath._typing import Array, Namespace
 from amidmath.divergences._base import Divergence, Evaluated
 
@@ -74,16 +75,16 @@ class ConcreteScore(Divergence):
         self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
     ) -> Evaluated:
         """Half of both variances and of the squared difference of the means."""
-        absent = (log_x == -xp.inf) & (log_y == -xp.inf)
-        ratio = xp.where(absent, 0.0, xp.where(absent, 0.0, log_ratio))
-        ones = xp.where(absent, 0.0, xp.ones_like(log_x))
-        masses = {"x": xp.exp(log_x), "y": xp.exp(log_y), "uniform": ones}
+        nothing = absent(log_x, log_y, xp)
+        ratio = xp.where(nothing, 0.0, log_ratio)
+        each = {"x": xp.exp(log_x), "y": xp.exp(log_y), "uniform": xp.ones_like(log_x)}
+        masses = {name: xp.where(nothing, 0.0, mass) for name, mass in each.items()}
 
         def total(a: Array) -> Array:
             return xp.sum(a, axis=-1, keepdims=True)
 
         w1, w2 = (
-            _dispatch.held(masses[name] / total(masses[name])) for name in (self.first, self.second)
+            held(masses[name] / total(masses[name]), xp) for name in (self.first, self.second)
         )
         infinite = xp.abs(ratio) == xp.inf
         apart = total(xp.where(infinite, w1 + w2, 0.0)) > 0.0
@@ -91,7 +92,8 @@ class ConcreteScore(Divergence):
         mean1, mean2 = total(w1 * ratio), total(w2 * ratio)
         mean2 = mean1 if self.first == self.second else mean2
         off1, off2 = ratio - mean1, ratio - mean2
-        value = 0.5 * (total(w1 * off1 * off1) + total(w2 * off2 * off2) + (mean1 - mean2) ** 2)
+        spread = weighted(w1, off1 * off1, xp) + weighted(w2, off2 * off2, xp)
+        value = 0.5 * (total(spread) + (mean1 - mean2) ** 2)
         value = xp.where(apart, xp.inf, value)[..., 0]
         if not with_partials:
             return value, None

@@ -1,5 +1,6 @@
 """Rényi divergence, and those that are multiples of it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,6 +9,7 @@ from amidmath import _checks
 from amidmath._mean_forms import log_sum_exp
 from amidmath._pointwise import (
     NEGLIGIBLE,
+    absent,
     exp_difference,
     exp_quotient,
     log_near_one,
@@ -33,15 +35,17 @@ def renyi(
     Σ x^ρ y^{1-ρ} = 1 + ρ(ρ-1) Σ term, the terms of the power divergence, which keep their
     precision near x = y; far from there its logarithm is summed directly, and cannot underflow.
     """
-    absent = (log_x == -xp.inf) & (log_y == -xp.inf)
+    nothing = absent(log_x, log_y, xp)
     log_x, log_y, log_ratio = shared_support(log_x, log_y, log_ratio, xp)
-    terms = power_term(log_x, log_y, log_ratio, rho, one_minus, xp)
-    power = xp.sum(terms, axis=-1, keepdims=True)
     mid = power_mean(log_x, log_y, rho, one_minus, xp)
+    beyond = mid > math.log(xp.finfo(mid.dtype).max)
+    within = (xp.where(beyond, 0.0, a) for a in (log_x, log_y, log_ratio))
+    terms = xp.where(beyond, xp.inf, power_term(*within, rho, one_minus, xp))
+    power = xp.sum(terms, axis=-1, keepdims=True)
     if abs(one_minus) < NEGLIGIBLE:
         log_total, value = xp.zeros_like(power), power
     else:
-        present = xp.where(absent, -xp.inf, mid)
+        present = xp.where(nothing, -xp.inf, mid)
         infinite = xp.max(present, axis=-1, keepdims=True) == xp.inf
         direct, _ = log_sum_exp(xp.where(infinite, 0.0, present), -1, xp)
         direct = xp.where(infinite, xp.inf, direct)
@@ -54,7 +58,7 @@ def renyi(
     small = power < 1.0
     both = terms - weighted(xp.exp(mid - log_total), xp.where(small, power, 0.0), xp)
     both = xp.where(small, rho * both, rho * slope - gap)
-    return value[..., 0], tuple(xp.where(absent, 0.0, a) for a in (rho * slope, -gap, both))
+    return value[..., 0], tuple(xp.where(nothing, 0.0, a) for a in (rho * slope, -gap, both))
 
 
 @dataclass(frozen=True)

@@ -370,7 +370,7 @@ SPREADS = (-50.0, -5.0, -1 - 1e-9, -1.0, -1 + 1e-9, 0.0, 1 - 1e-9, 1.0, 1 + 1e-9
 def test_alpha_jensen_shannon(library, oracle, lam):
     """Value and gradients from the closed form, by differences.
 
-    16 eps, and that of the powers pᵏ of what is known by its logarithm, k times as much.
+    32 eps, and that of the powers pᵏ of what is known by its logarithm, k times as much.
     """
     student, teacher = logits(library.dtype)
     for alpha in SPREADS:
@@ -381,7 +381,7 @@ def test_alpha_jensen_shannon(library, oracle, lam):
         value, grads = library.numpy(value), [library.numpy(g) for g in grads]
         for row, point in enumerate(points(student, teacher, oracle)):
             wanted, slopes, span = spread_and_slopes(point[: 2 * V], alpha, lam)
-            units = 16 + (1 + abs(1 - alpha) / 2) * float(span)
+            units = 32 + (1 + abs(1 - alpha) / 2) * float(span)
             what = f"α={alpha!r}, row {row}, "
             check(oracle, library.eps, value[row], wanted, units, wanted, library.tiny, what)
             for name, grad, part in zip(BOTH, grads, (slopes[:V], slopes[V:]), strict=True):

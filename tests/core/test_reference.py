@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 
+import definitions
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -69,11 +71,18 @@ def gradients(loss, student, teacher, framework, rows=slice(None)):
     return zip(got, wanted, strict=True)
 
 
-def check(loss, student, teacher, framework, rows=slice(None)):
+def check(loss, student, teacher, framework, rows=None):
+    if rows is None:
+        rows = smooth_rows(loss)
     for got, wanted in gradients(loss, student, teacher, framework, rows):
         np.testing.assert_allclose(
             np.asarray(got)[rows], wanted[rows], rtol=1e-11, atol=1e-13, err_msg=repr(loss)
         )
+
+
+def smooth_rows(loss):
+    """Of :func:`logits`, without the row whose equal tokens are a kink of the total variation."""
+    return np.array([0, 1, 2, 4]) if "TotalVariation" in repr(loss) else slice(None)
 
 
 def amid(divergence, order, held, alpha, lam=0.5):
@@ -235,3 +244,97 @@ def test_what_is_held_is_constant_in_second_derivatives_too(framework):
     wanted = fisher(q) + np.diag(q * lean) - np.outer(q, q * lean) - np.outer(q * lean, q)
     got = hessian(loss, student, teacher, framework)
     np.testing.assert_allclose(got, wanted, atol=1e-14)
+
+
+# ---------------------------------------------------------------------------------------------
+# By the knobs, at every limit of theirs
+
+KNOBS = [
+    *itertools.product(
+        (-INF, -5.0, -1.0, 0.5, 1 - 1e-6, 1.0, 1 + 1e-12, 3.0, INF), (0.0, 1e-6, 0.3, 0.5, 1.0)
+    )
+]
+FOUR = (*BOTH, "alpha", "lam")
+
+
+def rows_and_knobs():
+    """Unrelated rows, equal ones, and zeros on both sides or on one, each with every pair."""
+    student, teacher = (a[[0, 1, 0, 0, 0], :4].copy() for a in logits())
+    student[2, 2] = teacher[2, 2] = student[3, 1] = teacher[4, 1] = -INF
+    alpha, lam = np.tile(KNOBS, (len(student), 1)).T
+    student, teacher = (np.repeat(a, len(KNOBS), axis=0) for a in (student, teacher))
+    return student, teacher, alpha, lam
+
+
+@by_framework
+@pytest.mark.parametrize("order", ["pr", "rp", "qr", "rq"])
+def test_derivatives_by_every_argument_at_every_limit(framework, order):
+    """Those of the closed form: alpha = 1, ±inf and next to 1, λ at its ends, zeros, equality."""
+    operands = rows_and_knobs()
+    divergences = (am.KL(), am.AlphaBeta(0.2, 0.7), am.SquaredHellinger(), am.Renyi(2.0))
+    for divergence in divergences if framework == "torch" else divergences[:1]:
+        loss = am.AMiD(divergence, order, *operands[2:])
+        values, wanted = loss.value_and_grad(*operands[:2], reduction="none", wrt=FOUR)
+        finite = np.flatnonzero(np.isfinite(values))
+
+        def total(student, teacher, alpha, lam, divergence=divergence, finite=finite):
+            loss = am.AMiD(divergence, order, alpha, lam)
+            values = loss(student, teacher, reduction="none", backend="reference")
+            return values[finite].sum()
+
+        if framework == "torch":
+            leaves = [torch.from_numpy(a).requires_grad_() for a in operands]
+            got = torch.autograd.grad(total(*leaves), leaves)
+        else:
+            got = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))(*map(jnp.asarray, operands))
+        for name, one, two in zip(FOUR, got, wanted, strict=True):
+            there = finite[np.isfinite(two[finite].reshape(len(finite), -1)).all(axis=-1)]
+            np.testing.assert_allclose(
+                np.asarray(one)[there],
+                two[there],
+                rtol=1e-8,
+                atol=1e-8,
+                err_msg=f"{divergence} by {name}",
+            )
+
+
+@by_framework
+@pytest.mark.parametrize(
+    ("alpha", "lam"), [(1.0, 0.3), (1.0, 0.0), (-1.0, 0.3), (-1.0, 0.0), (3.0, 1.0), (0.5, 1.0)]
+)
+def test_second_derivatives_by_the_knobs(framework, alpha, lam):
+    """By differences of the definition, at the limits too."""
+    student, teacher = (a[0, :4] for a in logits())
+    step = mpmath.mpf(10) ** -15
+
+    def definition(a, b):
+        p, q = (
+            [mpmath.exp(v) for v in definitions.log_softmax([mpmath.mpf(float(v)) for v in row])]
+            for row in (teacher, student)
+        )
+        weights = (mpmath.mpf(lam) + b, 1 - mpmath.mpf(lam) - b)
+        r = [definitions.mean(pair, weights, alpha + a) for pair in zip(p, q, strict=True)]
+        total = mpmath.fsum(r)
+        return mpmath.fsum(u * mpmath.log(u * total / v) for u, v in zip(p, r, strict=True))
+
+    with mpmath.workdps(80):
+        here = definition(0, 0)
+        up, down = ([definition(s, 0), definition(0, s)] for s in (step, -step))
+        wanted = np.empty((2, 2))
+        for i in range(2):
+            wanted[i, i] = (up[i] + down[i] - 2 * here) / step**2
+        both = definition(step, step) - up[0] - up[1] + here
+        wanted[0, 1] = wanted[1, 0] = both / step**2
+
+    def value(knobs):
+        loss = am.AMiD(am.KL(), "pr", knobs[0], knobs[1])
+        rows = student[None], teacher[None]
+        arrays = map(torch.from_numpy if framework == "torch" else jnp.asarray, rows)
+        return loss(*arrays, reduction="sum", backend="reference")
+
+    at = np.array([alpha, lam])
+    if framework == "torch":
+        got = torch.autograd.functional.hessian(value, torch.from_numpy(at))
+    else:
+        got = jax.hessian(value)(jnp.asarray(at))
+    np.testing.assert_allclose(got, wanted, rtol=1e-8, atol=1e-10)

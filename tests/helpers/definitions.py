@@ -60,9 +60,13 @@ def of_tokens(
     x: Sequence[Any],
     y: Sequence[Any],
     nothing: Any = NOTHING,
+    least: Any = 0,
 ) -> Any:
-    """A definition of D(x‖y) on the tokens that x or y has, zeros being ``nothing``."""
-    tokens = [(u, v) for u, v in zip(x, y, strict=True) if u or v]
+    """A definition of D(x‖y) on the tokens that x or y has, zeros being ``nothing``.
+
+    A token that neither has as much as ``least`` of is left out.
+    """
+    tokens = [(u, v) for u, v in zip(x, y, strict=True) if max(u, v) >= least and (u or v)]
     columns = zip(*((u or nothing, v or nothing) for u, v in tokens), strict=True)
     # arccos of what rounding has put above 1 is complex; more digits put that right.
     return mpmath.re(definition(*columns, params, mpmath))

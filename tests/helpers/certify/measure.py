@@ -101,7 +101,7 @@ def _truth(point: Point, answer: Answer) -> tuple[Truth, dict[str, list[Number]]
     first, second = (_exact(row) for row in answer.rows)
     loss = Loss(
         type(point.divergence()).definition,
-        *(point.params, point.size, point.order, point.temperature),
+        *(point.params, point.size, point.order, point.temperature, answer.smallest),
     )
     numbers = _exact((answer.alpha, answer.lam)) if point.order else ()
     deltas: list[float] = []

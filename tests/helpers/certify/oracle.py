@@ -40,7 +40,8 @@ def _log_softmax(logits: Row, digits: int) -> tuple[Row, Row]:
 class Loss:
     """A divergence, or with ``order`` the AMiD loss, as a function of rows of exact numbers.
 
-    The variables are (x, y) for a divergence and (student, teacher, α, λ) for the loss.
+    The variables are (x, y) for a divergence and (student, teacher, α, λ) for the loss. Tokens of
+    which both sides have less than ``least`` take no part.
     """
 
     definition: Callable[..., Number]
@@ -48,6 +49,7 @@ class Loss:
     size: int
     order: str = ""
     temperature: float = 1.0
+    least: Number = 0
 
     def __call__(self, point: Row, zero: int) -> Number:
         """The value at a point, zero probabilities being 10^-zero."""
@@ -67,7 +69,7 @@ class Loss:
 
     def _divergence(self, x: Row, y: Row, zero: int) -> Number:
         """D(x‖y) by its definition, of tokens that either has."""
-        return of_tokens(self.definition, self.params, x, y, mpmath.mpf(10) ** -zero)
+        return of_tokens(self.definition, self.params, x, y, mpmath.mpf(10) ** -zero, self.least)
 
     def unsupported(self, point: Row) -> bool:
         """Whether the assistant does not exist: no common token at α >= 1."""
