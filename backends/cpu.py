@@ -23,6 +23,7 @@ from amidmath._typing import Array, Partials
 from amidmath.backends import llvm_jit
 from amidmath.backends.llvm_memory import DTYPES, Layout
 from amidmath.backends.llvm_rows import module_of
+from amidmath.backends.recent import Recent
 
 # Parts that rows are shared out in, for each thread: no thread waits long for another.
 _PARTS = 4
@@ -154,17 +155,21 @@ def _advise_huge_pages(address: int, size: int) -> None:
     advise(ctypes.c_void_p(first), ctypes.c_size_t(length), _MADV_HUGEPAGE)
 
 
-_KERNELS: dict[Any, Kernel] = {}
-_COMPILING = threading.Lock()
+_KERNELS: Recent[Kernel | str] = Recent(most=128)
+"""Kernels, or why there is none. Each takes some 200 KB of memory."""
 
 
 def _kernel(program: RowProgram, dtypes: tuple[str, ...], double: bool, masked: bool) -> Kernel:
-    key = (program.structure, dtypes, double, masked)
-    if key not in _KERNELS:
-        with _COMPILING:
-            if key not in _KERNELS:
-                _KERNELS[key] = _compiled(program, dtypes, double, masked)
-    return _KERNELS[key]
+    def make() -> Kernel | str:
+        try:
+            return _compiled(program, dtypes, double, masked)
+        except UnsupportedError as reason:
+            return str(reason)
+
+    kernel = _KERNELS.get((program.structure, dtypes, double, masked), make)
+    if isinstance(kernel, str):
+        raise UnsupportedError(kernel)
+    return kernel
 
 
 def _compiled(program: RowProgram, dtypes: tuple[str, ...], double: bool, masked: bool) -> Kernel:
