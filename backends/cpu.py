@@ -10,8 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -24,9 +23,7 @@ from amidmath.backends import llvm_jit
 from amidmath.backends.llvm_memory import DTYPES, Layout
 from amidmath.backends.llvm_rows import module_of
 from amidmath.backends.recent import Recent
-
-# Parts that rows are shared out in, for each thread: no thread waits long for another.
-_PARTS = 4
+from amidmath.backends.threads import share
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,13 @@ class View:
         address: of the first number.
         stride: bytes from row to row; the numbers of a row lie side by side.
         dtype: by its name.
+        owner: what the memory is freed with.
     """
 
     address: int
     stride: int
     dtype: str
+    owner: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -81,14 +80,7 @@ class Kernel:
             workspace = _workspace(size)
             self.function(addresses, strides, constants, vocabulary, first, last, workspace)
 
-        step = max(1, -(-rows // (threads * _PARTS)))
-        if threads == 1 or rows == 1:
-            part(0, rows)
-            return
-        starts = range(0, rows, step)
-        done = _pool(threads).map(part, starts, (min(s + step, rows) for s in starts))
-        for _ in done:
-            pass
+        share(part, rows, threads, holding=operands)
 
 
 def run(
@@ -200,19 +192,16 @@ def llvm_text(
     return str(module_of(ordered, layout)), layout, ordered.slots
 
 
-@lru_cache(maxsize=1)
 def threads_at_hand() -> int:
     """How many threads share the rows of NumPy arrays: ``OMP_NUM_THREADS``, or the cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
     affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) > 0 else cores
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 _LOCAL = threading.local()
-_POOLS: dict[int, ThreadPoolExecutor] = {}
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_POOLS.clear)  # threads do not survive a fork
 
 
 def _workspace(size: int) -> int:
@@ -221,9 +210,3 @@ def _workspace(size: int) -> int:
     if memory is None or len(memory) < size + 64:
         memory = _LOCAL.memory = (ctypes.c_char * (size + 64))()
     return (ctypes.addressof(memory) + 63) // 64 * 64
-
-
-def _pool(threads: int) -> ThreadPoolExecutor:
-    if threads not in _POOLS:
-        _POOLS[threads] = ThreadPoolExecutor(threads, thread_name_prefix="amidmath")
-    return _POOLS[threads]

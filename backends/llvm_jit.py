@@ -86,21 +86,26 @@ def native(text: str, name: str, *arguments: Any) -> Any:
     """
     with COMPILING:
         _UNUSED.clear()
-        if not fuses():
-            raise UnsupportedError("this on a processor without fused multiply-add")
-        library = llvm.JITLibraryBuilder().add_current_process().export_symbol(name)
-        library.add_object_img(machine().emit_object(optimized(text)))
-        jit = llvm.create_lljit_compiler(machine(), suppress_errors=True)
-        try:
-            tracker = library.link(jit, name)
-        except RuntimeError as reason:
-            raise UnsupportedError(
-                "this on this processor, where LLVM has no instructions for it but calls functions "
-                f"that are not there ({reason})"
-            ) from None
+        tracker = _linked(text, name)
     function: Any = ctypes.CFUNCTYPE(None, *arguments)(tracker[name])
     function.code = _Code(tracker)
     return function
+
+
+def _linked(text: str, name: str) -> Any:
+    """What the code in memory belongs to; all else that LLVM made is gone on return."""
+    if not fuses():
+        raise UnsupportedError("this on a processor without fused multiply-add")
+    library = llvm.JITLibraryBuilder().add_current_process().export_symbol(name)
+    library.add_object_img(machine().emit_object(optimized(text)))
+    jit = llvm.create_lljit_compiler(machine(), suppress_errors=True)
+    try:
+        return library.link(jit, name)
+    except RuntimeError as reason:
+        raise UnsupportedError(
+            "this on this processor, where LLVM has no instructions for it but calls functions "
+            f"that are not there ({reason})"
+        ) from None
 
 
 def assembly(text: str) -> str:
