@@ -113,7 +113,7 @@ def run(
     views = dict(zip(operand_names(form), operands, strict=True))
     values, views["value"] = empty(None)
     partials: list[Array | None] = [None] * len(operands)
-    for j in program.given(needs):
+    for j in program.given:
         if j == 0 and over is not None and kernel.overwriting:
             partials[0], views["partial0"] = over
             continue

@@ -85,7 +85,8 @@ def headers():
 @pytest.mark.skipif(nvrtc.library() is None, reason="no NVRTC: pip install nvidia-cuda-nvrtc-cu12")
 @pytest.mark.parametrize("architecture", ["compute_80", "compute_90"])
 @pytest.mark.parametrize(
-    ("student", "teacher"), [*((dtype, dtype) for dtype in FLOATS), ("float64", "float16")]
+    ("student", "teacher"),
+    [("float32", "float32"), ("float64", "float16"), ("float16", "float16")],
 )
 def test_source_compiles(cupy_backend, architecture, student, teacher):
     loss = am.AMiD(am.FisherRao(), order="qr", alpha=np.array(0.3), lam=np.array(0.1))
@@ -132,24 +133,16 @@ def test_values_and_gradients(run, name, dtype):
 
 
 @on_cpu
-@pytest.mark.parametrize(
-    ("student", "teacher", "knob"),
-    [
-        ("float16", "float32", "float64"),
-        ("float64", "float16", "float16"),
-    ],
-)
-def test_operands_of_several_dtypes(run, student, teacher, knob):
+def test_operands_of_several_dtypes(run):
     """Each gradient is that of the computing dtype, rounded once to the operand's own."""
-    dtypes = (student, teacher, knob)
+    dtypes = ("float64", "float16", "float16")
     operands = [*logits(vocabulary=20_000), np.array([[0.5], [0.25], [0.75]])]
     operands = [a.astype("float16").astype(d) for a, d in zip(operands, dtypes, strict=True)]
     form = RowForm(am.AMiD(lam=operands[2][:, 0]).block, knobs=1, scaled=True)
     needs = (True, True, True, False)
-    computing = "float64" if "float64" in dtypes[:2] else "float32"
-    scale = np.full(ROWS, 4096.0, computing)  # so that few gradients are subnormal
+    scale = np.full(ROWS, 4096.0)  # so that few gradients are subnormal
     value, partials = run(form, (*operands, scale), needs)
-    wanted, exact = run(form, (*(a.astype(computing) for a in operands), scale), needs)
+    wanted, exact = run(form, (*(a.astype("float64") for a in operands), scale), needs)
     np.testing.assert_array_equal(value, wanted)
     for found, partial, dtype in zip(partials[:3], exact[:3], dtypes, strict=True):
         assert found.dtype == dtype
