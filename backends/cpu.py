@@ -10,8 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -23,9 +22,8 @@ from amidmath._typing import Array, Partials
 from amidmath.backends import llvm_jit
 from amidmath.backends.llvm_memory import DTYPES, Layout
 from amidmath.backends.llvm_rows import module_of
-
-# Parts that rows are shared out in, for each thread: no thread waits long for another.
-_PARTS = 4
+from amidmath.backends.recent import Recent
+from amidmath.backends.threads import share
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,13 @@ class View:
         address: of the first number.
         stride: bytes from row to row; the numbers of a row lie side by side.
         dtype: by its name.
+        owner: what the memory is freed with.
     """
 
     address: int
     stride: int
     dtype: str
+    owner: Any = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,7 @@ class Kernel:
             workspace = _workspace(size)
             self.function(addresses, strides, constants, vocabulary, first, last, workspace)
 
-        step = max(1, -(-rows // (threads * _PARTS)))
-        if threads == 1 or rows == 1:
-            part(0, rows)
-            return
-        starts = range(0, rows, step)
-        done = _pool(threads).map(part, starts, (min(s + step, rows) for s in starts))
-        for _ in done:
-            pass
+        share(part, rows, threads, holding=operands)
 
 
 def run(
@@ -120,7 +113,7 @@ def run(
     views = dict(zip(operand_names(form), operands, strict=True))
     values, views["value"] = empty(None)
     partials: list[Array | None] = [None] * len(operands)
-    for j in program.given(needs):
+    for j in program.given:
         if j == 0 and over is not None and kernel.overwriting:
             partials[0], views["partial0"] = over
             continue
@@ -154,17 +147,21 @@ def _advise_huge_pages(address: int, size: int) -> None:
     advise(ctypes.c_void_p(first), ctypes.c_size_t(length), _MADV_HUGEPAGE)
 
 
-_KERNELS: dict[Any, Kernel] = {}
-_COMPILING = threading.Lock()
+_KERNELS: Recent[Kernel | str] = Recent(most=128)
+"""Kernels, or why there is none. Each takes some 200 KB of memory."""
 
 
 def _kernel(program: RowProgram, dtypes: tuple[str, ...], double: bool, masked: bool) -> Kernel:
-    key = (program.structure, dtypes, double, masked)
-    if key not in _KERNELS:
-        with _COMPILING:
-            if key not in _KERNELS:
-                _KERNELS[key] = _compiled(program, dtypes, double, masked)
-    return _KERNELS[key]
+    def make() -> Kernel | str:
+        try:
+            return _compiled(program, dtypes, double, masked)
+        except UnsupportedError as reason:
+            return str(reason)
+
+    kernel = _KERNELS.get((program.structure, dtypes, double, masked), make)
+    if isinstance(kernel, str):
+        raise UnsupportedError(kernel)
+    return kernel
 
 
 def _compiled(program: RowProgram, dtypes: tuple[str, ...], double: bool, masked: bool) -> Kernel:
@@ -195,19 +192,16 @@ def llvm_text(
     return str(module_of(ordered, layout)), layout, ordered.slots
 
 
-@lru_cache(maxsize=1)
 def threads_at_hand() -> int:
     """How many threads share the rows of NumPy arrays: ``OMP_NUM_THREADS``, or the cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
     affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) > 0 else cores
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 _LOCAL = threading.local()
-_POOLS: dict[int, ThreadPoolExecutor] = {}
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_POOLS.clear)  # threads do not survive a fork
 
 
 def _workspace(size: int) -> int:
@@ -216,9 +210,3 @@ def _workspace(size: int) -> int:
     if memory is None or len(memory) < size + 64:
         memory = _LOCAL.memory = (ctypes.c_char * (size + 64))()
     return (ctypes.addressof(memory) + 63) // 64 * 64
-
-
-def _pool(threads: int) -> ThreadPoolExecutor:
-    if threads not in _POOLS:
-        _POOLS[threads] = ThreadPoolExecutor(threads, thread_name_prefix="amidmath")
-    return _POOLS[threads]

@@ -115,7 +115,8 @@ __device__ inline Largest reduced(const Largest& mine, real* shared, integer* pl
 """
 _HALF = """
 __device__ inline real load(__half x) { return __half2float(x); }
-__device__ inline void store(__half* at, real x) { *at = __float2half(x); }
+__device__ inline void store(__half* at, float x) { *at = __float2half(x); }
+__device__ inline void store(__half* at, double x) { *at = __double2half(x); }
 """
 
 

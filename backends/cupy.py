@@ -19,6 +19,7 @@ from amidmath._rows import RowForm
 from amidmath._typing import Array, ClosedForm, Partials
 from amidmath.backends import choice
 from amidmath.backends.cuda_source import THREADS, TYPES, Source, source
+from amidmath.backends.recent import Recent
 
 # A sum with a product would be rounded once, where exact differences need the product rounded.
 OPTIONS = ("-std=c++17", "--fmad=false")
@@ -60,20 +61,19 @@ class _Kernel:
         self.function((rows,), (threads,), (*passed, *numbers, cupy.int64(vocabulary)))
 
 
-_KERNELS: dict[Any, _Kernel] = {}
+_KERNELS: Recent[_Kernel] = Recent(most=64)
 
 
 def _kernel(program: RowProgram, dtypes: tuple[str, ...], masked: bool, double: bool) -> _Kernel:
-    key = (program.structure, dtypes, masked, double)
-    if key not in _KERNELS:
+    def make() -> _Kernel:
         unknown = [name for name in dtypes if name not in TYPES]
         if unknown:
             raise UnsupportedError(f"the dtype {unknown[0]} in CUDA C++")
         written = source(program, dtypes=dtypes, masked=masked, double=double)
         function = cupy.RawKernel(written.text, "rows", options=OPTIONS)
-        overwriting = overwritable(program.scheduled(keeping=False), 0)
-        _KERNELS[key] = _Kernel(written, function, overwriting)
-    return _KERNELS[key]
+        return _Kernel(written, function, overwritable(program.scheduled(keeping=False), 0))
+
+    return _KERNELS.get((program.structure, dtypes, masked, double), make)
 
 
 def _compiled(
@@ -92,7 +92,7 @@ def _compiled(
         arrays = {name: _side_by_side(a) for name, a in zip(names, operands, strict=True)}
         arrays["value"] = values = cupy.empty(rows, real)
         partials: list[Array | None] = [None] * len(operands)
-        for j in program.given(needs):
+        for j in program.given:
             over = j == 0 and overwrite and kernel.overwriting and _writable(student)
             new = student if over else cupy.empty(operands[j].shape, operands[j].dtype)
             partials[j] = arrays[f"partial{j}"] = new

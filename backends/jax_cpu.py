@@ -186,7 +186,7 @@ def _handler(pointer: Any) -> int | None:
         return None
     try:
         _compute(frame)
-    except Exception as error:  # an exception must not cross XLA's frames
+    except BaseException as error:  # no exception must cross XLA's frames, nor be lost there
         message = f"amidmath: {type(error).__name__}: {error}".encode()
         arguments = _ErrorArguments(ctypes.sizeof(_ErrorArguments), None, message, _INTERNAL_ERROR)
         made: int | None = frame.api.contents.make_error(ctypes.byref(arguments))

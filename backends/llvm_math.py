@@ -70,10 +70,11 @@ class Lanes:
         self.builder, self.bits, self.width = builder, bits, width
         self.scalar = ir.FloatType() if bits == 32 else ir.DoubleType()
         self.integer = ir.IntType(bits)
-        self.real_type = self._of(self.scalar)
-        self.int_type = self._of(self.integer)
+        self.real_type = self.of(self.scalar)
+        self.int_type = self.of(self.integer)
 
-    def _of(self, type_: Any) -> Any:
+    def of(self, type_: Any) -> Any:
+        """The type of as many as there are lanes."""
         return type_ if self.width == 1 else ir.VectorType(type_, self.width)
 
     def real(self, value: float) -> Any:

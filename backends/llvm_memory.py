@@ -127,35 +127,60 @@ def store(dtype: str, stored: Any, row: Any, first: Any, length: Any, lanes: Lan
 
 def from_storage(dtype: str, raw: Any, lanes: Lanes) -> Any:
     """A number, or a vector, as it is kept, in the computing dtype."""
-    b = lanes.builder
     if dtype == "bfloat16":
-        bits = I32 if lanes.width == 1 else ir.VectorType(I32, lanes.width)
-        shift = ir.Constant(I32, 16)
-        if lanes.width > 1:
-            shift = ir.Constant(bits, [shift] * lanes.width)
-        single = F32 if lanes.width == 1 else ir.VectorType(F32, lanes.width)
-        raw = b.bitcast(b.shl(b.zext(raw, bits), shift), single)
-        dtype = "float32"
-    bits = {"float64": 64, "float32": 32, "float16": 16}[dtype]
-    return raw if bits == lanes.bits else b.fpext(raw, lanes.real_type)
+        raw, dtype = _from_bfloat16(raw, lanes), "float32"
+    return _converted(raw, dtype, f"float{lanes.bits}", lanes)
 
 
 def to_storage(dtype: str, value: Any, lanes: Lanes) -> Any:
-    """A number, or a vector, as it is to be kept."""
-    b = lanes.builder
-    if dtype == f"float{lanes.bits}":
+    """A number, or a vector, as it is to be kept: rounded once, to the nearest."""
+    computed = f"float{lanes.bits}"
+    if computed == "float64" and dtype in ("float16", "bfloat16"):
+        value, computed = _rounded_to_odd(value, lanes), "float32"
+    if dtype == "bfloat16":
+        return _to_bfloat16(value, lanes)
+    return _converted(value, computed, dtype, lanes)
+
+
+_BITS = {"float16": 16, "float32": 32, "float64": 64}
+_REAL = {"float16": ir.HalfType(), "float32": F32, "float64": F64}
+
+
+def _converted(value: Any, dtype: str, to: str, lanes: Lanes) -> Any:
+    if dtype == to:
         return value
-    single = F32 if lanes.width == 1 else ir.VectorType(F32, lanes.width)
-    if dtype == "float16":
-        half = ir.HalfType() if lanes.width == 1 else ir.VectorType(ir.HalfType(), lanes.width)
-        return b.fptrunc(value, half)
-    if lanes.bits == 64:
-        value = b.fptrunc(value, single)
-    return value if dtype == "float32" else _to_bfloat16(value, lanes)
+    b, type_ = lanes.builder, lanes.of(_REAL[to])
+    return b.fpext(value, type_) if _BITS[dtype] < _BITS[to] else b.fptrunc(value, type_)
+
+
+def _rounded_to_odd(value: Any, lanes: Lanes) -> Any:
+    """In single precision: the number itself, or of the two beside it the one with an odd end.
+
+    Rounding that to half precision is rounding the number itself, as half precision has at least
+    two bits less everywhere. LLVM has no conversion from double precision to half precision for
+    most processors, but calls a function of a compiler's library.
+    """
+    b = lanes.builder
+    single = Lanes(b, 32, lanes.width)
+    nearest = b.fptrunc(value, single.real_type)
+    back = b.fpext(nearest, lanes.real_type)
+    bits = b.bitcast(nearest, single.int_type)
+    larger = b.fcmp_ordered(">", lanes.unary("fabs", back), lanes.unary("fabs", value))
+    toward_zero = b.sub(bits, b.zext(larger, single.int_type))
+    odd = b.or_(toward_zero, single.whole(1))
+    inexact = b.fcmp_ordered("!=", back, value)  # of NaN there is one kind only
+    return b.bitcast(b.select(inexact, odd, bits), single.real_type)
+
+
+def _from_bfloat16(raw: Any, lanes: Lanes) -> Any:
+    """The number whose upper half it is."""
+    b = lanes.builder
+    single = Lanes(b, 32, lanes.width)
+    return b.bitcast(b.shl(b.zext(raw, single.int_type), single.whole(16)), single.real_type)
 
 
 def _to_bfloat16(value: Any, lanes: Lanes) -> Any:
-    """The upper half, rounded to even; NaN stays NaN."""
+    """The upper half of a number in single precision, rounded to even; NaN stays NaN."""
     b = lanes.builder
     single = Lanes(b, 32, lanes.width)
     bits = b.bitcast(value, single.int_type)
@@ -163,4 +188,4 @@ def _to_bfloat16(value: Any, lanes: Lanes) -> Any:
     rounded = b.lshr(b.add(bits, b.add(odd, single.whole(0x7FFF))), single.whole(16))
     nan = b.fcmp_unordered("uno", value, value)
     rounded = b.select(nan, single.whole(0x7FC0), rounded)
-    return b.trunc(rounded, I16 if lanes.width == 1 else ir.VectorType(I16, lanes.width))
+    return b.trunc(rounded, lanes.of(I16))

@@ -70,4 +70,4 @@ def _side_by_side(a: Array) -> Array:
 def _view(a: Array) -> "cpu.View":
     from amidmath.backends import cpu
 
-    return cpu.View(a.ctypes.data, a.strides[0], a.dtype.name)
+    return cpu.View(a.ctypes.data, a.strides[0], a.dtype.name, a)

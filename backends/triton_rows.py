@@ -7,6 +7,7 @@ docs/executors.md counts the bytes.
 
 import hashlib
 import linecache
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from amidmath._rowprogram.program import RowProgram, operand_names, row_program
 from amidmath._rows import RowForm
 from amidmath._typing import Array, Partials
 from amidmath.backends import triton_math
+from amidmath.backends.recent import Recent
 from amidmath.backends.torch import side_by_side, writable
 from amidmath.backends.triton_source import Source, source
 
@@ -110,17 +112,19 @@ def block_of(vocabulary: int, real: torch.dtype) -> tuple[int, int]:
     return block, block // fewest
 
 
-_COMPILED: dict[Any, Compiled] = {}
+_COMPILED: Recent[Compiled] = Recent(most=64)
 
 
 def compiled(program: RowProgram, masked: bool, double: bool, split: bool) -> Compiled:
     """The kernels of a row program; in double precision its numbers are part of them."""
-    key = (program.structure, program.numbers if double else None, masked, double, split)
-    if key not in _COMPILED:
+
+    def make() -> Compiled:
         written = source(program, masked=masked, double=double, split=split)
         overwriting = overwritable(program.scheduled(keeping=False), 0)
-        _COMPILED[key] = Compiled(written, functions(written), overwriting and not split)
-    return _COMPILED[key]
+        return Compiled(written, functions(written), overwriting and not split)
+
+    key = (program.structure, program.numbers if double else None, masked, double, split)
+    return _COMPILED.get(key, make)
 
 
 def functions(written: Source) -> tuple[Any, ...]:
@@ -131,7 +135,9 @@ def functions(written: Source) -> tuple[Any, ...]:
     helpers = {f: getattr(triton_math, f) for f in ("expm1", "log1p", "asin")}
     scope = {"tl": tl, "__name__": __name__, **helpers}
     exec(compile(text, name, "exec"), scope)
-    return tuple(triton.jit(scope[f"rows{j}"]) for j in range(written.kernels))
+    made = tuple(triton.jit(scope[f"rows{j}"]) for j in range(written.kernels))
+    weakref.finalize(made[0], linecache.cache.pop, name, None)
+    return made
 
 
 def run(
@@ -166,7 +172,7 @@ def run(
     arrays = {name: side_by_side(a.detach()) for name, a in zip(names, operands, strict=True)}
     arrays["value"] = values = torch.empty(rows, dtype=real, device=student.device)
     partials: list[Array | None] = [None] * len(operands)
-    for j in program.given(needs):
+    for j in program.given:
         over = j == 0 and overwrite and kernels.overwriting and writable(student)
         partials[j] = arrays[f"partial{j}"] = student.detach() if over else _like(operands[j])
     kernels(arrays, program.numbers, rows, vocabulary, real, parts)

@@ -240,10 +240,30 @@ def test_losses_that_differ_in_numbers_share_their_structure():
     assert structure(loss) != structure(replace(loss, alpha=1.0))
 
 
+def listed(roots):
+    """The graph as it is, whatever its nodes are called."""
+    place = {node: j for j, node in enumerate(reachable(roots))}
+    return [(n.op, repr(n.value), *(place[a] for a in n.args)) for n in place]
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY))
+def test_programs_of_one_digest_are_one_graph(name):
+    """Numbers are told apart from structure before the graph without them is made."""
+    divergence = REGISTRY[name](*REGISTRY[name].examples[0])
+    seen = {}
+    for alpha, lam in ((0.31, 0.15), (0.43, 0.22), (0.31, 0.31), (1.0, 0.15), (-1.0, 0.22)):
+        form = RowForm(am.AMiD(divergence, order="qr", alpha=alpha, lam=lam).block, scaled=True)
+        program = row_program(form, (True, False, False), False)
+        graph = listed(program.traced.roots)
+        assert seen.setdefault(program.structure, graph) == graph
+        assert program.given == (0,)
+    assert len(seen) < 5
+
+
 def test_one_compilation_serves_every_alpha(monkeypatch):
     cpu = pytest.importorskip("amidmath.backends.cpu", exc_type=ImportError)
     compiled = []
-    monkeypatch.setattr(cpu, "_KERNELS", {})
+    monkeypatch.setattr(cpu, "_KERNELS", type(cpu._KERNELS)(most=4))
     original = cpu._compiled
     monkeypatch.setattr(cpu, "_compiled", lambda *args: compiled.append(1) or original(*args))
     rows = np.random.default_rng(0).normal(size=(2, 3, 5)).astype(np.float32)

@@ -99,6 +99,34 @@ def test_other_losses(loss):
     assert_near(found, truth(loss, *arrays, reduction="none"), torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("student", "teacher", "knob", "parts"),
+    [
+        (torch.float32, torch.float32, torch.float64, 2),
+        (torch.float64, torch.float16, torch.float16, 1),
+        (torch.float16, torch.float64, torch.float32, 1),
+        # From float64 to bfloat16 the interpreter has no conversion, which GPUs have.
+        (torch.float16, torch.bfloat16, torch.bfloat16, 1),
+    ],
+)
+def test_operands_of_several_dtypes(student, teacher, knob, parts):
+    """Each gradient is that of the computing dtype, in the operand's own."""
+    dtypes = (student, teacher, knob)
+    operands = [*logits(vocabulary=300), torch.tensor([[0.5], [0.25]])]
+    operands = [a.bfloat16().half().to(d) for a, d in zip(operands, dtypes, strict=True)]
+    keep = torch.tensor([True, False])
+    form = RowForm(am.AMiD(lam=operands[2][:, 0]).block, knobs=1, masked=True)
+    needs = (True, True, True, False)
+    value, partials = triton_rows.run(form, (*operands, keep), needs, parts=parts)
+    computing = torch.float64 if torch.float64 in dtypes[:2] else torch.float32
+    wide = (*(a.to(computing) for a in operands), keep)
+    wanted, exact = triton_rows.run(form, wide, needs, parts=parts)
+    assert torch.equal(value, wanted)
+    for found, partial, dtype in zip(partials[:3], exact[:3], dtypes, strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found, partial.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-7)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype):
     """α = 0.3 and λ = 0.1 are no numbers of single precision, which they must not become."""
