@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from amidmath._assistant import anchored_ratios, exponents, log_mixture, mixture_ratios_of
 from amidmath._differentiated import held, held_but_for
-from amidmath._knobs import by_alpha, by_lam
+from amidmath._knobs import by_alpha, by_alpha_from, by_lam, by_lam_from, shares
 from amidmath._pointwise import expm1_near, weighted
 from amidmath._simplex import (
     anchored,
     at,
-    log_normalizer,
     log_softmax_pair,
+    normalize,
     project,
     through_normalization,
     top_outcome,
@@ -22,6 +22,7 @@ from amidmath.divergences import Divergence
 # How far, in nats, r̃/u at the anchor may lie below what teacher and student have in common.
 # Docs: mixtures, M12.
 FALL = 10.0
+LARGE = 1e30
 
 
 @dataclass(frozen=True)
@@ -69,45 +70,55 @@ def seen_from(side: str, pair: Pair, xp: Namespace) -> Seen:
     """What the source "p" or "q" sees; docs: mixtures, M11, M12."""
     log_u = pair.log_p if side == "p" else pair.log_q
     top = top_outcome(log_u, xp)
-    base = at(top, pair.ratio, xp)
-    shared = xp.abs(base) < xp.inf
-    base = xp.where(shared, base, 0.0)
-    anchored, shared = _anchored(side, base, shared, pair, xp)
-    base = xp.where(anchored, base, 0.0)
+    base, shared = _anchor(side, at(top, pair.ratio, xp), pair, xp)
     over_p, over_q, pi, w = anchored_ratios(side, pair.ratio, base, pair.k, pair.lam, xp)
     if side == "p":
         return Seen(side, log_u, over_p, over_q, pi, w, top, shared)
     return Seen(side, log_u, over_q, over_p, w, pi, top, shared)
 
 
-def _anchored(
-    side: str, base: Array, shared: Array, pair: Pair, xp: Namespace
-) -> tuple[Array, Array]:
-    """Whether ratios are taken relative to the top, and whether r̃ has it; docs: mixtures, M12."""
+def _anchor(side: str, there: Array, pair: Pair, xp: Namespace) -> tuple[Array, Array]:
+    """The base of the ratios, from that at the top, and whether r̃ has it; docs: mixtures, M12."""
     k, lam = pair.k, pair.lam
-    numbers = isinstance(k, float) and isinstance(lam, float)
-    if numbers and lam in (0.0, 1.0):
-        return xp.zeros_like(shared), shared
-    if numbers and k > 0.0 and -math.log(min(lam, 1.0 - lam)) / k <= FALL:
-        return shared, shared
-    over = mixture_ratios_of(base, k, lam, xp)[0 if side == "p" else 1]
+    finite = xp.abs(there) < xp.inf
+    if isinstance(k, float) and isinstance(lam, float):
+        if lam in (0.0, 1.0):
+            return xp.zeros_like(there), finite
+        if k > 0.0:
+            base = _bounded(there, xp)
+            if -math.log(min(lam, 1.0 - lam)) / k <= FALL:
+                return base, base == base
+        else:
+            base = xp.where(finite, there, 0.0)
+        kept = _kept(side, base, pair, xp) & (finite if k <= 0.0 else base == base)
+        return xp.where(kept, base, 0.0), kept
+    lam = xp.zeros_like(there) + lam
+    mixed = (lam > 0.0) & (lam < 1.0)
+    base = xp.where((k > 0.0) & mixed, _bounded(there, xp), xp.where(finite, there, 0.0))
+    kept = _kept(side, base, pair, xp) & (finite | (k > 0.0))
+    return xp.where(kept & mixed, base, 0.0), xp.where(mixed, kept, finite)
+
+
+def _bounded(ratio: Array, xp: Namespace) -> Array:
+    """The ratio, and what is as good as ±inf in a positive power; NaN stays."""
+    return xp.where(ratio > LARGE, LARGE, xp.where(ratio < -LARGE, -LARGE, ratio))
+
+
+def _kept(side: str, base: Array, pair: Pair, xp: Namespace) -> Array:
+    """Whether r̃/u is at the base not far below what its sources have in common."""
+    over = mixture_ratios_of(base, pair.k, pair.lam, xp)[0 if side == "p" else 1]
     # r̃ is at least the smaller of its sources, so its largest at least the largest of these.
     lower = xp.where(pair.log_p < pair.log_q, pair.log_p, pair.log_q)
-    common = xp.max(lower, axis=-1, keepdims=True)
-    kept = over >= common - FALL
-    if numbers:
-        return shared & kept, shared & kept
-    lam = xp.zeros_like(base) + lam
-    a_source = (lam == 0.0) | (lam == 1.0)
-    return shared & kept & ~a_source, shared & (kept | a_source)
+    return over >= xp.max(lower, axis=-1, keepdims=True) - FALL
 
 
 def seen_across(a: Seen, pair: Pair, xp: Namespace) -> Seen:
     """What the other source sees, from what this one does; docs: mixtures, M11."""
     side, log_v = ("q", pair.log_q) if a.side == "p" else ("p", pair.log_p)
     top = top_outcome(log_v, xp)
-    shared = xp.abs(at(top, pair.ratio, xp)) < xp.inf
-    there = xp.where(shared, at(top, a.across, xp), 0.0)
+    there = at(top, a.across, xp)
+    shared = xp.abs(there) < xp.inf
+    there = xp.where(shared, there, 0.0)
     rise, across = a.across - there, a.rise - there
     return Seen(side, log_v, rise, across, a.rest, a.share, top, shared)
 
@@ -120,10 +131,9 @@ def normalized(a: Seen, pair: Pair, xp: Namespace) -> tuple[Array, Array, Array]
         else (a.across, a.rise, a.rest, a.share)
     )
     log_mixed = log_mixture(pair.log_p, pair.log_q, relative, xp)
-    log_z = log_normalizer(log_mixed, a.log_u, a.rise, xp)
+    log_r, log_z = normalize(log_mixed, a.log_u, a.rise, xp)
     exists = log_z != -xp.inf  # so that a NaN goes on to the value
-    log_z = xp.where(exists, log_z, 0.0)
-    return log_mixed - log_z, a.rise - log_z, exists[..., 0]
+    return log_r, a.rise - xp.where(exists, log_z, 0.0), exists[..., 0]
 
 
 @dataclass(frozen=True)
@@ -259,24 +269,23 @@ class AssistantBlock:
         if not any(needs):
             return [None for _ in needs]
         k, lam, ratio = pair.k, pair.lam, pair.ratio
-        ratios = mixture_ratios_of(ratio, k, lam, xp)
-        grads: list[Array | None] = []
-        asked = list(needs)
-        if self.k is None:
-            by = by_alpha(k, lam, *ratios[:2], xp) if asked.pop(0) else None
-            grads.append(by)
-        if self.lam is None:
-            grads.append(by_lam(k, lam, ratio, ratios, xp) if asked.pop(0) else None)
+        ratios, at_each = mixture_ratios_of(ratio, k, lam, xp), shares(k, lam, ratio, xp)
         through_r = through_normalization(d.by_r, d.r, xp)
         # What all outcomes share drops out, as Σ through_r = 0; without it rounding does too.
         top = top_outcome(xp.abs(through_r), xp)
-        result: list[Array | None] = []
-        for by in grads:
-            if by is None:
-                result.append(None)
-                continue
-            level = at(top, by, xp)
-            level = xp.where(xp.abs(level) < xp.inf, level, 0.0)
-            varying = weighted(through_r, by - level, xp)
-            result.append(xp.sum(varying, axis=-1, keepdims=True))
-        return result
+
+        def there(values: Array) -> Array:
+            return at(top, values, xp)
+
+        grads: list[Array | None] = []
+        asked = list(needs)
+        if self.k is None:
+            by = by_alpha(k, lam, at_each, ratios, xp)
+            grads.append(by_alpha_from(by, at_each, there, xp) if asked.pop(0) else None)
+        if self.lam is None:
+            by = by_lam(k, at_each, ratios, xp)
+            grads.append(by_lam_from(by, at_each, there, xp) if asked.pop(0) else None)
+        return [
+            None if by is None else xp.sum(weighted(through_r, by, xp), axis=-1, keepdims=True)
+            for by in grads
+        ]

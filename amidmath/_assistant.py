@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from amidmath._differentiated import differentiates, held
 from amidmath._knobs import drift
-from amidmath._pointwise import expm1_near, log1p_near
+from amidmath._pointwise import expm1_near, log1p_near, log_odds
 from amidmath._typing import Array, Namespace
 
 # Beyond this the limit α = ±inf is exact: |log M - limit| <= |log min λ| / |k|, below any eps.
@@ -28,26 +28,6 @@ def exponents(alpha: Array, xp: Namespace) -> Array:
     k = (1.0 - alpha) / 2.0
     limit = xp.where(k > 0.0, xp.inf, xp.zeros_like(k) - xp.inf)
     return xp.where(xp.abs(k) >= _INFINITE, limit, k)
-
-
-def log_odds(lam: Array | float, xp: Namespace) -> Any:
-    """log(λ/(1-λ)), without cancellation for λ near ½, ±inf at the ends.
-
-    Of a number in double precision, whatever the dtype: λ itself may not be a number of it.
-    """
-    if isinstance(lam, float):
-        if lam in (0.0, 1.0):
-            return math.copysign(math.inf, lam - 0.5)
-        if 0.25 < lam < 0.75:
-            return -math.log1p((1.0 - 2.0 * lam) / lam)
-        return math.log(lam) - math.log1p(-lam)
-    inside = xp.where((lam > 0.0) & (lam < 1.0), lam, 0.5)
-    middle = (inside > 0.25) & (inside < 0.75)
-    near = xp.where(middle, inside, 0.5)
-    odds = xp.where(
-        middle, -xp.log1p((1.0 - 2.0 * near) / near), xp.log(inside) - xp.log1p(-inside)
-    )
-    return xp.where(lam == 0.0, -xp.inf, xp.where(lam == 1.0, xp.inf, odds))
 
 
 def mixture_ratios(log_ratio: Array, k: float, lam: float, xp: Namespace) -> Ratios:

@@ -7,7 +7,7 @@ import array_api_compat
 
 from amidmath import _checks, _dispatch
 from amidmath._assistant import exponents, log_mixture, mixture_ratios_of
-from amidmath._knobs import by_alpha, by_lam, kl_rate
+from amidmath._knobs import by_alpha, by_lam, kl_rate, shares
 from amidmath._pointwise import expm1_quotient, log_near_one, ratio_of, weighted
 from amidmath._typing import Array, Namespace, Partials
 
@@ -48,7 +48,7 @@ class Mean:
         lead, d = _to_the_leader(x, lam, k, self.axis, self.linear, xp)
         shift, pi = _shift(d, lam, k, self.axis, xp)
         if self.linear:
-            mean = lead * xp.exp(shift)
+            mean = lead * _exp_shift(shift, d, lam, k, self.axis, xp)
             mean = xp.where(lead == 0.0, lead, mean)
         else:
             mean = lead + shift
@@ -146,6 +146,19 @@ def _shift(d: Array, lam: Array, k: Array | float, axis: int, xp: Namespace) -> 
     return result
 
 
+def _exp_shift(
+    shift: Array, d: Array, lam: Array, k: Array | float, axis: int, xp: Namespace
+) -> Array:
+    """M over the leader: a power where its logarithm would be large; docs: mixtures, M10."""
+    k = xp.zeros_like(shift) + k
+    finite = (k != 0.0) & ~xp.isinf(k)
+    k = xp.where(finite, k, 1.0)
+    d = xp.where(lam == 0.0, 0.0, d)
+    sums = xp.sum(lam * xp.exp(k * d), axis=axis, keepdims=True)
+    far = finite & (sums < 0.25) & (xp.abs(k) < 1e3)
+    return xp.where(far, xp.pow(xp.where(far, sums, 1.0), 1.0 / k), xp.exp(shift))
+
+
 def _power(log_x: Array, c: Array, xp: Namespace) -> Array:
     """x^c from log x, where 0 to the 0 is 1."""
     return xp.where(c == 0.0, 1.0, xp.exp(xp.where(c == 0.0, 1.0, c) * log_x))
@@ -174,16 +187,16 @@ class Mixture:
         k = exponents(remaining.pop(0), xp) if self.k is None else self.k
         lam = remaining.pop(0) if self.lam is None else self.lam
         ratio = ratio_of(p, q, p - q, xp)
-        over_p, over_q, pi, w = ratios = mixture_ratios_of(ratio, k, lam, xp)
+        _, _, pi, w = ratios = mixture_ratios_of(ratio, k, lam, xp)
         value = log_mixture(p, q, ratios, xp)
         partials = [pi, w]
         if any(needs[2:]):
             exists = value > -xp.inf
+            at = shares(k, lam, ratio, xp)
             if self.k is None:
-                by = by_alpha(k, lam, over_p, over_q, xp)
-                partials.append(xp.where(exists, by, 0.0))
+                partials.append(xp.where(exists, by_alpha(k, lam, at, ratios, xp), 0.0))
             if self.lam is None:
-                partials.append(xp.where(exists, by_lam(k, lam, ratio, ratios, xp), 0.0))
+                partials.append(xp.where(exists, by_lam(k, at, ratios, xp), 0.0))
         return value, _wanted(partials, (log_p, log_q, *knobs), needs, xp)
 
 

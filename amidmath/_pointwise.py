@@ -9,6 +9,7 @@ their difference ``z = n - m``, which callers know more precisely than they coul
 """
 
 import math
+from typing import Any
 
 from amidmath._typing import Array, Namespace
 
@@ -122,6 +123,31 @@ def log_near_one(excess: Array, log_total: Array, xp: Namespace) -> Array:
     """
     near = (excess > -0.25) & (excess < 1e36)
     return xp.where(near, xp.log1p(xp.where(near, excess, 0.0)), log_total)
+
+
+def is_near_one(excess: Array) -> Array:
+    """Whether log(1 + excess) is small, and has its digits from the excess; docs: S4."""
+    return (excess > -0.25) & (excess < 1.0)
+
+
+def log_odds(lam: Array | float, xp: Namespace) -> Any:
+    """log(λ/(1-λ)), without cancellation for λ near ½, ±inf at the ends.
+
+    Of a number in double precision, whatever the dtype: λ itself may not be a number of it.
+    """
+    if isinstance(lam, float):
+        if lam in (0.0, 1.0):
+            return math.copysign(math.inf, lam - 0.5)
+        if 0.25 < lam < 0.75:
+            return -math.log1p((1.0 - 2.0 * lam) / lam)
+        return math.log(lam) - math.log1p(-lam)
+    inside = xp.where((lam > 0.0) & (lam < 1.0), lam, 0.5)
+    middle = (inside > 0.25) & (inside < 0.75)
+    near = xp.where(middle, inside, 0.5)
+    odds = xp.where(
+        middle, -xp.log1p((1.0 - 2.0 * near) / near), xp.log(inside) - xp.log1p(-inside)
+    )
+    return xp.where(lam == 0.0, -xp.inf, xp.where(lam == 1.0, xp.inf, odds))
 
 
 def log1p_near(x: Array, xp: Namespace) -> Array:

@@ -2,8 +2,14 @@
 
 import array_api_compat
 
-from amidmath._mean_forms import log_softmax, log_sum_exp
-from amidmath._pointwise import difference_parts, exp_difference, log_near_one, ratio_of
+from amidmath._mean_forms import log_softmax
+from amidmath._pointwise import (
+    difference_parts,
+    exp_difference,
+    is_near_one,
+    log_near_one,
+    ratio_of,
+)
 from amidmath._typing import Array, Namespace
 
 
@@ -30,12 +36,19 @@ def log_softmax_pair(
     return log_q, log_p, ratio + xp.log1p(off)
 
 
-def log_normalizer(log_r: Array, log_source: Array, over_source: Array, xp: Namespace) -> Array:
-    """Return log Z of an unnormalised mixture, from its differences to a source (docs: M7)."""
+def normalize(
+    log_r: Array, log_source: Array, over_source: Array, xp: Namespace
+) -> tuple[Array, Array]:
+    """Return log r of an unnormalised mixture, from its differences to a source, and log Z.
+
+    Docs: mixtures, M7.
+    """
     excess = xp.sum(exp_difference(log_r, log_source, over_source, xp), axis=-1, keepdims=True)
     # Z itself may underflow, where teacher and student have almost nothing in common.
-    log_total, _ = log_sum_exp(log_r, -1, xp)
-    return log_near_one(excess, log_total, xp)
+    peak, log_total, shifted = log_softmax(log_r, -1, xp)
+    near = is_near_one(excess)
+    log_z = log_near_one(excess, peak + log_total, xp)
+    return xp.where(near, log_r - xp.where(near, log_z, 0.0), shifted), log_z
 
 
 def through_normalization(by_log: Array, mass: Array, xp: Namespace) -> Array:

@@ -74,6 +74,8 @@ class Gamma(Divergence):
         value, partials = renyi(log_x, log_y, log_ratio, 1.0 / s, self.gamma / s, with_partials, xp)
         if partials is None:
             return value / s, None
-        by_x = through_normalization(partials[0], xp.exp(log_x), xp)
-        by_y = through_normalization(partials[1], xp.exp(log_y), xp)
-        return value / s, (by_x, by_y, partials[2])
+        raw_x, raw_y, both = partials
+        by_x = through_normalization(raw_x, xp.exp(log_x), xp)
+        by_y = through_normalization(raw_y, xp.exp(log_y), xp)
+        # What was rounding in them was rounding in their sum.
+        return value / s, (by_x, by_y, both + (by_x - raw_x) + (by_y - raw_y))

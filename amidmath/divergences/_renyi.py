@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from amidmath import _checks
-from amidmath._mean_forms import log_sum_exp
+from amidmath._mean_forms import log_softmax
 from amidmath._pointwise import (
     NEGLIGIBLE,
     absent,
     exp_difference,
     exp_quotient,
+    is_near_one,
     log_near_one,
     shared_support,
     weighted,
@@ -44,19 +45,24 @@ def renyi(
     power = xp.sum(terms, axis=-1, keepdims=True)
     if abs(one_minus) < NEGLIGIBLE:
         log_total, value = xp.zeros_like(power), power
+        share, over_x, over_y = mid, log_ratio - value, rho * log_ratio
     else:
         present = xp.where(nothing, -xp.inf, mid)
         infinite = xp.max(present, axis=-1, keepdims=True) == xp.inf
-        direct, _ = log_sum_exp(xp.where(infinite, 0.0, present), -1, xp)
-        direct = xp.where(infinite, xp.inf, direct)
-        log_total = log_near_one(-rho * one_minus * power, direct, xp)
+        peak, direct, shifted = log_softmax(xp.where(infinite, 0.0, present), -1, xp)
+        excess = -rho * one_minus * power
+        near = is_near_one(excess)
+        log_total = log_near_one(excess, xp.where(infinite, xp.inf, peak + direct), xp)
         value = log_total / -one_minus
+        share = xp.where(near, mid - log_total, shifted)
+        over_x = xp.where(near, log_ratio - value, (shifted - log_x) / -one_minus)
+        over_y = xp.where(near, rho * log_ratio - log_total, shifted - log_y)
     if not with_partials:
         return value[..., 0], None
-    slope = exp_quotient(mid - log_total, log_x, -one_minus, log_ratio - value, xp)
-    gap = exp_difference(mid - log_total, log_y, rho * log_ratio - log_total, xp)
+    slope = exp_quotient(share, log_x, -one_minus, over_x, xp)
+    gap = exp_difference(share, log_y, over_y, xp)
     small = power < 1.0
-    both = terms - weighted(xp.exp(mid - log_total), xp.where(small, power, 0.0), xp)
+    both = terms - weighted(xp.exp(share), xp.where(small, power, 0.0), xp)
     both = xp.where(small, rho * both, rho * slope - gap)
     return value[..., 0], tuple(xp.where(nothing, 0.0, a) for a in (rho * slope, -gap, both))
 

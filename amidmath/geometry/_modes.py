@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 from amidmath import _checks
-from amidmath._assistant import exponent, exponents, log_odds, mixture_ratios_of
+from amidmath._assistant import exponent, exponents, mixture_ratios_of
+from amidmath._pointwise import log_odds
 from amidmath._typing import Array, Namespace
 from amidmath.geometry import _points
 

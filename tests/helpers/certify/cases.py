@@ -15,6 +15,7 @@ Generator = np.random.Generator
 SPREADS = (1.0, 3.0, 10.0, 30.0, 100.0, 1e3, 1e4)
 NOISES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 LIFTS = (5.0, 10.0, 20.0, 40.0, 80.0, 200.0)
+MASKS = (1e4, 1e9, 1e30)
 
 
 def unrelated(spread: float) -> Callable[[Generator, int], Rows]:
@@ -96,6 +97,21 @@ def padded(rng: Generator, size: int) -> Rows:
     return pair[0], pair[1]
 
 
+def masked(value: float) -> Callable[[Generator, int], Rows]:
+    """Tokens masked by a large negative number, on either side, where the other may be sure."""
+
+    def rows(rng: Generator, size: int) -> Rows:
+        pair = 2.0 * rng.normal(size=(2, size))
+        masks = rng.random((2, size)) < 0.3
+        masks[0, 0] = masks[1, 1] = False
+        return tuple(  # type: ignore[return-value]
+            np.where(mine, -value, row + 5.0 * (theirs & ~mine))
+            for row, mine, theirs in zip(pair, masks, masks[::-1], strict=True)
+        )
+
+    return rows
+
+
 def disjoint(rng: Generator, size: int) -> Rows:
     """No token in common."""
     pair = 2.0 * rng.normal(size=(2, size))
@@ -117,6 +133,7 @@ CASES: dict[str, Callable[[Generator, int], Rows]] = {
     "zeros in both": zeros(True, True),
     "padded": padded,
     "disjoint": disjoint,
+    **{f"masked by -{v:g}": masked(v) for v in MASKS},
 }
 
 ONE_SIDED = ("zeros in the first", "zeros in the second", "zeros in both", "disjoint")
