@@ -44,7 +44,7 @@ class AdaptiveKL(Loss):
     def __post_init__(self) -> None:
         """Check the arguments."""
         object.__setattr__(self, "mu", _checks.weight("mu", self.mu))
-        temperature = _checks.positive("temperature", self.temperature)
+        temperature = _checks.temperature("temperature", self.temperature)
         object.__setattr__(self, "temperature", temperature)
 
     @property

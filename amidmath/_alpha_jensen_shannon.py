@@ -48,7 +48,7 @@ class AlphaJensenShannon(Loss):
         set_field = object.__setattr__
         set_field(self, "alpha", _checks.number("alpha", self.alpha))
         set_field(self, "lam", _checks.number_in_unit_interval("lam", self.lam))
-        set_field(self, "temperature", _checks.positive("temperature", self.temperature))
+        set_field(self, "temperature", _checks.temperature("temperature", self.temperature))
 
     @property
     def block(self) -> Block:
