@@ -13,7 +13,7 @@ from amidmath._typing import Array, Namespace, Partials
 from amidmath.divergences import KL
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AdaptiveKL(Loss):
     """Adaptive KL of teacher p and student q: w KL(p‖q) + (1-w) KL(q‖p), in nats.
 

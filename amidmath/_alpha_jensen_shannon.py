@@ -12,7 +12,7 @@ from amidmath._typing import Array, Namespace, Partials
 from amidmath.divergences import AmariAlpha
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AlphaJensenShannon(Loss):
     """α-Jensen-Shannon objective min_r λ D_α(p‖r) + (1-λ) D_α(q‖r), in nats.
 

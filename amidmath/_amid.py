@@ -14,7 +14,7 @@ ORDERS = ("pr", "rp", "qr", "rq")
 """The four losses D(p‖r), D(r‖p), D(q‖r), D(r‖q): teacher p, student q, assistant r."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AMiD(Loss):
     """Distillation loss with the α-mixture assistant distribution.
 

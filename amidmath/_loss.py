@@ -1,29 +1,32 @@
 """What every loss on a pair of logits is: a value a position, reduced, and its gradients."""
 
-import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 from amidmath import _checks, _dispatch, _positions
+from amidmath._algebra import Algebra
 from amidmath._linear import LinearLoss
 from amidmath._rows import Block, RowForm
 from amidmath._sparse import SparseLoss
 from amidmath._typing import Array, Namespace, Partials
-
-if TYPE_CHECKING:
-    from amidmath._sums import WeightedSum
+from amidmath._value import Value
 
 
-class Loss(LinearLoss, SparseLoss, ABC):
+class Loss(LinearLoss, SparseLoss, Algebra, Value, ABC):
     """A loss of student logits against teacher logits, in nats per position.
 
-    Losses add, and multiply by numbers and by arrays that broadcast to the positions:
-    ``0.5 * am.AMiD(order="pr") + 0.5 * am.AMiD(order="qr")``. Those whose parameters are numbers
-    are hashable and compare by value.
-    """
+    Losses add and subtract, and are multiplied and divided by numbers and by arrays that broadcast
+    to the positions: ``0.5 * am.AMiD(order="pr") + 0.5 * am.AMiD(order="qr")``, ``sum(losses)``.
+    With a negative weight the whole is no divergence any more, and may be negative; infinite parts
+    of opposite signs make NaN.
 
-    __array_ufunc__ = None  # an array times a loss is a loss, not an array of losses
+    They are values: they cannot be changed, and are equal where their class and parameters are.
+    Parameters that are arrays are compared where their numbers are at hand, and then there is no
+    hash. In JAX a loss is a pytree, and its leaves are the parameters that are arrays: it can be
+    an argument of what is jitted or differentiated, be mapped over, and be carried through a scan.
+    ``torch.func`` takes it likewise. If it was made before JAX was imported, JAX knows it once
+    another one is made, or one is called with JAX's arrays.
+    """
 
     @property
     @abstractmethod
@@ -213,28 +216,6 @@ class Loss(LinearLoss, SparseLoss, ABC):
         """A gradient by logits as what the argument was."""
         return grad
 
-    def __add__(self, other: "Loss") -> "WeightedSum":
-        """The sum of two losses."""
-        from amidmath._sums import WeightedSum
-
-        if not isinstance(other, Loss):
-            return NotImplemented
-        return WeightedSum((*_parts(self), *_parts(other)))
-
-    def __mul__(self, factor: float | Array) -> "WeightedSum":
-        """The loss times a number, or times an array that broadcasts to the positions.
-
-        The loss first: a strict array library refuses a loss as its array's other factor.
-        """
-        from amidmath._sums import WeightedSum
-
-        if not (_checks.is_array(factor) or isinstance(factor, numbers.Real)):
-            return NotImplemented
-        factor = _checks.factor("factor", factor)
-        return WeightedSum(tuple((factor * weight, loss) for weight, loss in _parts(self)))
-
-    __rmul__ = __mul__
-
     def _operands(
         self, student_logits: Array, teacher_logits: Array, mask: Array | None
     ) -> tuple[Namespace, tuple[int, ...], tuple[Array, ...], Array | None]:
@@ -245,9 +226,3 @@ class Loss(LinearLoss, SparseLoss, ABC):
         dtype = _checks.computing_dtype(xp, *rows)
         knobs = _positions.knob_rows(self.knobs, beside, shape, dtype, xp)
         return xp, shape, (*rows, *knobs), _positions.mask_rows(mask, beside, shape, xp)
-
-
-def _parts(loss: Loss) -> Sequence[tuple[float, Loss]]:
-    from amidmath._sums import WeightedSum
-
-    return loss.parts if isinstance(loss, WeightedSum) else ((1.0, loss),)

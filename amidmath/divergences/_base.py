@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any, ClassVar
 
 from amidmath import _checks, _dispatch
+from amidmath._algebra import no_algebra
 from amidmath._distributions import check_normalized
 from amidmath._pointwise import shared_support
 from amidmath._rows import RowForm
@@ -38,6 +39,10 @@ class Divergence(ABC):
     on_measures: ClassVar[bool] = False
     checks: ClassVar[Checks] = {}
     examples: ClassVar[tuple[tuple[Any, ...], ...]] = ((),)
+
+    __array_ufunc__ = None  # an array on the left leaves the operator to us
+    __add__ = __radd__ = __sub__ = __rsub__ = __neg__ = no_algebra
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __pow__ = no_algebra
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Put a class that names itself into the registry."""
