@@ -204,6 +204,8 @@ def _knob(name: str, value: Array, like: tuple[str, Array] | None) -> Namespace:
 
 def broadcast(name: str, value: Array, shape: tuple[int, ...], xp: Namespace) -> Array:
     """The array broadcast to a shape; raises ValueError where it does not fit."""
+    if tuple(value.shape) == tuple(shape):
+        return value
     missing = len(shape) - value.ndim
     fits = missing >= 0 and all(
         here in (1, there) for here, there in zip(value.shape, shape[missing:], strict=True)
