@@ -14,7 +14,7 @@ from amidmath._typing import Array, Namespace, Partials
 from amidmath.divergences import KL
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AdaptiveKL(Loss):
     """Adaptive KL of teacher p and student q: w KL(p‖q) + (1-w) KL(q‖p), in nats.
 
@@ -45,7 +45,7 @@ class AdaptiveKL(Loss):
     def __post_init__(self) -> None:
         """Check the arguments."""
         object.__setattr__(self, "mu", _checks.weight("mu", self.mu))
-        temperature = _checks.positive("temperature", self.temperature)
+        temperature = _checks.temperature("temperature", self.temperature)
         object.__setattr__(self, "temperature", temperature)
 
     @property

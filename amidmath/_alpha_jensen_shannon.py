@@ -12,7 +12,7 @@ from amidmath._typing import Array, Namespace, Partials
 from amidmath.divergences import AmariAlpha
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AlphaJensenShannon(Loss):
     """α-Jensen-Shannon objective min_r λ D_α(p‖r) + (1-λ) D_α(q‖r), in nats.
 
@@ -48,7 +48,7 @@ class AlphaJensenShannon(Loss):
         set_field = object.__setattr__
         set_field(self, "alpha", _checks.number("alpha", self.alpha))
         set_field(self, "lam", _checks.number_in_unit_interval("lam", self.lam))
-        set_field(self, "temperature", _checks.positive("temperature", self.temperature))
+        set_field(self, "temperature", _checks.temperature("temperature", self.temperature))
 
     @property
     def block(self) -> Block:

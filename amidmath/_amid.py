@@ -14,7 +14,7 @@ ORDERS = ("pr", "rp", "qr", "rq")
 """The four losses D(p‖r), D(r‖p), D(q‖r), D(r‖q): teacher p, student q, assistant r."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class AMiD(Loss):
     """Distillation loss with the α-mixture assistant distribution.
 
@@ -41,7 +41,8 @@ class AMiD(Loss):
         alpha: α in [-∞, ∞]: -1 arithmetic mixture (GKD, DistiLLM), 1 geometric (TAID). A number,
             or an array that broadcasts to the positions (one α a token).
         lam: λ in [0, 1], the weight of the teacher in the assistant; likewise.
-        temperature: divides both logits, positive.
+        temperature: divides both logits, a positive number; one a position, or one to learn, is to
+            divide the logits before.
         detach_assistant: hold r constant in the gradient, as TAID does; with "qr" or "rq" only.
 
     Raises:
@@ -76,7 +77,8 @@ class AMiD(Loss):
         set_field = object.__setattr__
         set_field(self, "alpha", _checks.alpha("alpha", self.alpha))
         set_field(self, "lam", _checks.weight("lam", self.lam))
-        set_field(self, "temperature", _checks.positive("temperature", self.temperature))
+        set_field(self, "temperature", _checks.temperature("temperature", self.temperature))
+        _checks.flag("detach_assistant", self.detach_assistant)
         if self.detach_assistant and self.order in ("pr", "rp"):
             raise ValueError(
                 f"detach_assistant=True leaves order {self.order!r} without a gradient: only the "

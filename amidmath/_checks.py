@@ -5,15 +5,24 @@ hand, on the CPU and outside of jit: elsewhere that would wait for the device, o
 Python numbers are checked in full.
 """
 
-import math
-import numbers
+import operator
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import array_api_compat
 
-from amidmath import _dispatch
+from amidmath import _arrays, _dispatch
+from amidmath._arrays import shortened as shortened
+from amidmath._numbers import flag as flag
+from amidmath._numbers import is_array as is_array
+from amidmath._numbers import number as number
+from amidmath._numbers import number_in_unit_interval as number_in_unit_interval
+from amidmath._numbers import number_up_to
+from amidmath._numbers import positive as positive
+from amidmath._numbers import temperature as temperature
 from amidmath._typing import Array, Namespace
+
+FLOATS = "float64, float32, float16 or bfloat16"
 
 HALF_BITS = 16
 
@@ -22,16 +31,14 @@ def namespace(**arrays: Array) -> Namespace:
     """The one array library that all of the named arguments belong to.
 
     Raises:
-        TypeError: an argument is not an array, or they belong to different libraries.
+        TypeError: an argument is not an array, or one that is not taken (see
+            :func:`amidmath._arrays.check`), or they belong to different libraries.
+        ValueError: an array that has to be turned into numbers first.
     """
     found: Namespace = None
     first = ""
     for name, array in arrays.items():
-        if not array_api_compat.is_array_api_obj(array):
-            raise TypeError(
-                f"{name} must be an array (NumPy, torch, JAX, CuPy or another Array API library), "
-                f"got {type(array).__name__}: {shortened(array)}"
-            )
+        _arrays.check(name, array)
         xp = array_api_compat.array_namespace(array, use_compat=None)
         if found is not None and xp is not found:
             raise TypeError(
@@ -39,18 +46,30 @@ def namespace(**arrays: Array) -> Namespace:
                 f"{type(arrays[first]).__module__}.{type(arrays[first]).__name__} and "
                 f"{type(array).__module__}.{type(array).__name__}"
             )
+        if found is not None and _arrays.is_fake(array) != _arrays.is_fake(arrays[first]):
+            raise TypeError(
+                f"{first} and {name} must both have numbers, or both be torch's fake tensors, got "
+                f"a {type(arrays[first]).__name__} and a {type(array).__name__}"
+            )
         found, first = xp, first or name
     return found
 
 
 def real_floating(xp: Namespace, **arrays: Array) -> None:
-    """Raise TypeError unless every named array has a real floating-point dtype."""
+    """Raise TypeError unless every named array has a real floating-point dtype that is taken."""
     for name, array in arrays.items():
-        if not xp.isdtype(array.dtype, "real floating"):
+        if not _arrays.is_of(array, "real floating", xp):
             raise TypeError(
-                f"{name} must have a real floating-point dtype "
-                f"(float64, float32, float16 or bfloat16), got {array.dtype}"
+                f"{name} must have a real floating-point dtype ({FLOATS}), got {array.dtype}; "
+                "convert it to one of them"
             )
+
+
+def integral(xp: Namespace, **arrays: Array) -> None:
+    """Raise TypeError unless every named array has an integer dtype."""
+    for name, array in arrays.items():
+        if not _arrays.is_of(array, "integral", xp):
+            raise TypeError(f"{name} must be integers, got dtype {array.dtype}")
 
 
 def same_shape(**arrays: Array) -> None:
@@ -76,75 +95,68 @@ def same_device(**arrays: Array) -> None:
             )
 
 
-def scalar_array(*, student_logits: Array, denominator: Any) -> None:
-    """Raise unless the denominator is a scalar array of the library of the logits."""
-    if isinstance(denominator, bool) or not array_api_compat.is_array_api_obj(denominator):
+def denominator(name: str, logits: Array, value: Any) -> None:
+    """Raise unless the value is a positive number, or a scalar array beside the named logits."""
+    if not is_array(value):
+        if number("denominator", value, finite=False, wanted="a number or a scalar array") <= 0.0:
+            raise ValueError(f"denominator must be positive, got {value!r}")
+        return
+    xp = namespace(**{name: logits, "denominator": value})
+    if tuple(value.shape) != ():
+        raise ValueError(
+            "denominator must be a number or a scalar array, got an array of shape "
+            f"{tuple(value.shape)}"
+        )
+    if not any(_arrays.is_of(value, kind, xp) for kind in ("integral", "real floating")):
         raise TypeError(
-            "denominator must be a number or a scalar array, "
-            f"got {type(denominator).__name__}: {shortened(denominator)}"
+            f"denominator must be a number or a scalar array of numbers, got dtype {value.dtype}"
         )
-    namespace(student_logits=student_logits, denominator=denominator)
-    shape = tuple(cast("Array", denominator).shape)
-    if shape != ():
+    # torch takes a scalar of the CPU beside tensors of any device.
+    if not array_api_compat.is_torch_array(value) or str(value.device) != "cpu":
+        same_device(**{name: logits, "denominator": value})
+    values_hold("denominator", value, ~(xp.astype(value, xp.float32) > 0.0), "positive")
+
+
+def axis_in_range(axis: Any, ndim: int, name: str, argument: str = "axis") -> int:
+    """The axis counted from the front; raises where it is no integer, or the array has no such.
+
+    Args:
+        axis: an integer, of NumPy's too.
+        ndim: how many axes there are.
+        name: the array's.
+        argument: the name of the axis.
+    """
+    try:
+        if isinstance(axis, bool):
+            raise TypeError
+        index = operator.index(axis)
+    except TypeError:
+        raise TypeError(
+            f"{argument} must be one axis of {name}, an integer, got {shortened(axis)}"
+        ) from None
+    if ndim == 0:
         raise ValueError(
-            f"denominator must be a number or a scalar array, got an array of shape {shape}"
+            f"{argument} must be one of the axes of {name}, of shape () without any, got {axis!r}"
         )
-
-
-def axis_in_range(axis: int, ndim: int, name: str) -> int:
-    """The axis counted from the front; raises ValueError when the array has no such axis."""
-    if not isinstance(axis, int) or not -ndim <= axis < ndim:
+    if not -ndim <= index < ndim:
         raise ValueError(
-            f"axis must be an integer in [{-ndim}, {ndim - 1}] for {name}, got {axis!r}"
+            f"{argument} must be an integer in [{-ndim}, {ndim - 1}] for {name}, got {axis!r}"
         )
-    return axis % ndim
+    return index % ndim
 
 
-def number(name: str, value: Any, *, finite: bool = True) -> float:
-    """The value as a float; raises unless it is a real number (and finite, unless said)."""
-    if (
-        isinstance(value, bool)
-        or not hasattr(value, "__float__")
-        or (hasattr(value, "shape") and value.shape)
-    ):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}: {shortened(value)}")
-    result = float(value)
-    if math.isnan(result) or (finite and math.isinf(result)):
+def nonempty(name: str, array: Array, axis: int, what: str) -> None:
+    """Raise ValueError where there is nothing along an axis that must have something."""
+    if array.shape[axis] == 0:
         raise ValueError(
-            f"{name} must be {'finite' if finite else 'a number or ±inf'}, got {value!r}"
+            f"{name} must have {what} along axis {axis}, got shape {tuple(array.shape)}"
         )
-    return result
-
-
-def positive(name: str, value: Any) -> float:
-    """The value as a positive, finite float; raises ValueError otherwise."""
-    result = number(name, value)
-    if result <= 0.0:
-        raise ValueError(f"{name} must be positive, got {value!r}")
-    return result
-
-
-def number_in_unit_interval(name: str, value: Any) -> float:
-    """The value as a float in [0, 1]; raises ValueError otherwise."""
-    return _number_up_to(name, value, 1.0)
-
-
-def _number_up_to(name: str, value: Any, high: float) -> float:
-    result = number(name, value)
-    if not 0.0 <= result <= high:
-        raise ValueError(f"{name} is a weight and must lie in [0, {high:g}], got {value!r}")
-    return result
-
-
-def is_array(value: Any) -> bool:
-    """Whether the value is an array, where numbers are accepted too (NumPy's scalars are)."""
-    return not isinstance(value, numbers.Real) and array_api_compat.is_array_api_obj(value)
 
 
 def alpha(name: str, value: Any, *, like: tuple[str, Array] | None = None) -> Any:
     """α: a float in [-∞, ∞], or an array of them (of the library of ``like``)."""
     if not is_array(value):
-        return number(name, value, finite=False)
+        return number(name, value, finite=False, wanted=_EITHER)
     xp = _knob(name, value, like)
     values_hold(name, value, xp.isnan(value), "a number or ±inf")
     return value
@@ -155,7 +167,7 @@ def weight(
 ) -> Any:
     """λ: a float in [0, high], or an array of them (of the library of ``like``)."""
     if not is_array(value):
-        return _number_up_to(name, value, high)
+        return number_up_to(name, value, high, _EITHER)
     _knob(name, value, like)
     values_hold(name, value, ~((value >= 0.0) & (value <= high)), f"in [0, {high:g}]")
     return value
@@ -164,10 +176,21 @@ def weight(
 def factor(name: str, value: Any) -> Any:
     """A finite float, or an array of them."""
     if not is_array(value):
-        return number(name, value)
+        return number(name, value, wanted=_EITHER)
     xp = _knob(name, value, None)
     values_hold(name, value, ~xp.isfinite(value), "finite")
     return value
+
+
+def real(name: str, value: Any, *, like: tuple[str, Array] | None = None) -> Any:
+    """A float, ±inf among them, or an array of a real floating dtype."""
+    if not is_array(value):
+        return number(name, value, finite=False, wanted=_EITHER)
+    _knob(name, value, like)
+    return value
+
+
+_EITHER = "a number or an array"
 
 
 def _knob(name: str, value: Array, like: tuple[str, Array] | None) -> Namespace:
@@ -181,6 +204,8 @@ def _knob(name: str, value: Array, like: tuple[str, Array] | None) -> Namespace:
 
 def broadcast(name: str, value: Array, shape: tuple[int, ...], xp: Namespace) -> Array:
     """The array broadcast to a shape; raises ValueError where it does not fit."""
+    if tuple(value.shape) == tuple(shape):
+        return value
     missing = len(shape) - value.ndim
     fits = missing >= 0 and all(
         here in (1, there) for here, there in zip(value.shape, shape[missing:], strict=True)
@@ -212,21 +237,17 @@ def values_hold(name: str, value: Array, broken: Array, wanted: str) -> None:
 
 def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
     """The value if it is one of the allowed words; raises ValueError listing them otherwise."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(
+            f"{name} must be one of {', '.join(map(repr, allowed))}, got {shortened(value)}"
+        )
     return str(value)
 
 
 def computing_dtype(xp: Namespace, *arrays: Array) -> Any:
     """float64 if any array has it, else float32: half precision goes up before the first step."""
-    wide = any(xp.finfo(a.dtype).bits > 2 * HALF_BITS for a in arrays)
+    wide = any(_arrays.float_bits(a, xp) > 2 * _arrays.HALF_BITS for a in arrays)
     return xp.float64 if wide else xp.float32
-
-
-def shortened(value: Any) -> str:
-    """The value as an error message shows it: its repr, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 BACKENDS = ("reference", "compiled")

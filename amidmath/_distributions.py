@@ -2,6 +2,7 @@
 
 import array_api_compat
 
+from amidmath._arrays import eps
 from amidmath._checks import computing_dtype
 from amidmath._dispatch import at_hand
 from amidmath._rows import rows_per_chunk
@@ -13,7 +14,7 @@ TOLERANCE = 1e-3
 def mass(log_x: Array, axis: int, tolerance: float, xp: Namespace) -> tuple[Array, Array]:
     """Σ exp(log x) along an axis, and where it is further from 1 than the tolerance, or NaN."""
     # A rounded logarithm of size s moves its probability by eps·s.
-    allowed = max(tolerance, 4.0 * float(xp.finfo(log_x.dtype).eps) ** 0.5)
+    allowed = max(tolerance, 4.0 * eps(log_x, xp) ** 0.5)
     wide = xp.astype(log_x, computing_dtype(xp, log_x), copy=False)
     total = xp.sum(xp.exp(xp.where(wide <= 1.0, wide, 1.0)), axis=axis)
     return total, ~(xp.abs(total - 1.0) <= allowed)

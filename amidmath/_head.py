@@ -5,7 +5,7 @@ from typing import Any
 
 import array_api_compat
 
-from amidmath import _checks
+from amidmath import _arrays, _checks
 from amidmath._typing import Array, Namespace
 
 
@@ -113,9 +113,10 @@ def as_head(name: str, head: Any) -> Head:
     if not array_api_compat.is_array_api_obj(head):
         raise TypeError(
             f"{name} must be a weight of shape (V, H), as torch.nn.Linear's, or an am.Head, "
-            f"got {type(head).__name__}: {_checks.shortened(head)}"
+            f"got {type(head).__name__}: {_checks.shortened(head)}{_arrays.remedy(head)}"
         )
     weight: Array = head
+    _checks.real_floating(_checks.namespace(**{name: weight}), **{name: weight})
     if weight.ndim != 2:
         raise ValueError(f"{name} must have shape (V, H), got {tuple(weight.shape)}")
     return Head(weight)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import array_api_compat
 
-from amidmath import _loss
+from amidmath import _positions
 from amidmath._head import Head
 from amidmath._linear_arguments import given
 from amidmath._linear_layer import Library
@@ -132,7 +132,7 @@ class LinearLoss:
 
             return jax_linear.linear(of)
         values, _ = run(of.form, of.arrays, (), None, Library(of.xp))
-        return _loss._reduce(values, of.scale, reduction, of.shape, of.xp)
+        return _positions.reduced(values, of.scale, reduction, of.shape, of.xp)
 
     def linear_value_and_grad(
         self,
@@ -193,7 +193,7 @@ class LinearLoss:
             *(student_hidden, student_head, teacher_hidden, teacher_head, mask, reduction),
             *(denominator, vocab, labels, label_weight, ignore_index, chunk_rows),
         )
-        wanted = _loss._wanted(wrt, of.differentiable)
+        wanted = _positions.wanted_of(wrt, of.differentiable)
         names = [part for name in wanted for part in _parts(name)]
         xp = of.xp
         if array_api_compat.is_torch_array(student_hidden):
@@ -210,11 +210,11 @@ class LinearLoss:
         for name, grad in grads.items():
             argument = of.arguments[name]
             if name in of.form.knobs:
-                shaped[name] = _loss._unbroadcast(grad, argument, of.shape, xp)
+                shaped[name] = _positions.unbroadcast(grad, argument, of.shape, xp)
             else:
                 grad = xp.reshape(grad, argument.shape)
                 shaped[name] = xp.astype(grad, argument.dtype, copy=False)
-        value = _loss._reduce(values, of.scale, reduction, of.shape, xp)
+        value = _positions.reduced(values, of.scale, reduction, of.shape, xp)
         found = []
         for name in wanted:
             parts = tuple(shaped[part] for part in _parts(name))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import array_api_compat
 
-from amidmath import _checks, _loss
+from amidmath import _arrays, _checks, _positions
 from amidmath._head import Head, as_head
 from amidmath._linear_form import LinearForm
 from amidmath._linear_teacher import INDICES, LOG_PROBS, DenseTeacher, SparseTeacher, Teacher
@@ -61,7 +61,7 @@ class Given:
         """The scale of every row."""
         if self.scale is None:
             return None
-        return _loss._row_scale(self.scale, self.form.pair(self.arrays), self.xp)
+        return _positions.row_scale(self.scale, self.form.pair(self.arrays), self.xp)
 
 
 def given(
@@ -90,21 +90,14 @@ def given(
     _checks.choice("vocab", vocab, VOCABULARIES)
     student, arguments = _layer("student", student_hidden, student_head, {})
     xp = _checks.namespace(student_hidden=student_hidden)
-    others = {} if mask is None else {"mask": mask}
-    if denominator is not None and not isinstance(denominator, numbers.Real):
-        _checks.scalar_array(student_logits=student_hidden, denominator=denominator)
-    for name, array in (others | loss.knobs).items():
-        _checks.namespace(student_hidden=student_hidden, **{name: array})
-        _checks.same_device(student_hidden=student_hidden, **{name: array})
-    # What there is to check of masks and parameters is checked as for logits, here of one token.
-    one = student_hidden[..., :1]
-    _, shape, operands, keep = loss._operands(one, one, mask)
+    beside = ("student_hidden", student_hidden)
+    shape = student_hidden.shape[:-1]
+    keep = _positions.mask_rows(mask, beside, shape, xp)
     vocabulary = student.projection.vocabulary
     teacher: Teacher
     if isinstance(teacher_hidden, TopK):
         _without_a_head(teacher_head, vocab)
         teacher = SparseTeacher(*untempered(loss))
-        beside = ("student_hidden", student_hidden)
         lists = checked("teacher_hidden", teacher_hidden, beside, vocabulary, keep, xp)
         arguments |= {LOG_PROBS: lists.log_probs, INDICES: lists.indices}
     else:
@@ -118,7 +111,6 @@ def given(
         for name, array in arguments.items()
         if name.endswith("_hidden")
     }
-    arrays |= dict(zip(loss.knobs, operands[2:], strict=True))
     if keep is not None:
         arrays["keep"] = keep
     if labels is not None:
@@ -132,7 +124,11 @@ def given(
         ignore_index,
         _chunk_rows(chunk_rows, hidden, vocabulary + teacher.width, xp),
     )
-    scale = _loss._scale(reduction, denominator, form.pair(arrays), keep, xp)
+    pair = form.pair(arrays)
+    dtype = _checks.computing_dtype(xp, *pair)
+    knobs = _positions.knob_rows(loss.knobs, beside, shape, dtype, xp)
+    arrays |= dict(zip(loss.knobs, knobs, strict=True))
+    scale = _positions.scale_of(reduction, denominator, beside, pair, keep, xp)
     return Given(xp, form, arguments | loss.knobs, arrays, scale, reduction != "none", shape)
 
 
@@ -217,8 +213,7 @@ def _labels(
             f"labels must have the shape of the positions, {tuple(student_hidden.shape[:-1])}, "
             f"got {tuple(labels.shape)}"
         )
-    if not xp.isdtype(labels.dtype, "integral"):
-        raise TypeError(f"labels must be integers, got dtype {labels.dtype}")
+    _checks.integral(xp, labels=labels)
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral):
         raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
     index = xp.arange(1, device=array_api_compat.device(labels))  # the library's own kind of index
@@ -240,6 +235,6 @@ def _chunk_rows(asked: int | None, hidden: list[Array], width: int, xp: Namespac
             raise ValueError(f"chunk_rows must be positive, got {asked!r}")
         return int(asked)
     on_cpu = "cpu" in str(getattr(hidden[0], "device", "cpu")).lower()
-    size = max(xp.finfo(a.dtype).bits for a in hidden) // 8
+    size = max(_arrays.float_bits(a, xp) for a in hidden) // 8
     budget = CPU_BYTES if on_cpu else ACCELERATOR_BYTES
-    return max(FEWEST_ROWS, budget // (int(size) * width))
+    return max(FEWEST_ROWS, budget // (size * width))

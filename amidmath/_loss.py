@@ -1,33 +1,32 @@
 """What every loss on a pair of logits is: a value a position, reduced, and its gradients."""
 
-import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
-import array_api_compat
-
-from amidmath import _checks, _dispatch
+from amidmath import _checks, _dispatch, _positions
+from amidmath._algebra import Algebra
 from amidmath._linear import LinearLoss
 from amidmath._rows import Block, RowForm
 from amidmath._sparse import SparseLoss
 from amidmath._typing import Array, Namespace, Partials
-
-if TYPE_CHECKING:
-    from amidmath._sums import WeightedSum
-
-REDUCTIONS = ("mean", "sum", "none")
+from amidmath._value import Value
 
 
-class Loss(LinearLoss, SparseLoss, ABC):
+class Loss(LinearLoss, SparseLoss, Algebra, Value, ABC):
     """A loss of student logits against teacher logits, in nats per position.
 
-    Losses add, and multiply by numbers and by arrays that broadcast to the positions:
-    ``0.5 * am.AMiD(order="pr") + 0.5 * am.AMiD(order="qr")``. Those whose parameters are numbers
-    are hashable and compare by value.
-    """
+    Losses add and subtract, and are multiplied and divided by numbers and by arrays that broadcast
+    to the positions: ``0.5 * am.AMiD(order="pr") + 0.5 * am.AMiD(order="qr")``, ``sum(losses)``.
+    With a negative weight the whole is no divergence any more, and may be negative; infinite parts
+    of opposite signs make NaN.
 
-    __array_ufunc__ = None  # an array times a loss is a loss, not an array of losses
+    They are values: they cannot be changed, and are equal where their class and parameters are.
+    Parameters that are arrays are compared where their numbers are at hand, and then there is no
+    hash. In JAX a loss is a pytree, and its leaves are the parameters that are arrays: it can be
+    an argument of what is jitted or differentiated, be mapped over, and be carried through a scan.
+    ``torch.func`` takes it likewise. If it was made before JAX was imported, JAX knows it once
+    another one is made, or one is called with JAX's arrays.
+    """
 
     @property
     @abstractmethod
@@ -52,36 +51,38 @@ class Loss(LinearLoss, SparseLoss, ABC):
         """The loss of a batch, differentiable with respect to both logits and the array knobs.
 
         Args:
-            student_logits: shape (..., V), real floating dtype.
+            student_logits: shape (..., V), a plain, dense array of a real floating dtype.
             teacher_logits: shape (..., V), same library and device.
-            mask: shape (...), boolean or 0/1; positions that are False or 0 are left out, and
-                never read. None keeps all.
+            mask: boolean or 0/1, of shape (...) or one that broadcasts to it; positions that are
+                False or 0 are left out, and never read. None keeps all.
             reduction: "mean" over the positions kept, "sum", or "none" for one value a position
                 (0 where left out).
             denominator: what the sum is divided by instead of the number of positions kept, a
-                number or a scalar array; for "mean" only (gradient accumulation, data parallel).
+                positive number or scalar array; for "mean" only (gradient accumulation, data
+                parallel).
             backend: None for the fastest that there is; "reference" for the array core, which
                 torch and JAX then differentiate operation by operation, as often as asked;
                 "compiled" for a row kernel (CPU, CUDA) or an error that says why not.
 
         Returns:
             A scalar array, or shape (...) for "none", in float32 (float64 if an input is). 0 when
-            no position is kept.
+            no position is kept, or there is none.
 
         Raises:
-            TypeError: not arrays, of different libraries, or of a wrong dtype.
+            TypeError: not plain arrays, of different libraries, or of a wrong dtype.
             ValueError: shapes or devices that differ, an unknown reduction, a denominator
                 without reduction "mean", or a backend that is unknown or cannot compute this.
             ModuleNotFoundError: backend "compiled" without its compiler (llvmlite, Triton).
         """
         self._check_backend(backend)
         xp, shape, operands, keep = self._operands(student_logits, teacher_logits, mask)
-        scale = _scale(reduction, denominator, operands, keep, xp)
+        beside = ("student_logits", operands[0])
+        scale = _positions.scale_of(reduction, denominator, beside, operands, keep, xp)
         if keep is not None:
             operands = (*operands, keep)
         if reduction == "none":
             values = self._values(operands, keep is not None, backend)
-            return _reduce(values, None, reduction, shape, xp)
+            return _positions.reduced(values, None, reduction, shape, xp)
         return self._total(operands, keep is not None, scale, backend)
 
     @overload
@@ -151,28 +152,29 @@ class Loss(LinearLoss, SparseLoss, ABC):
         """
         self._check_backend(backend)
         xp, shape, operands, keep = self._operands(student_logits, teacher_logits, mask)
+        beside = ("student_logits", operands[0])
         names = ["student_logits", "teacher_logits", *self.knobs]
-        wanted = _wanted(wrt, names)
-        scale = _scale(reduction, denominator, operands, keep, xp)
+        wanted = _positions.wanted_of(wrt, names)
+        scale = _positions.scale_of(reduction, denominator, beside, operands, keep, xp)
         extras = [] if keep is None else [keep]
         if scale is not None:
-            extras.append(_row_scale(scale, operands, xp))
+            extras.append(_positions.row_scale(scale, operands, xp))
         needs = (*(name in wanted for name in names), *(False for _ in extras))
         masked, scaled = keep is not None, scale is not None
         every = (*operands, *extras)
         values, grads = self._partials(
             every, needs, masked, scaled, backend, overwrite_student_logits
         )
-        value = _reduce(values, scale, reduction, shape, xp)
+        value = _positions.reduced(values, scale, reduction, shape, xp)
         arrays = (student_logits, teacher_logits, *self.knobs.values())
         shaped = {
-            name: _unbroadcast(grad, array, shape, xp)
+            name: _positions.unbroadcast(grad, array, shape, xp)
             if name in self.knobs
             else self._whole(xp.reshape(grad, (*shape, grad.shape[-1])), array)
             for name, array, grad in zip(names, arrays, grads, strict=False)
             if grad is not None
         }
-        return value, _as_asked(wrt, shaped)
+        return value, _positions.as_asked(wrt, shaped)
 
     # What a loss whose logits are not all here does otherwise.
 
@@ -214,143 +216,13 @@ class Loss(LinearLoss, SparseLoss, ABC):
         """A gradient by logits as what the argument was."""
         return grad
 
-    def __add__(self, other: "Loss") -> "WeightedSum":
-        """The sum of two losses."""
-        from amidmath._sums import WeightedSum
-
-        if not isinstance(other, Loss):
-            return NotImplemented
-        return WeightedSum((*_parts(self), *_parts(other)))
-
-    def __mul__(self, factor: float | Array) -> "WeightedSum":
-        """The loss times a number, or times an array that broadcasts to the positions.
-
-        The loss first: a strict array library refuses a loss as its array's other factor.
-        """
-        from amidmath._sums import WeightedSum
-
-        if not (_checks.is_array(factor) or isinstance(factor, numbers.Real)):
-            return NotImplemented
-        factor = _checks.factor("factor", factor)
-        return WeightedSum(tuple((factor * weight, loss) for weight, loss in _parts(self)))
-
-    __rmul__ = __mul__
-
     def _operands(
         self, student_logits: Array, teacher_logits: Array, mask: Array | None
     ) -> tuple[Namespace, tuple[int, ...], tuple[Array, ...], Array | None]:
         """The library, the shape of the positions, logits and knobs as rows, and the mask."""
         named = {"student_logits": student_logits, "teacher_logits": teacher_logits}
-        xp = _checks.namespace(**named)
-        _checks.real_floating(xp, **named)
-        _checks.same_shape(**named)
-        _checks.same_device(**named)
-        if student_logits.ndim == 0 or student_logits.shape[-1] == 0:
-            raise ValueError(
-                "student_logits must have a last axis over the vocabulary, "
-                f"got shape {tuple(student_logits.shape)}"
-            )
-        shape = student_logits.shape[:-1]
-        flat = (-1, student_logits.shape[-1])
-        operands = [xp.reshape(student_logits, flat), xp.reshape(teacher_logits, flat)]
-        for name, knob in self.knobs.items():
-            _checks.namespace(student_logits=student_logits, **{name: knob})
-            _checks.same_device(student_logits=student_logits, **{name: knob})
-            rows = _checks.broadcast(name, knob, shape, xp)
-            operands.append(xp.reshape(rows, (-1, 1)))
-        if mask is None:
-            return xp, shape, tuple(operands), None
-        _checks.namespace(student_logits=student_logits, mask=mask)
-        if mask.shape != shape:
-            raise ValueError(
-                f"mask must have the shape of the positions, {tuple(shape)}, "
-                f"got {tuple(mask.shape)}"
-            )
-        _checks.same_device(student_logits=student_logits, mask=mask)
-        if not xp.isdtype(mask.dtype, ("bool", "integral")):
-            raise TypeError(f"mask must be boolean or 0/1 integers, got dtype {mask.dtype}")
-        return xp, shape, tuple(operands), xp.reshape(xp.astype(mask, xp.bool), (-1,))
-
-
-def _parts(loss: Loss) -> Sequence[tuple[float, Loss]]:
-    from amidmath._sums import WeightedSum
-
-    return loss.parts if isinstance(loss, WeightedSum) else ((1.0, loss),)
-
-
-def _wanted(wrt: str | tuple[str, ...], names: Sequence[str]) -> tuple[str, ...]:
-    """What to differentiate by, in a tuple; ``names`` may be."""
-    wanted = (wrt,) if isinstance(wrt, str) else tuple(wrt)
-    for name in wanted:
-        _checks.choice("wrt", name, names)
-    return wanted
-
-
-def _as_asked(wrt: str | tuple[str, ...], grads: dict[str, Any]) -> Any:
-    """The gradients as ``wrt`` asks for them: one, or a tuple."""
-    return grads[wrt] if isinstance(wrt, str) else tuple(grads[name] for name in wrt)
-
-
-def _row_scale(scale: Array | float, operands: tuple[Array, ...], xp: Namespace) -> Array:
-    """The scale of every row.
-
-    Not made of the logits: where they are shards, JAX would take it to differ between them.
-    """
-    dtype = _checks.computing_dtype(xp, *operands[:2])
-    device = array_api_compat.device(operands[0])
-    return xp.zeros(operands[0].shape[0], dtype=dtype, device=device) + scale
-
-
-def _unbroadcast(grad: Array, array: Array, shape: tuple[int, ...], xp: Namespace) -> Array:
-    """The gradient of an array from that of its broadcast to the positions."""
-    grad = xp.reshape(grad, shape)
-    missing = len(shape) - array.ndim
-    spread = tuple(range(missing)) + tuple(
-        missing + axis
-        for axis, size in enumerate(array.shape)
-        if size == 1 and shape[missing + axis] != 1
-    )
-    summed = xp.sum(grad, axis=spread) if spread else grad
-    return xp.astype(xp.reshape(summed, array.shape), array.dtype, copy=False)
-
-
-def _scale(
-    reduction: str,
-    denominator: Any,
-    operands: tuple[Array, ...],
-    keep: Array | None,
-    xp: Namespace,
-) -> Array | float | None:
-    """What each position's value counts in the result: 1/denominator, None for 1."""
-    _checks.choice("reduction", reduction, REDUCTIONS)
-    if reduction != "mean":
-        if denominator is not None:
-            raise ValueError(
-                f"denominator goes with reduction 'mean', got reduction {reduction!r} "
-                f"and denominator {denominator!r}"
-            )
-        return None
-    dtype = _checks.computing_dtype(xp, *operands[:2])
-    if denominator is None:
-        if keep is None:
-            return 1.0 / max(1, operands[0].shape[0])
-        count = xp.astype(xp.sum(xp.astype(keep, xp.int32)), dtype)
-        return 1.0 / xp.where(count > 0.0, count, 1.0)
-    if isinstance(denominator, numbers.Real) and not isinstance(denominator, bool):
-        if not float(denominator) > 0.0:
-            raise ValueError(f"denominator must be positive, got {denominator!r}")
-        return 1.0 / float(denominator)
-    _checks.scalar_array(student_logits=operands[0], denominator=denominator)
-    return 1.0 / xp.astype(denominator, dtype)
-
-
-def _reduce(
-    values: Array,
-    scale: Array | float | None,
-    reduction: str,
-    shape: tuple[int, ...],
-    xp: Namespace,
-) -> Array:
-    if reduction == "none":
-        return xp.reshape(values, shape)
-    return _dispatch.scaled_sum(values, scale, xp)
+        xp, shape, rows = _positions.logit_rows(**named)
+        beside = ("student_logits", student_logits)
+        dtype = _checks.computing_dtype(xp, *rows)
+        knobs = _positions.knob_rows(self.knobs, beside, shape, dtype, xp)
+        return xp, shape, (*rows, *knobs), _positions.mask_rows(mask, beside, shape, xp)

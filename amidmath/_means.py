@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from amidmath import _checks, _dispatch
+from amidmath import _arrays, _checks, _dispatch
 from amidmath._assistant import exponent
 from amidmath._mean_forms import Mean, Mixture, log_normalized
 from amidmath._typing import Array, Namespace
@@ -15,6 +15,7 @@ def log_falpha_mean(
     alpha: float | Array,
     weights: Sequence[float] | Array | None = None,
     axis: int = 0,
+    keepdims: bool = False,
 ) -> Array:
     """Logarithm of the f_α-mean of K positive sources given by their logarithms.
 
@@ -32,7 +33,8 @@ def log_falpha_mean(
         alpha: α in [-∞, ∞], a number or an array that broadcasts to the result.
         weights: the weights λ_j, non-negative with sum 1: K numbers, or an array of K or one
             that broadcasts to ``logs``; equal weights if None.
-        axis: the axis that runs over the sources.
+        axis: the axis that runs over the sources, an integer.
+        keepdims: keep that axis, with one entry.
 
     Returns:
         log M, of the shape without ``axis``; float16 and bfloat16 are computed and returned in
@@ -49,7 +51,7 @@ def log_falpha_mean(
         >>> [round(float(np.exp(am.log_falpha_mean(logs, alpha=a))[0]), 4) for a in (-1, 1, 3)]
         [0.5, 0.4, 0.32]
     """
-    return _mean(logs, "logs", alpha, weights, axis, linear=False)
+    return _mean(logs, "logs", alpha, weights, axis, keepdims, linear=False)
 
 
 def falpha_mean(
@@ -58,6 +60,7 @@ def falpha_mean(
     alpha: float | Array,
     weights: Sequence[float] | Array | None = None,
     axis: int = 0,
+    keepdims: bool = False,
 ) -> Array:
     """f_α-mean of K non-negative sources, M = (Σ_j λ_j x_jᵏ)^(1/k) with k = (1-α)/2.
 
@@ -71,6 +74,7 @@ def falpha_mean(
         alpha: α in [-∞, ∞], a number or an array that broadcasts to the result.
         weights: as for :func:`log_falpha_mean`.
         axis: the axis that runs over the sources.
+        keepdims: as for :func:`log_falpha_mean`.
 
     Returns:
         M, of the shape without ``axis``; float16 and bfloat16 are computed and returned in
@@ -85,7 +89,7 @@ def falpha_mean(
         >>> [float(am.falpha_mean(np.asarray([0.2, 0.8]), alpha=a).round(4)) for a in (-1, 1, 3)]
         [0.5, 0.4, 0.32]
     """
-    return _mean(values, "values", alpha, weights, axis, linear=True)
+    return _mean(values, "values", alpha, weights, axis, keepdims, linear=True)
 
 
 def alpha_mixture(
@@ -135,6 +139,7 @@ def alpha_mixture(
     _checks.same_shape(log_p=log_p, log_q=log_q)
     _checks.same_device(log_p=log_p, log_q=log_q)
     axis = _checks.axis_in_range(axis, log_p.ndim, "log_p and log_q")
+    _checks.nonempty("log_p", log_p, axis, "an outcome")
     positions = log_p.shape[:axis] + log_p.shape[axis + 1 :]
     alpha = _checks.alpha("alpha", alpha, like=("log_p", log_p))
     lam = _checks.weight("lam", lam, like=("log_p", log_p))
@@ -157,12 +162,14 @@ def _mean(
     alpha: float | Array,
     weights: Sequence[float] | Array | None,
     axis: int,
+    keepdims: bool,
     *,
     linear: bool,
 ) -> Array:
     xp = _checks.namespace(**{name: sources})
     _checks.real_floating(xp, **{name: sources})
     axis = _checks.axis_in_range(axis, sources.ndim, name)
+    _checks.nonempty(name, sources, axis, "a source")
     if linear:
         _checks.values_hold(name, sources, sources < 0.0, "non-negative")
     operands = [sources]
@@ -179,7 +186,8 @@ def _mean(
         shape = sources.shape[:axis] + sources.shape[axis + 1 :]
         checked = _checks.broadcast("alpha", checked, shape, xp)
         operands.append(xp.expand_dims(checked, axis=axis))
-    return _dispatch.apply(Mean(k, fixed, axis, linear), axis, *operands)
+    mean = _dispatch.apply(Mean(k, fixed, axis, linear), axis, *operands)
+    return xp.expand_dims(mean, axis=axis) if keepdims else mean
 
 
 def _weight_array(weights: Array, name: str, sources: Array, axis: int, xp: Namespace) -> Array:
@@ -206,6 +214,7 @@ def _weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
     if not isinstance(weights, Sequence) or isinstance(weights, str):
         raise TypeError(
             f"weights must be a sequence of numbers or an array, got {type(weights).__name__}"
+            + _arrays.remedy(weights)
         )
     checked = [_checks.number_in_unit_interval(f"weights[{j}]", w) for j, w in enumerate(weights)]
     if len(checked) != count:

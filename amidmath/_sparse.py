@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
-from amidmath import _checks, _dispatch, _loss
+from amidmath import _checks, _dispatch, _positions
 from amidmath._rows import Block
 from amidmath._sparse_rows import SparseForm
 from amidmath._top_k import TopK, checked
@@ -152,23 +152,23 @@ class SparseLoss:
         """
         given = _given(self, student_logits, teacher, mask, reduction, denominator, backend)
         xp, knobs = given.xp, given.knobs
-        wanted = _loss._wanted(wrt, ["student_logits", *knobs])
+        wanted = _positions.wanted_of(wrt, ["student_logits", *knobs])
         operands, form = list(given.operands), given.form
         if given.scale is not None:
             form = replace(form, scaled=True)
-            operands.append(_loss._row_scale(given.scale, given.operands, xp))
+            operands.append(_positions.row_scale(given.scale, given.operands, xp))
         names = ("student_logits", "", "", *knobs)
         needs = (*(name in wanted for name in names), *(False for _ in operands[len(names) :]))
         values, grads = _dispatch.value_and_partials(form, needs, *operands, backend=backend)
-        value = _loss._reduce(values, given.scale, reduction, given.shape, xp)
+        value = _positions.reduced(values, given.scale, reduction, given.shape, xp)
         shaped = {
-            name: _loss._unbroadcast(grad, knobs[name], given.shape, xp)
+            name: _positions.unbroadcast(grad, knobs[name], given.shape, xp)
             if name in knobs
             else xp.reshape(grad, student_logits.shape)
             for name, grad in zip(names, grads, strict=False)
             if grad is not None
         }
-        return value, _loss._as_asked(wrt, shaped)
+        return value, _positions.as_asked(wrt, shaped)
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,11 +198,13 @@ def _given(
             "backend 'compiled' computes losses of whole rows, not of top-k lists; leave it out"
         )
     temperature, block = untempered(loss)
-    # What there is to check of logits, masks and parameters is the same for any teacher.
-    xp, shape, (student, _, *knobs), keep = loss._operands(student_logits, student_logits, mask)
-    vocabulary = int(student_logits.shape[-1])
-    top = checked("teacher", teacher, ("student_logits", student_logits), vocabulary, keep, xp)
-    scale = _loss._scale(reduction, denominator, (student, top.log_probs), keep, xp)
+    xp, shape, (student,) = _positions.logit_rows(student_logits=student_logits)
+    beside = ("student_logits", student_logits)
+    keep = _positions.mask_rows(mask, beside, shape, xp)
+    top = checked("teacher", teacher, beside, int(student.shape[-1]), keep, xp)
+    dtype = _checks.computing_dtype(xp, student, top.log_probs)
+    knobs = _positions.knob_rows(loss.knobs, beside, shape, dtype, xp)
+    scale = _positions.scale_of(reduction, denominator, beside, (student, top.log_probs), keep, xp)
     operands = (student, *top, *knobs, *(() if keep is None else (keep,)))
     form = SparseForm(block, temperature, len(knobs), masked=keep is not None)
     return _Given(xp, form, operands, loss.knobs, scale, shape)

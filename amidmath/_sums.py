@@ -10,9 +10,9 @@ from amidmath._rows import Block
 from amidmath._typing import Array, Namespace, Partials
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class WeightedSum(Loss):
-    """A weighted sum of losses, itself a loss; what ``+`` and ``*`` of losses make.
+    """A weighted sum of losses, itself a loss; what ``+``, ``-``, ``*`` and ``/`` of losses make.
 
     GKD's loss, for one, is ``beta * am.AMiD(order="pr", lam=beta) + (1 - beta) *
     am.AMiD(order="qr", lam=beta)``.
@@ -50,6 +50,11 @@ class WeightedSum(Loss):
                 raise TypeError(f"parts[{j}] must be a weight and a loss, got {loss!r}")
             checked.append((_checks.factor(f"parts[{j}]", weight), loss))
         object.__setattr__(self, "parts", tuple(checked))
+
+    @property
+    def weighted_parts(self) -> tuple[tuple[float | Array, Loss], ...]:
+        """The parts."""
+        return self.parts
 
     @property
     def block(self) -> Block:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import array_api_compat
 import array_api_extra as xpx
 
-from amidmath import _checks
+from amidmath import _checks, _positions
 from amidmath._distributions import TOLERANCE, mass
 from amidmath._mean_forms import log_softmax
 from amidmath._rows import rows_per_chunk
@@ -66,17 +66,15 @@ def top_k(teacher_logits: Array, k: int, temperature: float = 1.0) -> TopK:
         >>> teacher.indices, np.exp(teacher.log_probs).round(6)
         (array([[1, 3]]), array([[0.5 , 0.25]]))
     """
-    xp = _checks.namespace(teacher_logits=teacher_logits)
-    _checks.real_floating(xp, teacher_logits=teacher_logits)
-    temperature = _checks.positive("temperature", temperature)
+    xp, positions, (rows,) = _positions.logit_rows(teacher_logits=teacher_logits)
+    temperature = _checks.temperature("temperature", temperature)
     if isinstance(k, bool) or not isinstance(k, numbers.Integral):
         raise TypeError(f"k must be an integer, got {k!r}")
-    shape = tuple(teacher_logits.shape)
-    if not shape or not 1 <= k <= shape[-1]:
+    if not 1 <= k <= rows.shape[-1]:
         raise ValueError(
-            f"k must be from 1 to the size of the vocabulary, got {k!r} and logits of shape {shape}"
+            f"k must be from 1 to the size of the vocabulary, {int(rows.shape[-1])}, got {k!r} "
+            f"and logits of shape {tuple(teacher_logits.shape)}"
         )
-    rows = xp.reshape(teacher_logits, (-1, shape[-1]))
     # XLA plans its own temporaries, and would compile a loop chunk by chunk.
     count = rows.shape[0]
     step = count if array_api_compat.is_jax_array(rows) else rows_per_chunk(rows)
@@ -85,7 +83,7 @@ def top_k(teacher_logits: Array, k: int, temperature: float = 1.0) -> TopK:
         for start in range(0, max(1, count), max(1, step))
     ]
     both = (xp.concat(parts, axis=0) for parts in zip(*found, strict=True))
-    return TopK(*(xp.reshape(a, (*shape[:-1], int(k))) for a in both))
+    return TopK(*(xp.reshape(a, (*positions, int(k))) for a in both))
 
 
 def _top_rows(logits: Array, k: int, temperature: float, xp: Namespace) -> tuple[Array, Array]:
@@ -103,7 +101,8 @@ def _top_rows(logits: Array, k: int, temperature: float, xp: Namespace) -> tuple
 
 def listed_logs(top: TopK, xp: Namespace) -> Array:
     """The log-probabilities, -inf where there is no token."""
-    return xp.where(top.indices >= 0, top.log_probs, -xp.inf)
+    logs = xp.where(top.indices >= 0, top.log_probs, -xp.inf)
+    return xp.astype(logs, top.log_probs.dtype, copy=False)  # NumPy widens ml_dtypes' bfloat16
 
 
 def outside(indices: Array, vocabulary: int) -> Array:
@@ -156,8 +155,7 @@ def checked(
     named = {f"{name}.log_probs": top.log_probs, f"{name}.indices": top.indices}
     _checks.namespace(**{beside: array}, **named)
     _checks.real_floating(xp, **{f"{name}.log_probs": top.log_probs})
-    if not xp.isdtype(top.indices.dtype, "integral"):
-        raise TypeError(f"{name}.indices must be integers, got dtype {top.indices.dtype}")
+    _checks.integral(xp, **{f"{name}.indices": top.indices})
     _checks.same_shape(**named)
     _checks.same_device(**{beside: array}, **named)
     shape = tuple(top.indices.shape)

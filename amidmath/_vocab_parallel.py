@@ -142,7 +142,13 @@ class ShardedRows:
         return in_chunks(self, self.step, *operands, needs=needs, xp=xp)
 
 
-@dataclass(frozen=True)
+_APART = (
+    "a VocabParallel loss and one of whole rows cannot be parts of one loss; make it of their sum, "
+    "am.VocabParallel(a + b, group)"
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class VocabParallel(Loss):
     """A loss of logits that are sharded over the vocabulary: each rank has a part of every row.
 
@@ -224,22 +230,22 @@ class VocabParallel(Loss):
     @property
     def block(self) -> Block:
         """There is none without the ranks, and sums of losses cannot know them."""
-        raise TypeError(
-            "a VocabParallel loss and one of whole rows cannot be parts of one loss; make it of "
-            "their sum, am.VocabParallel(a + b, group)"
-        )
+        raise TypeError(_APART)
 
-    def __add__(self, other: Loss) -> "VocabParallel":  # type: ignore[override]
+    def plus(self, other: Loss) -> "VocabParallel":
         """The sum of two losses over one group."""
-        if not isinstance(other, VocabParallel) or other.group != self.group:
-            return NotImplemented
+        if not isinstance(other, VocabParallel):
+            raise TypeError(_APART)
+        if other.group != self.group:
+            raise TypeError(
+                "VocabParallel losses add over one group of ranks, got "
+                f"{self.group!r} and {other.group!r}"
+            )
         return replace(self, loss=self.loss + other.loss)
 
-    def __mul__(self, factor: float) -> "VocabParallel":  # type: ignore[override]
-        """The loss times a number."""
+    def times(self, factor: float | Array) -> "VocabParallel":
+        """The loss times a factor."""
         return replace(self, loss=self.loss * factor)
-
-    __rmul__ = __mul__  # type: ignore[assignment]
 
     def _check_backend(self, backend: str | None) -> None:
         if backend is not None:
@@ -249,6 +255,8 @@ class VocabParallel(Loss):
         self, student_logits: Array, teacher_logits: Array, mask: Array | None
     ) -> tuple[Namespace, tuple[int, ...], tuple[Array, ...], Array | None]:
         """What those of :class:`Loss` are, of what this rank has."""
+        given = {"student_logits": student_logits, "teacher_logits": teacher_logits}
+        _checks.namespace(**given, **({} if mask is None else {"mask": mask}))
         ranks = self._ranks(student_logits)
         student = ranks.shard("student_logits", student_logits)
         teacher = ranks.shard("teacher_logits", teacher_logits)

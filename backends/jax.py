@@ -9,11 +9,14 @@ import jax.numpy as xp
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
+from amidmath import _trees
 from amidmath._differentiated import Differentiated
 from amidmath._dispatch import scaled_sum
 from amidmath._rows import Chunked, RowForm, rows_per_chunk
 from amidmath._typing import Array, ClosedForm, Partials
 from amidmath.backends import jax_cpu
+
+_trees.register_known("jax")
 
 
 def run(

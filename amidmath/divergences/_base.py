@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any, ClassVar
 
 from amidmath import _checks, _dispatch
+from amidmath._algebra import no_algebra
 from amidmath._distributions import check_normalized
 from amidmath._pointwise import shared_support
 from amidmath._rows import RowForm
@@ -38,6 +39,10 @@ class Divergence(ABC):
     on_measures: ClassVar[bool] = False
     checks: ClassVar[Checks] = {}
     examples: ClassVar[tuple[tuple[Any, ...], ...]] = ((),)
+
+    __array_ufunc__ = None  # an array on the left leaves the operator to us
+    __add__ = __radd__ = __sub__ = __rsub__ = __neg__ = no_algebra
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __pow__ = no_algebra
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Put a class that names itself into the registry."""
@@ -86,7 +91,13 @@ class Divergence(ABC):
         """
 
     def __call__(
-        self, log_x: Array, log_y: Array, axis: int = -1, *, backend: str | None = None
+        self,
+        log_x: Array,
+        log_y: Array,
+        axis: int = -1,
+        *,
+        keepdims: bool = False,
+        backend: str | None = None,
     ) -> Array:
         """D(x‖y) in nats, one value a distribution.
 
@@ -96,7 +107,8 @@ class Divergence(ABC):
         Args:
             log_x: log-probabilities of x, any shape, real floating dtype.
             log_y: log-probabilities of y, same shape, library and device.
-            axis: the axis that runs over the outcomes.
+            axis: the axis that runs over the outcomes, an integer.
+            keepdims: keep that axis, with one entry.
             backend: None for the fastest that there is; "reference" for the array core, which
                 torch and JAX then differentiate operation by operation, as often as asked;
                 "compiled" for a row kernel or an error that says why not.
@@ -105,19 +117,26 @@ class Divergence(ABC):
             Non-negative values, of the shape without ``axis``, in float32 (float64 if an input is).
 
         Raises:
-            TypeError: not arrays, of different libraries, or not real floating.
+            TypeError: not plain arrays, of different libraries, or not real floating; no integer
+                as the axis.
             ValueError: different shapes or devices, no such axis, probabilities that do not sum
                 to 1 (looked at on the CPU outside of jit, not elsewhere), or a backend that is
                 unknown or cannot compute this.
             ModuleNotFoundError: backend "compiled" without llvmlite.
         """
         _checks.backend(backend)
-        x, y, shape, xp = self._rows(log_x, log_y, axis)
+        x, y, shape, axis, xp = self._rows(log_x, log_y, axis)
         values = _dispatch.apply(RowForm(self._block), -1, x, y, backend=backend)
-        return xp.reshape(values, shape)
+        return _placed(values, shape, axis, keepdims, xp)
 
     def value_and_grad(
-        self, log_x: Array, log_y: Array, axis: int = -1, *, backend: str | None = None
+        self,
+        log_x: Array,
+        log_y: Array,
+        axis: int = -1,
+        *,
+        keepdims: bool = False,
+        backend: str | None = None,
     ) -> tuple[Array, tuple[Array, Array]]:
         """D(x‖y) with its partial derivatives, on any library.
 
@@ -127,7 +146,8 @@ class Divergence(ABC):
         Args:
             log_x: log-probabilities of x, any shape, real floating dtype.
             log_y: log-probabilities of y, same shape, library and device.
-            axis: the axis that runs over the outcomes.
+            axis: the axis that runs over the outcomes, an integer.
+            keepdims: keep that axis in the values, with one entry.
             backend: as for calling the divergence; the derivatives are the closed form's in any
                 case.
 
@@ -140,33 +160,30 @@ class Divergence(ABC):
             ModuleNotFoundError: backend "compiled" without llvmlite.
         """
         _checks.backend(backend)
-        x, y, shape, xp = self._rows(log_x, log_y, axis)
+        x, y, shape, axis, xp = self._rows(log_x, log_y, axis)
         value, grads = _dispatch.value_and_partials(
             RowForm(self._block), (True, True), x, y, backend=backend
         )
         moved = (*shape, x.shape[-1])
         last = len(moved) - 1
-        grad_x, grad_y = (_moved(xp.reshape(g, moved), last, axis % len(moved), xp) for g in grads)
-        return xp.reshape(value, shape), (grad_x, grad_y)
+        grad_x, grad_y = (_moved(xp.reshape(g, moved), last, axis, xp) for g in grads)
+        return _placed(value, shape, axis, keepdims, xp), (grad_x, grad_y)
 
     def _rows(
         self, log_x: Array, log_y: Array, axis: int
-    ) -> tuple[Array, Array, tuple[int, ...], Namespace]:
+    ) -> tuple[Array, Array, tuple[int, ...], int, Namespace]:
         xp = _checks.namespace(log_x=log_x, log_y=log_y)
         _checks.real_floating(xp, log_x=log_x, log_y=log_y)
         _checks.same_shape(log_x=log_x, log_y=log_y)
         _checks.same_device(log_x=log_x, log_y=log_y)
         axis = _checks.axis_in_range(axis, log_x.ndim, "log_x and log_y")
-        if log_x.shape[axis] == 0:
-            raise ValueError(
-                f"log_x must have an outcome along axis {axis}, got shape {tuple(log_x.shape)}"
-            )
+        _checks.nonempty("log_x", log_x, axis, "an outcome")
         x, y = (_moved(a, axis, a.ndim - 1, xp) for a in (log_x, log_y))
         shape, flat = x.shape[:-1], (-1, x.shape[-1])
         x, y = xp.reshape(x, flat), xp.reshape(y, flat)
         if not self.on_measures:
             check_normalized(log_x=x, log_y=y)
-        return x, y, shape, xp
+        return x, y, shape, axis, xp
 
     def _block(
         self, log_x: Array, log_y: Array, *, needs: tuple[bool, ...], xp: Namespace
@@ -218,6 +235,14 @@ class Separable(Divergence):
             return value, None
         by_x, by_y = self.partials(*tokens, self.params, xp)
         return value, (by_x, by_y, self.degree * terms)
+
+
+def _placed(
+    values: Array, shape: tuple[int, ...], axis: int, keepdims: bool, xp: Namespace
+) -> Array:
+    """The values in their shape, with the axis of the outcomes where it is to be kept."""
+    values = xp.reshape(values, shape)
+    return xp.expand_dims(values, axis=axis) if keepdims else values
 
 
 def _moved(x: Array, source: int, target: int, xp: Namespace) -> Array:

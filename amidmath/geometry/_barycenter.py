@@ -137,23 +137,16 @@ def _sources(
     xp = _checks.namespace(logs=logs)
     _checks.real_floating(xp, logs=logs)
     source_axis = _checks.axis_in_range(axis, logs.ndim, "logs")
-    if not isinstance(outcomes, int) or not -logs.ndim <= outcomes < logs.ndim:
-        raise ValueError(
-            f"outcomes must be an integer in [{-logs.ndim}, {logs.ndim - 1}] for logs, "
-            f"got {outcomes!r}"
-        )
-    outcome_axis = outcomes % logs.ndim
+    outcome_axis = _checks.axis_in_range(outcomes, logs.ndim, "logs", "outcomes")
     if source_axis == outcome_axis:
         raise ValueError(
             "axis and outcomes must be two axes of logs, "
             f"got axis={axis!r} and outcomes={outcomes!r} for shape {tuple(logs.shape)}"
         )
-    if 0 in (logs.shape[source_axis], logs.shape[outcome_axis]):
-        raise ValueError(
-            f"logs must have a source along axis {source_axis} and an outcome along axis "
-            f"{outcome_axis}, got shape {tuple(logs.shape)}"
-        )
+    _checks.nonempty("logs", logs, source_axis, "a source")
+    _checks.nonempty("logs", logs, outcome_axis, "an outcome")
     if _checks.is_array(weights):
+        _checks.namespace(logs=logs, weights=weights)
         shape = tuple(cast("Array", weights).shape)
         if len(shape) != 1:
             raise ValueError(f"weights must be one number a source, got an array of shape {shape}")

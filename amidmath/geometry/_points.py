@@ -29,8 +29,7 @@ def checked(
     first = next(iter(arrays))
     shape = tuple(arrays[first].shape)
     axis = _checks.axis_in_range(axis, len(shape), " and ".join(arrays))
-    if shape[axis] == 0:
-        raise ValueError(f"{first} must have an outcome along axis {axis}, got shape {shape}")
+    _checks.nonempty(first, arrays[first], axis, "an outcome")
     for name, log_p in points.items():
         check_normalized(name, log_p, axis, xp)
     dtype = _checks.computing_dtype(xp, *arrays.values())

@@ -32,7 +32,7 @@ def distillm2_skew(gap: float | Array, anchor: float | Array, base: float = 0.1)
         The skews, a float or an array.
 
     Raises:
-        TypeError: ``base`` that is not a number.
+        TypeError: ``base`` that is not a number, or others that are neither numbers nor arrays.
         ValueError: ``base`` outside [0.01, 1].
 
     Example:
@@ -41,11 +41,15 @@ def distillm2_skew(gap: float | Array, anchor: float | Array, base: float = 0.1)
         [0.01 0.1  0.1 ]
     """
     base = between("distillm2_skew's base", base, _SMALLEST, 1.0)
+    name, other = "distillm2_skew's gap", "distillm2_skew's anchor"
+    gap = _checks.real(name, gap)
     size: Any = gap + _OFFSET
-    if not _checks.is_array(size):
+    if not _checks.is_array(gap):
+        anchor = _checks.number(other, anchor)
         gain = (1.0 - base) * anchor / size if size != 0.0 else 0.0
         return min(max(1.0 - gain, _SMALLEST), base)
-    xp = array_api_compat.array_namespace(size)
+    anchor = _checks.real(other, anchor, like=(name, gap))
+    xp = array_api_compat.array_namespace(gap)
     zero = size == 0.0
     gain = xp.where(zero, 0.0, (1.0 - base) * anchor / xp.where(zero, 1.0, size))
     return xp.clip(1.0 - gain, min=_SMALLEST, max=base)

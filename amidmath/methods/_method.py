@@ -144,7 +144,7 @@ def between(name: str, value: Any, low: float, high: float) -> float:
 
 def positive_temperature(name: str, value: Any) -> float:
     """The temperature of a method, checked."""
-    return _checks.positive(f"{name}'s temperature", value)
+    return _checks.temperature(f"{name}'s temperature", value)
 
 
 def shown(name: str, value: Any) -> str:

@@ -151,8 +151,7 @@ def distillm2(
         teacher 0.046485
         student 0.131957
     """
-    if not isinstance(detach_mixture, bool):
-        raise TypeError(f"distillm2's detach_mixture must be True or False, got {detach_mixture!r}")
+    _checks.flag("distillm2's detach_mixture", detach_mixture)
     skew_teacher = _checks.weight("distillm2's skew_teacher", skew_teacher)
     skew_student = _checks.weight("distillm2's skew_student", skew_student)
     beta = _checks.weight("distillm2's beta", beta, high=2.0)

@@ -125,7 +125,7 @@ LOGS = np.log([[0.5, 0.5], [0.2, 0.8]])
         (lambda: am.log_falpha_mean(LOGS, alpha="x"), TypeError, ["alpha", "number", "'x'"]),
         (lambda: am.log_falpha_mean(LOGS, alpha=np.nan), ValueError, ["alpha", "nan"]),
         (lambda: am.log_falpha_mean(LOGS, alpha=1.0, axis=2), ValueError, ["axis", "2", "[-2, 1]"]),
-        (lambda: am.log_falpha_mean(LOGS, alpha=1.0, axis=0.5), ValueError, ["axis", "integer"]),
+        (lambda: am.log_falpha_mean(LOGS, alpha=1.0, axis=0.5), TypeError, ["axis", "integer"]),
         (
             lambda: am.log_falpha_mean(LOGS, alpha=1.0, weights=(0.5, 0.2, 0.3)),
             ValueError,

@@ -277,7 +277,7 @@ WRONG = {
         "one vocabulary, got 4 and 6 tokens; .*vocab='common'",
     ),
     "vocab": ({"vocab": "first"}, ValueError, "vocab must be one of 'strict', 'common'"),
-    "mask": ({"mask": np.ones(3, bool)}, ValueError, "mask must have the shape of the positions"),
+    "mask": ({"mask": np.ones(3, bool)}, ValueError, r"mask must broadcast to shape \(2,\)"),
     "mask's dtype": ({"mask": np.ones(2)}, TypeError, "mask must be boolean or 0/1 integers"),
     "mask's library": ({"mask": torch.ones(2)}, TypeError, "student_hidden and mask must come"),
     "reduction": ({"reduction": "batchmean"}, ValueError, "reduction must be one of"),

@@ -529,7 +529,7 @@ WRONG = {
         TypeError,
         "student_hidden and teacher_hidden.log_probs must come from one array library",
     ),
-    "mask": ({"mask": np.ones(3, bool)}, ValueError, "mask must have the shape of the positions"),
+    "mask": ({"mask": np.ones(3, bool)}, ValueError, r"mask must broadcast to shape \(2,\)"),
     "hidden size": ({"student_head": np.zeros((4, 2))}, ValueError, "student_hidden must have a"),
     "label": ({"labels": np.array([0, 4])}, ValueError, r"labels must be tokens in \[0, 4\)"),
     "chunk_rows": ({"chunk_rows": 0}, ValueError, "chunk_rows must be positive, got 0"),

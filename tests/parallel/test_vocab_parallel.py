@@ -45,15 +45,35 @@ def test_sums_and_multiples_are_of_whole_losses(alone):
     both = 0.5 * am.VocabParallel(a, alone) + am.VocabParallel(b, alone) * 0.25
     assert both == am.VocabParallel(0.5 * a + 0.25 * b, alone)
     assert torch.equal(both(*logits()), (0.5 * a + 0.25 * b)(*logits()))
+    less = am.VocabParallel(a, alone) / 2.0 - am.VocabParallel(b, alone)
+    assert less == am.VocabParallel(0.5 * a + -1.0 * b, alone)
+    assert sum([both, less]) == both + less
 
 
 def test_parts_of_both_kinds_are_refused(alone):
-    with pytest.raises(TypeError, match="unsupported operand"):
+    with pytest.raises(TypeError, match=r"am\.VocabParallel\(a \+ b, group\)"):
         LOSS + am.AMiD()
-    with pytest.raises(TypeError, match="unsupported operand"):
+    with pytest.raises(TypeError, match="one group of ranks, got 'vocab' and 'model'"):
         LOSS + am.VocabParallel(am.AMiD(), "model")
     with pytest.raises(TypeError, match=r"am\.VocabParallel\(a \+ b, group\)"):
         (am.AMiD() + am.VocabParallel(am.AMiD(), alone))(*logits())
+
+
+def test_arrays_are_looked_at_as_by_other_losses(alone):
+    loss, (student, teacher) = am.VocabParallel(am.AMiD(), alone), logits()
+    mask = torch.ones(3, dtype=torch.bool)
+    for name, arguments in {
+        "student_logits": (student.to_sparse(), teacher),
+        "teacher_logits": (student, torch._neg_view(teacher)),
+        "mask": (student, teacher, mask.to_sparse()),
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=rf"{name}.*\.(to_dense|resolve_neg)"):
+            loss(*arguments)
+    with pytest.raises(TypeError, match=r"teacher_logits must be an array .*list"):
+        loss(student, teacher.tolist())
+    with pytest.raises(ValueError, match=r"mask must broadcast to shape \(3,\)"):
+        loss(student, teacher, mask[:2])
+    assert torch.equal(loss(student, teacher, mask[:1]), loss(student, teacher))
 
 
 def test_compares_and_pickles_by_value():
