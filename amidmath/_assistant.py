@@ -85,13 +85,16 @@ def power_ratios(
         odds: log(λ/(1-λ)).
         xp: the namespace that computes.
     """
-    x = k * (log_ratio - base)
-    q_lighter, size = _lighter(odds + k * base + xp.zeros_like(x), xp)
-    y = xp.where(q_lighter, -x, x)
+    odds_there = odds + k * base
+    if isinstance(odds_there, float):
+        odds_there = xp.zeros_like(log_ratio) + odds_there
+    q_lighter, size = _lighter(odds_there, xp)
+    zero = xp.zeros_like(size)
+    turn = xp.where(q_lighter, zero - 1.0, zero + 1.0)
+    y = (turn * k) * (log_ratio - base)
     rest = xp.exp(-size)
     lighter, log_heavier = rest / (1.0 + rest), -xp.log1p(rest)
-    p_over_q = odds + k * log_ratio
-    lead = xp.where(q_lighter, -p_over_q, p_over_q)
+    lead = turn * odds + (turn * k) * log_ratio
     lighter_leads = lead > 0.0
     shrunk = xp.exp(xp.where(lighter_leads, -lead, lead))  # not -|lead|; see _lighter
     # The first form below y = -0.8 would bring log1p where JAX's is wrong (see log_near_one).
@@ -248,26 +251,25 @@ def _anchored_power(
 ) -> Ratios:
     """Those at a finite k that is not 0.
 
-    The ratio to the other source v may not be the one that is reweighted plus ``base``, nor the
-    one to u plus l, where these are large and cancel. Where v counts, the weights know it: r̃ᵏ/vᵏ
-    is the weight of v over its share.
+    The ratio to the other source v is the one to u plus l, but where these are large and cancel.
+    There v counts, and the weights know it: r̃ᵏ/vᵏ is the weight of v over its share.
     """
     odds = log_odds(lam, xp)
     ratios = power_ratios(log_ratio, base, k, odds, xp)
     if isinstance(base, float):
         return ratios[:4]
-    sign, own, over, share, log_share = (
-        (1.0, ratios.over_p, ratios.over_q, ratios.w, ratios.log_w)
+    sign, own, share, log_share = (
+        (1.0, ratios.over_p, ratios.w, ratios.log_w)
         if side == "p"
-        else (-1.0, ratios.over_q, ratios.over_p, ratios.pi, ratios.log_pi)
+        else (-1.0, ratios.over_q, ratios.pi, ratios.log_pi)
     )
     q_lighter, size = _lighter(odds + k * base, xp)
     log_heavier = -xp.log1p(xp.exp(-size))
     heavier = q_lighter if side == "p" else ~q_lighter
     log_share_there = xp.where(heavier, log_heavier, log_heavier - size)
     known = (log_share_there - sign * odds - log_share) / k
-    far = xp.where(share > 0.25, known, own + sign * log_ratio)
-    other = xp.where(xp.abs(k * base) > 1.0, far, over + sign * base)
+    apart = (share > 0.25) & (xp.abs(k * log_ratio) > 1.0)
+    other = xp.where(apart, known, own + sign * log_ratio)
     over_p, over_q = (own, other) if side == "p" else (other, own)
     return over_p, over_q, ratios.pi, ratios.w
 

@@ -82,7 +82,8 @@ def by_lam_from(by: Array, at: Shares, there: Callable[[Array], Array], xp: Name
     """The derivative by λ less that at one outcome, a share's difference where both are apart."""
     apart, p_leads, minor = _there(at, there, xp)
     away = xp.where(p_leads, minor, -minor) - xp.where(at.p_leads, at.minor, -at.minor)
-    away = away + xp.where(at.p_leads == p_leads, 0.0, xp.where(p_leads, -1.0, 1.0))
+    zero = xp.zeros_like(away)
+    away = away + xp.where(at.p_leads == p_leads, zero, xp.where(p_leads, zero - 1.0, zero + 1.0))
     known = away / (at.k * at.lam * (1.0 - at.lam))
     return xp.where(at.apart & apart, known, _less(by, there, xp))
 

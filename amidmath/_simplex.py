@@ -45,10 +45,12 @@ def normalize(
     """
     excess = xp.sum(exp_difference(log_r, log_source, over_source, xp), axis=-1, keepdims=True)
     # Z itself may underflow, where teacher and student have almost nothing in common.
-    peak, log_total, shifted = log_softmax(log_r, -1, xp)
-    near = is_near_one(excess)
+    peak, log_total, _ = log_softmax(log_r, -1, xp)
     log_z = log_near_one(excess, peak + log_total, xp)
-    return xp.where(near, log_r - xp.where(near, log_z, 0.0), shifted), log_z
+    near = is_near_one(excess)
+    first, second = xp.where(near, 0.0, peak), xp.where(near, log_z, log_total)
+    second = xp.where(log_z == -xp.inf, 0.0, second)
+    return (log_r - first) - second, log_z
 
 
 def through_normalization(by_log: Array, mass: Array, xp: Namespace) -> Array:

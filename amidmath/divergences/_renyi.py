@@ -49,14 +49,14 @@ def renyi(
     else:
         present = xp.where(nothing, -xp.inf, mid)
         infinite = xp.max(present, axis=-1, keepdims=True) == xp.inf
-        peak, direct, shifted = log_softmax(xp.where(infinite, 0.0, present), -1, xp)
+        peak, direct, _ = log_softmax(xp.where(infinite, 0.0, present), -1, xp)
         excess = -rho * one_minus * power
         near = is_near_one(excess)
         log_total = log_near_one(excess, xp.where(infinite, xp.inf, peak + direct), xp)
         value = log_total / -one_minus
-        share = xp.where(near, mid - log_total, shifted)
-        over_x = xp.where(near, log_ratio - value, (shifted - log_x) / -one_minus)
-        over_y = xp.where(near, rho * log_ratio - log_total, shifted - log_y)
+        share = (mid - xp.where(near, 0.0, peak)) - xp.where(near, log_total, direct)
+        over_x = xp.where(near, log_ratio - value, (share - log_x) / -one_minus)
+        over_y = xp.where(near, rho * log_ratio - log_total, share - log_y)
     if not with_partials:
         return value[..., 0], None
     slope = exp_quotient(share, log_x, -one_minus, over_x, xp)
