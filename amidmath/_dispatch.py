@@ -158,3 +158,19 @@ def at_hand(array: Array) -> bool:
 
         return jax_backend.at_hand(array)
     return not (array_api_compat.is_cupy_array(array) or array_api_compat.is_dask_array(array))
+
+
+def on_cpu(array: Array) -> bool:
+    """Whether the array is in the memory of the CPU; if JAX traces it, whether it would be."""
+    if array_api_compat.is_jax_array(array):
+        from amidmath.backends import jax as jax_backend
+
+        return jax_backend.on_cpu(array)
+    return "cpu" in str(getattr(array, "device", "cpu")).lower()
+
+
+FIRST_ONLY = (
+    'first derivatives only: pass backend="reference" {}, and differentiate its value, for '
+    "second ones"
+)
+"""What is said where a second derivative of a closed form is asked for, and where to pass it."""
