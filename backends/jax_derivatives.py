@@ -173,7 +173,9 @@ class _Refused:
         """Say why."""
         raise RuntimeError(self.why)
 
-    pull = push
+    def pull(self, known: Several, cotangents: Several) -> NoReturn:
+        """Say why."""
+        raise RuntimeError(self.why)
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,8 @@ def mapped(
 ) -> Several:
     """The tangents of arrays, by a linear map of those of what they depend on."""
     # All vary with the mesh axes with which the arrays do; no value is read.
-    one = 1.0 + sum(array[:0].astype(xp.float32).sum() for array in arrays)
+    nothing: Array = sum(array[:0].astype(xp.float32).sum() for array in arrays)
+    one = 1.0 + nothing
     return _bound(arrays, by, known, [t * one.astype(t.dtype) for t in tangents])
 
 
@@ -246,8 +249,7 @@ def _tangents_of_tangents(
     results = _bound(arrays, by, known, tangents)
     along = tuple(xp.zeros_like(result) for result in results)
     if any(type(t) is not ad.Zero for t in by_tangents):
-        dense = [ad.instantiate_zeros(t) for t in by_tangents]
-        along = _bound(arrays, by, known, dense)
+        along = _bound(arrays, by, known, _dense(by_tangents))
     directions = [t for t in by_known if type(t) is not ad.Zero]
     if directions:
         why = FIRST_ONLY.format("where a loss of logits is called")
@@ -255,11 +257,16 @@ def _tangents_of_tangents(
     return results, along
 
 
+def _dense(tangents: Sequence[Any]) -> Several:
+    """Zeros in full."""
+    return tuple(ad.instantiate_zeros(t) for t in tangents)  # type: ignore[no-untyped-call]
+
+
 def _transpose(
     cotangents: Sequence[Any], *operands: Any, by: LinearMap, counts: tuple[int, int]
 ) -> list[Array | None]:
     _, known, _ = _parted(operands, counts)
-    pulled = by.pull(known, tuple(ad.instantiate_zeros(c) for c in cotangents))
+    pulled = by.pull(known, _dense(cotangents))
     return [*(None for _ in range(sum(counts))), *pulled]
 
 
