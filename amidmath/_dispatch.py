@@ -170,7 +170,10 @@ def on_cpu(array: Array) -> bool:
 
 
 FIRST_ONLY = (
-    'first derivatives only: pass backend="reference" {}, and differentiate its value, for '
-    "second ones"
+    "first derivatives only: the second derivative of a closed form was asked for. Pass "
+    'backend="reference", as in loss(student_logits, teacher_logits, backend="reference"), whose '
+    "value is differentiated operation by operation, as often as asked. Losses, divergences and "
+    "means take it; for a loss from hidden states make the logits, for a VocabParallel loss the "
+    "whole rows, and call the loss on them"
 )
-"""What is said where a second derivative of a closed form is asked for, and where to pass it."""
+"""What is said where there is no derivative, of the partial derivatives of a closed form."""

@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from amidmath import _rows
 from amidmath._checks import computing_dtype
-from amidmath._dispatch import FIRST_ONLY, scaled_sum
+from amidmath._dispatch import scaled_sum
 from amidmath._rows import Chunked, RowForm, rows_per_chunk
 from amidmath._typing import Array, ClosedForm, Partials
 from amidmath.backends import choice, jax_cpu, jax_rows
@@ -83,9 +83,6 @@ def on_cpu(array: Array) -> bool:
     return str(getattr(default, "platform", default)) == "cpu"
 
 
-_FIRST_ONLY = FIRST_ONLY.format("where the loss or the divergence is called")
-
-
 @dataclass(frozen=True)
 class Summed:
     """A closed form whose tangent is the sum of partial derivatives times tangents over an axis.
@@ -99,12 +96,6 @@ class Summed:
     form: ClosedForm
     axis: int | None
     backend: str | None
-
-    @property
-    def refusal(self) -> str:
-        """Means have no other backend."""
-        rows = isinstance(self.form, Chunked)
-        return _FIRST_ONLY if rows else FIRST_ONLY.format("to a loss that has the mean in it")
 
     def compute(
         self, needs: tuple[bool, ...], operands: tuple[Array, ...]
@@ -139,8 +130,6 @@ class _Total:
     form: RowForm
     scaled: bool
     backend: str | None
-
-    refusal = _FIRST_ONLY
 
     def compute(
         self, needs: tuple[bool, ...], operands: tuple[Array, ...]

@@ -27,11 +27,6 @@ from amidmath._typing import Array, Partials
 class Rule(Protocol):
     """How something is computed and differentiated once; hashable, JAX compiles once for each."""
 
-    @property
-    def refusal(self) -> str:
-        """What is said where a second derivative is asked for."""
-        ...
-
     def compute(self, needs: tuple[bool, ...], operands: tuple[Array, ...]) -> tuple[Any, Partials]:
         """The value, one array or several, and the partial derivatives that ``needs`` marks."""
         ...
@@ -84,7 +79,7 @@ def _evaluate_tangent(
         along = rule.tangent(value, partials, operands, moved)
         given = tuple(p if n else None for p, n in zip(partials, needs, strict=True))
         directions = [t for t in moved if t is not None]
-        none = jax.tree.map(lambda p: refused(p, directions, rule.refusal), given)
+        none = jax.tree.map(lambda p: refused(p, directions), given)
     return (value, given), (along, none)
 
 
@@ -167,15 +162,13 @@ class Transposed:
 class _Refused:
     """Neither is to be had."""
 
-    why: str
-
     def push(self, known: Several, tangents: Several) -> NoReturn:
-        """Say why."""
-        raise RuntimeError(self.why)
+        """Say what has it."""
+        raise RuntimeError(FIRST_ONLY)
 
     def pull(self, known: Several, cotangents: Several) -> NoReturn:
-        """Say why."""
-        raise RuntimeError(self.why)
+        """Say what has it."""
+        raise RuntimeError(FIRST_ONLY)
 
 
 @dataclass(frozen=True)
@@ -196,9 +189,9 @@ class _Mapped:
         return pulled
 
 
-def refused(array: Array, tangents: Sequence[Array], why: str) -> Array:
+def refused(array: Array, tangents: Sequence[Array]) -> Array:
     """The tangent of an array that has none, where these are those of what it depends on."""
-    return _bound((array,), _Refused(why), (), tangents)[0] if tangents else xp.zeros_like(array)
+    return _bound((array,), _Refused(), (), tangents)[0] if tangents else xp.zeros_like(array)
 
 
 def mapped(
@@ -252,8 +245,7 @@ def _tangents_of_tangents(
         along = _bound(arrays, by, known, _dense(by_tangents))
     directions = [t for t in by_known if type(t) is not ad.Zero]
     if directions:
-        why = FIRST_ONLY.format("where a loss of logits is called")
-        along = tuple(a + refused(a, directions, why) for a in along)
+        along = tuple(a + refused(a, directions) for a in along)
     return results, along
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as xp
 
-from amidmath._dispatch import FIRST_ONLY
 from amidmath._linear_arguments import Given
 from amidmath._linear_form import LinearForm
 from amidmath._linear_layer import Library
@@ -111,8 +110,6 @@ class _Rule:
 
     form: LinearForm
     names: tuple[str, ...]
-
-    refusal = FIRST_ONLY.format("where the loss of the logits is called, whole")
 
     def sums(self, needs: tuple[bool, ...], operands: tuple[Array, ...]) -> tuple[Array, Partials]:
         """Values (N,), and the gradients of their sum."""
@@ -244,7 +241,4 @@ class _Moved(_Rule):
         directions = [t for t in others if t is not None]
         if not directions:
             return moved
-        return tuple(
-            m + refused(grad, directions, self.refusal)
-            for m, grad in zip(moved, value, strict=True)
-        )
+        return tuple(m + refused(grad, directions) for m, grad in zip(moved, value, strict=True))

@@ -6,7 +6,6 @@ from typing import Any
 import jax.numpy as xp
 from jax import lax
 
-from amidmath._dispatch import FIRST_ONLY
 from amidmath._typing import Array, Partials
 from amidmath._vocab_parallel import ShardedRows
 from amidmath.backends import jax_rows
@@ -90,8 +89,6 @@ class _Sharded:
 
     form: ShardedRows
     axis: str
-
-    refusal = FIRST_ONLY.format("where the loss of the whole rows is called")
 
     def compute(
         self, needs: tuple[bool, ...], operands: tuple[Array, ...]
