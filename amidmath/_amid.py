@@ -28,7 +28,8 @@ class AMiD(Loss):
     own dtype. A vocabulary entry at -inf has probability zero; at -inf on both sides it takes no
     part.
 
-    First derivatives only: torch's autograd raises on a second one.
+    First derivatives only, but for ``backend="reference"``: torch's autograd and JAX raise on a
+    second one.
 
     At α >= 1 the assistant lives only where teacher and student both do: D(p‖r) = 0 then says
     that they agree on that common support, and nothing about the rest.

@@ -139,3 +139,22 @@ def at_hand(array: Array) -> bool:
 
         return jax_backend.at_hand(array)
     return not (array_api_compat.is_cupy_array(array) or array_api_compat.is_dask_array(array))
+
+
+def on_cpu(array: Array) -> bool:
+    """Whether the array is in the memory of the CPU; if JAX traces it, whether it would be."""
+    if array_api_compat.is_jax_array(array):
+        from amidmath.backends import jax as jax_backend
+
+        return jax_backend.on_cpu(array)
+    return "cpu" in str(getattr(array, "device", "cpu")).lower()
+
+
+FIRST_ONLY = (
+    "first derivatives only: the second derivative of a closed form was asked for. Pass "
+    'backend="reference", as in loss(student_logits, teacher_logits, backend="reference"), whose '
+    "value is differentiated operation by operation, as often as asked. Losses, divergences and "
+    "means take it; for a loss from hidden states make the logits, for a VocabParallel loss the "
+    "whole rows, and call the loss on them"
+)
+"""What is said where there is no derivative, of the partial derivatives of a closed form."""

@@ -54,9 +54,8 @@ class LinearLoss:
         DTensor of a head is gathered, and its gradient averaged over the ranks, which is what
         fully_shard does; hidden states and lists are this rank's. torch.compile leaves it out of
         its graphs, so fullgraph=True is an error. A mask on CUDA costs one wait for the device.
-        **JAX**: under jit, grad, vmap and shard_map over the positions, and in forward mode except
-        for reduction "none". Other libraries have values here, and gradients from
-        :meth:`linear_value_and_grad`.
+        **JAX**: under jit, grad, vmap, forward mode and shard_map over the positions. Other
+        libraries have values here, and gradients from :meth:`linear_value_and_grad`.
 
         Source: the loss's own; chunks as in Liger Kernel (arXiv 2410.10989), section 3.2;
         docs: gradients, G11; lists, G10.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import array_api_compat
 
-from amidmath import _arrays, _checks, _positions
+from amidmath import _arrays, _checks, _dispatch, _positions
 from amidmath._head import Head, as_head
 from amidmath._linear_form import LinearForm
 from amidmath._linear_teacher import INDICES, LOG_PROBS, DenseTeacher, SparseTeacher, Teacher
@@ -234,7 +234,6 @@ def _chunk_rows(asked: int | None, hidden: list[Array], width: int, xp: Namespac
         if asked < 1:
             raise ValueError(f"chunk_rows must be positive, got {asked!r}")
         return int(asked)
-    on_cpu = "cpu" in str(getattr(hidden[0], "device", "cpu")).lower()
     size = max(_arrays.float_bits(a, xp) for a in hidden) // 8
-    budget = CPU_BYTES if on_cpu else ACCELERATOR_BYTES
+    budget = CPU_BYTES if _dispatch.on_cpu(hidden[0]) else ACCELERATOR_BYTES
     return max(FEWEST_ROWS, budget // (size * width))

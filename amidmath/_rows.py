@@ -11,6 +11,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import array_api_extra as xpx
 
+from amidmath import _dispatch
 from amidmath._checks import computing_dtype
 from amidmath._typing import Array, Namespace, Partials
 
@@ -123,6 +124,5 @@ def in_chunks(
 
 def rows_per_chunk(x: Array) -> int:
     """How many rows of an (N, V) array make a chunk."""
-    on_cpu = "cpu" in str(getattr(x, "device", "cpu")).lower()
-    chunk = CPU_CHUNK if on_cpu else ACCELERATOR_CHUNK
+    chunk = CPU_CHUNK if _dispatch.on_cpu(x) else ACCELERATOR_CHUNK
     return max(1, chunk // max(1, int(x.shape[-1])))

@@ -5,12 +5,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 from amidmath._rowprogram.graph import UnsupportedError
 from amidmath._rows import RowForm
-from amidmath._typing import Array, ClosedForm, Partials
+from amidmath._typing import Array, ClosedForm
 
-Run = Callable[[RowForm, tuple[Array, ...], tuple[bool, ...]], tuple[Array, Partials]]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,12 @@ def _found(package: str) -> bool:
 
 def compiled(
     executor: Executor,
-    run: Run,
+    run: Callable[[RowForm, tuple[Array, ...], tuple[bool, ...]], Result],
     form: ClosedForm,
     operands: tuple[Array, ...],
     needs: tuple[bool, ...],
     backend: str | None,
-) -> tuple[Array, Partials] | None:
+) -> Result | None:
     """The result of the compiled kernel, None where the array core is to compute it.
 
     Args:

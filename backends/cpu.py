@@ -105,11 +105,7 @@ def run(
         threads: how many threads may work.
         over: the first operand itself and its view, if its gradient may take its place.
     """
-    count = 2 + form.knobs
-    dtypes = tuple(view.dtype for view in operands[:count])
-    double = "float64" in dtypes[:2]
-    program = row_program(form, needs, double)
-    kernel = _kernel(program, dtypes, double, form.masked)
+    program, kernel = kernel_of(form, needs, [view.dtype for view in operands])
     views = dict(zip(operand_names(form), operands, strict=True))
     values, views["value"] = empty(None)
     partials: list[Array | None] = [None] * len(operands)
@@ -121,6 +117,21 @@ def run(
         _advise_huge_pages(views[f"partial{j}"].address, rows * views[f"partial{j}"].stride)
     kernel(views, program.numbers, rows, vocabulary, threads)
     return values, tuple(partials)
+
+
+def kernel_of(
+    form: RowForm, needs: tuple[bool, ...], dtypes: Sequence[str]
+) -> tuple[RowProgram, Kernel]:
+    """The row program of a closed form, compiled; ``UnsupportedError`` if it cannot be.
+
+    Args:
+        form: the closed form.
+        needs: which operands' partial derivatives are wanted.
+        dtypes: those of the form's operands.
+    """
+    double = "float64" in dtypes[:2]
+    program = row_program(form, needs, double)
+    return program, _kernel(program, tuple(dtypes[: 2 + form.knobs]), double, form.masked)
 
 
 _HUGE = 2**22

@@ -1,20 +1,21 @@
-"""JAX: closed forms as custom JVP rules, so that forward and reverse mode both use them."""
+"""JAX: closed forms as rules that are differentiated once, in forward and reverse mode."""
 
-from dataclasses import replace
-from functools import partial
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as xp
 from jax.core import Tracer
-from jax.custom_derivatives import SymbolicZero
 
-from amidmath import _trees
+from amidmath import _rows, _trees
+from amidmath._checks import computing_dtype
 from amidmath._differentiated import Differentiated
 from amidmath._dispatch import scaled_sum
 from amidmath._rows import Chunked, RowForm, rows_per_chunk
-from amidmath._typing import Array, ClosedForm, Partials
-from amidmath.backends import jax_cpu
+from amidmath._typing import Array, ClosedForm, Namespace, Partials
+from amidmath.backends import choice, jax_cpu, jax_rows
+from amidmath.backends.jax_derivatives import along_all, evaluate, product, quiet
 
 _trees.register_known("jax")
 
@@ -25,33 +26,32 @@ def run(
     needs: tuple[bool, ...],
     backend: str | None = None,
 ) -> tuple[Array, Partials]:
-    """The closed form's value and the partial derivatives that ``needs`` marks."""
-    compiled = jax_cpu.run(form, operands, needs, backend)
-    if compiled is not None:
-        return compiled
-    if isinstance(form, Chunked):
-        step = rows_per_chunk(operands[0])
-        if operands[0].shape[0] > step:
-            value, partials = in_chunks(form, needs, step, *operands)
-            return value, partials
-    value, partials = form(*operands, needs=needs, xp=xp)
-    return value, partials
+    """The values of rows and the partial derivatives that ``needs`` marks.
+
+    The values may be differentiated once, the partial derivatives may not.
+    """
+    result: tuple[Array, Partials] = evaluate(Summed(form, -1, backend), needs, *operands)
+    return result
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def in_chunks(
-    form: Chunked,
-    needs: tuple[bool, ...],
-    step: int,
-    *operands: Array,
-) -> tuple[Array, Partials]:
-    """The rows a chunk at a time in one compiled loop; arrays here cannot be written into."""
+def differentiable(
+    form: ClosedForm, axis: int | None, backend: str | None, *operands: Array
+) -> Array:
+    """The closed form's value, with its partial derivatives as the tangent map."""
+    value, _ = evaluate(Summed(form, axis, backend), (False,) * len(operands), *operands)
+    return value
 
-    def one_row(row: tuple[Array, ...]) -> tuple[Array, Partials]:
-        return form.chunk(*row, needs=needs, xp=xp)
 
-    mapped: tuple[Array, Partials] = jax.lax.map(one_row, operands, batch_size=step)
-    return mapped
+def total(
+    form: RowForm, scale: Any, operands: tuple[Array, ...], backend: str | None = None
+) -> Array:
+    """The sum of the rows' values times ``scale``, with the gradient made in its final scale."""
+    if scale is not None:
+        dtype = computing_dtype(xp, *operands[:2])
+        operands = (*operands, jax.lax.stop_gradient(xp.asarray(scale, dtype=dtype)))
+    rule = _Total(form, scale is not None, backend)
+    value, _ = evaluate(rule, (False,) * len(operands), *operands)
+    return value
 
 
 _DIFFERENTIATED = Differentiated(xp, jax.lax.stop_gradient)
@@ -59,71 +59,136 @@ _DIFFERENTIATED = Differentiated(xp, jax.lax.stop_gradient)
 
 def plain(form: ClosedForm, operands: tuple[Array, ...]) -> Array:
     """The closed form's value by JAX's own operations, for as many derivatives as are asked."""
-    value, _ = form(*operands, needs=(False,) * len(operands), xp=_DIFFERENTIATED)
-    return value
+    needs = (False,) * len(operands)
+    with quiet():
+        if isinstance(form, Chunked) and _numbers(operands[0]) is not None:
+            step = rows_per_chunk(operands[0])
+            if operands[0].shape[0] > step:
+                return jax_rows.in_chunks(form, needs, step, _DIFFERENTIATED, *operands)[0]
+        return _core(form, operands, needs, _DIFFERENTIATED)[0]
 
 
 def at_hand(array: Array) -> bool:
-    """Whether the values can be read: on the CPU, and not traced."""
-    return not isinstance(array, Tracer) and array.device.platform == "cpu"
+    """Whether the values can be read: on CPUs of this process, and not traced."""
+    return not isinstance(array, Tracer) and array.is_fully_addressable and on_cpu(array)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def differentiable(
-    form: ClosedForm, axis: int | None, backend: str | None, *operands: Array
-) -> Array:
-    """The closed form's value, with its partial derivatives as the tangent map."""
-    return run(form, operands, (False,) * len(operands), backend)[0]
+def on_cpu(array: Array) -> bool:
+    """Whether the array is on the CPU; of one that is traced, whether JAX would put it there."""
+    if not isinstance(array, Tracer):
+        return str(next(iter(array.devices())).platform) == "cpu"
+    config: Any = jax.config
+    default = config.jax_default_device
+    if default is None:
+        default = jax.default_backend()
+    return str(getattr(default, "platform", default)) == "cpu"
 
 
-@partial(differentiable.defjvp, symbolic_zeros=True)
-def _tangent(
+@dataclass(frozen=True)
+class Summed:
+    """A closed form whose tangent is the sum of partial derivatives times tangents over an axis.
+
+    Args:
+        form: the closed form.
+        axis: None for no sum.
+        backend: "reference", "compiled" or None.
+    """
+
+    form: ClosedForm
+    axis: int | None
+    backend: str | None
+
+    def compute(
+        self, needs: tuple[bool, ...], operands: tuple[Array, ...]
+    ) -> tuple[Array, Partials]:
+        """By a kernel or the core."""
+        return _computed(self.form, operands, needs, self.backend)
+
+    def asks(self, moving: tuple[bool, ...]) -> tuple[bool, ...]:
+        """For all."""
+        return moving
+
+    def tangent(
+        self,
+        value: Array,
+        partials: Partials,
+        operands: tuple[Array, ...],
+        tangents: tuple[Array | None, ...],
+    ) -> Array:
+        """In the shape of the value."""
+        moved = xp.zeros_like(value)
+        for by, tangent in zip(partials, tangents, strict=True):
+            if by is not None and tangent is not None:
+                term = product(by, tangent, value.dtype)
+                moved = moved + (term if self.axis is None else xp.sum(term, axis=self.axis))
+        return moved
+
+
+@dataclass(frozen=True)
+class _Total:
+    """The sum of the values of all rows; the last operand is its scale, if it is scaled."""
+
+    form: RowForm
+    scaled: bool
+    backend: str | None
+
+    def compute(
+        self, needs: tuple[bool, ...], operands: tuple[Array, ...]
+    ) -> tuple[Array, Partials]:
+        """Partial derivatives are made in their final scale."""
+        form, rows, scale = self.form, operands, None
+        if self.scaled:
+            *of_rows, scale = operands
+            rows = tuple(of_rows)
+        if not any(needs):
+            values, _ = _computed(form, rows, needs[: len(rows)], self.backend)
+            return scaled_sum(values, scale, xp), (None,) * len(needs)
+        if scale is not None:
+            form = replace(form, scaled=True)
+            rows = (*rows, xp.broadcast_to(scale, rows[0].shape[:1]))
+        values, partials = _computed(form, rows, needs, self.backend)
+        return scaled_sum(values, scale, xp), partials
+
+    def asks(self, moving: tuple[bool, ...]) -> tuple[bool, ...]:
+        """For all."""
+        return moving
+
+    def tangent(
+        self,
+        value: Array,
+        partials: Partials,
+        operands: tuple[Array, ...],
+        tangents: tuple[Array | None, ...],
+    ) -> Array:
+        """A number."""
+        return along_all(value, partials, tangents)
+
+
+def _computed(
     form: ClosedForm,
-    axis: int | None,
+    operands: tuple[Array, ...],
+    needs: tuple[bool, ...],
     backend: str | None,
-    primals: tuple[Array, ...],
-    tangents: tuple[Any, ...],
-) -> tuple[Array, Array]:
-    needs = tuple(not isinstance(tangent, SymbolicZero) for tangent in tangents)
-    value, partials = run(form, primals, needs, backend)
-    total = xp.zeros_like(value)
-    for derivative, tangent in zip(partials, tangents, strict=True):
-        if derivative is not None:
-            term = derivative * tangent
-            total = total + (term if axis is None else xp.sum(term, axis=axis)).astype(value.dtype)
-    return value, total
+) -> tuple[Array, Partials]:
+    """By a kernel, by rows that the lowering decides about, or by operations of the core."""
+    numbers = _numbers(operands[0])
+    if isinstance(form, Chunked) and numbers is not None:
+        kernel = choice.compiled(choice.CPU, jax_cpu.kernel, form, operands, needs, backend)
+        if kernel is not None or numbers >= min(choice.CPU.worth, _rows.CPU_CHUNK):
+            found: tuple[Array, Partials]
+            found = jax_rows.rows(form, needs, kernel, backend == "compiled", *operands)
+            return found
+    return _core(form, operands, needs, xp)
 
 
-def total(
-    form: RowForm, scale: Any, operands: tuple[Array, ...], backend: str | None = None
-) -> Array:
-    """The sum of the rows' values times ``scale``, with the gradient made in its final scale."""
-    if scale is None:
-        return _total(form, backend, None, *operands)
-    computing = xp.float64 if xp.float64 in (operands[0].dtype, operands[1].dtype) else xp.float32
-    factor = jax.lax.stop_gradient(xp.asarray(scale, dtype=computing))
-    return _total(form, backend, factor, *operands)
+def _core(
+    form: ClosedForm, operands: tuple[Array, ...], needs: tuple[bool, ...], names: Namespace
+) -> tuple[Array, Partials]:
+    """By operations of the core, of that namespace, all rows at once."""
+    compute: ClosedForm = form.chunk if isinstance(form, Chunked) else form
+    return compute(*operands, needs=needs, xp=names)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _total(form: RowForm, backend: str | None, scale: Array | None, *operands: Array) -> Array:
-    values, _ = run(form, operands, (False,) * len(operands), backend)
-    return scaled_sum(values, scale, xp)
-
-
-@partial(_total.defjvp, symbolic_zeros=True)
-def _total_tangent(
-    form: RowForm, backend: str | None, primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[Array, Array]:
-    scale, *operands = primals
-    needs = tuple(not isinstance(tangent, SymbolicZero) for tangent in tangents[1:])
-    if scale is not None:
-        form = replace(form, scaled=True)
-        operands.append(xp.broadcast_to(scale, operands[0].shape[:1]))
-        needs = (*needs, False)
-    values, partials = run(form, tuple(operands), needs, backend)
-    moved = xp.zeros_like(values[:1].sum())
-    for derivative, tangent in zip(partials, tangents[1:], strict=False):
-        if derivative is not None:
-            moved = moved + xp.sum(derivative * tangent, dtype=values.dtype)
-    return scaled_sum(values, scale, xp), moved
+def _numbers(array: Array) -> int | None:
+    """How many there are in the array; None for a shape that is not known yet (``jax.export``)."""
+    return math.prod(array.shape) if all(isinstance(n, int) for n in array.shape) else None

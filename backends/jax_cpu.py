@@ -8,18 +8,18 @@ for as long as it takes to find the kernel, which then runs without it.
 import ctypes
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import jax
-import jax.numpy as xp
+from jax.interpreters import mlir
 
 from amidmath._rowprogram.graph import UnsupportedError
 from amidmath._rowprogram.program import row_program
 from amidmath._rows import RowForm
-from amidmath._typing import Array, ClosedForm, Partials
-from amidmath.backends import choice
+from amidmath._typing import Array
 
 _TARGET = "amidmath_rows"
 _MAJOR, _MINOR = 0, 1
@@ -90,58 +90,19 @@ _CALLS: dict[str, _Call] = {}
 """By a digest of what is computed, which a compiled program that was kept on disk still names."""
 
 
-def run(
-    form: ClosedForm,
-    operands: tuple[Array, ...],
-    needs: tuple[bool, ...],
-    backend: str | None,
-) -> tuple[Array, Partials] | None:
-    """Values and partial derivatives; None where the core is to compute them.
+def kernel(form: RowForm, operands: tuple[Array, ...], needs: tuple[bool, ...]) -> str:
+    """The name by which a call finds what it is to compute.
 
-    That is for few logits, without a compiler, on several devices (XLA would gather the rows of
-    all on one) and where JAX does not run on the CPU. The arguments are those of
-    :func:`amidmath.backends.choice.compiled`.
+    Raises:
+        UnsupportedError: there is no kernel for it.
     """
-    if backend == "compiled" and not _usable():
-        raise ValueError(
-            "backend 'compiled' computes JAX arrays where there is one device, a CPU; here are "
-            f"{jax.device_count()} of platform {jax.default_backend()!r}"
-        )
-    if backend == "reference" or not _usable():
-        return None
-    return choice.compiled(choice.CPU, _called, form, operands, needs, backend)
-
-
-def _called(
-    form: RowForm, operands: tuple[Array, ...], needs: tuple[bool, ...]
-) -> tuple[Array, Partials]:
-    key = _registered(form, needs, tuple(str(a.dtype) for a in operands))
-    double = "float64" in (str(operands[0].dtype), str(operands[1].dtype))
-    rows = operands[0].shape[:-1]
-    results = [jax.ShapeDtypeStruct(rows, xp.float64 if double else xp.float32)]
-    results += [
-        jax.ShapeDtypeStruct(a.shape, a.dtype) for a, n in zip(operands, needs, strict=True) if n
-    ]
-    call = jax.ffi.ffi_call(_TARGET, tuple(results), vmap_method="broadcast_all")
-    value, *given = call(*operands, key=key)
-    new = iter(given)
-    return value, tuple(next(new) if need else None for need in needs)
-
-
-@lru_cache(maxsize=1)
-def _usable() -> bool:
-    """Whether rows can be handed to the CPU; registers the handler the first time."""
-    if jax.default_backend() != "cpu" or jax.device_count() != 1:
-        return False
-    jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(_handler), platform="cpu")
-    return True
+    return _registered(form, needs, tuple(str(a.dtype) for a in operands))
 
 
 @lru_cache(maxsize=1024)
 def _registered(form: RowForm, needs: tuple[bool, ...], dtypes: tuple[str, ...]) -> str:
-    double = "float64" in dtypes[:2]
-    program = row_program(form, needs, double)
-    if any(n and p is None for n, p in zip(needs, program.traced.partials, strict=False)):
+    program = row_program(form, needs, "float64" in dtypes[:2])
+    if len(program.given) < sum(needs):
         raise UnsupportedError("a derivative that the block does not give")
     what = (program.structure, program.numbers, needs, dtypes, form.masked, form.scaled)
     key = hashlib.sha256(repr(what).encode()).hexdigest()
@@ -149,11 +110,55 @@ def _registered(form: RowForm, needs: tuple[bool, ...], dtypes: tuple[str, ...])
     return key
 
 
+def why_not(module: Any) -> str | None:
+    """Why a program cannot call a kernel here; None where it can.
+
+    Args:
+        module: the context of the lowering. A call would not be shared out by XLA's partitioner, so
+            there is to be one device, or all axes of the mesh belong to a ``shard_map``.
+    """
+    if module.lowering_parameters.for_export:
+        return "the program is exported, and kernels are of this process"
+    context = module.axis_context
+    if isinstance(context, mlir.ShardingContext):
+        devices = context.num_devices
+    else:
+        shape, manual = context.mesh.shape, context.manual_axes
+        devices = math.prod(size for axis, size in shape.items() if axis not in manual)
+    if devices != 1:
+        return f"the program is for {devices} devices that share the arrays"
+    return None
+
+
+def lower(ctx: Any, operands: Sequence[Any], key: str) -> Any:
+    """The call, in a lowering, of a kernel that is compiled by now.
+
+    Raises:
+        UnsupportedError: it cannot be.
+    """
+    from amidmath.backends import cpu
+
+    call = _CALLS[key]
+    cpu.kernel_of(call.form, call.needs, [str(aval.dtype) for aval in ctx.avals_in])
+    _register()
+    return jax.ffi.ffi_lowering(_TARGET)(ctx, *operands, key=key)
+
+
+@lru_cache(maxsize=1)
+def _register() -> None:
+    jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(_handler), platform="cpu")
+
+
 def _compute(frame: Any) -> None:
     from amidmath.backends import cpu
 
     span = frame.attributes.items[0].contents
-    call = _CALLS[ctypes.string_at(span.data, span.length).decode()]
+    call = _CALLS.get(ctypes.string_at(span.data, span.length).decode())
+    if call is None:
+        raise RuntimeError(
+            "the program was compiled in another process, whose kernels are not here: trace the "
+            "loss in this one too, or write it down by jax.export, which leaves them out"
+        )
     arguments = [frame.arguments.items[j].contents for j in range(frame.arguments.count)]
     results = [frame.results.items[j].contents for j in range(frame.results.count)]
     vocabulary = arguments[0].dims[arguments[0].rank - 1]

@@ -1,12 +1,12 @@
 """JAX: the loss from hidden states as one compiled loop, with custom rules."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as xp
-from jax.custom_derivatives import SymbolicZero
 
 from amidmath._linear_arguments import Given
 from amidmath._linear_form import LinearForm
@@ -14,7 +14,8 @@ from amidmath._linear_layer import Library
 from amidmath._linear_rows import Chunks, Sums
 from amidmath._linear_teacher import LOG_PROBS
 from amidmath._sparse_rows import CONSTANT
-from amidmath._typing import Array
+from amidmath._typing import Array, Partials
+from amidmath.backends.jax_derivatives import Transposed, along_all, evaluate, mapped, refused
 
 
 class JaxLibrary(Library):
@@ -80,7 +81,11 @@ def _run(
 def values_and_grads(of: Given, wanted: Sequence[str]) -> Sums:
     """Values (N,), and the gradients of the loss by name."""
     arrays = of.arrays
-    values, grads = _run(of.form, tuple(arrays), tuple(wanted), None, *arrays.values())
+    names = tuple(arrays)
+    needs = tuple(name in wanted for name in names)
+    values, partials = evaluate(_Values(of.form, names), needs, *arrays.values())
+    found = dict(zip(names, partials, strict=True))
+    grads: dict[str, Array] = {name: found[name] for name in wanted}
     if of.scale is not None:
         grads = {k: g * xp.asarray(of.scale, values.dtype) for k, g in grads.items()}
     return values, grads
@@ -88,67 +93,152 @@ def values_and_grads(of: Given, wanted: Sequence[str]) -> Sums:
 
 def linear(of: Given) -> Array:
     """The reduced loss, or values in the shape of the positions, under JAX's transformations."""
-    form, arrays = of.form, of.arrays
+    arrays, rule = of.arrays, _Total if of.reduced else _Values
+    nothing = (False,) * len(arrays)
+    value, _ = evaluate(rule(of.form, tuple(arrays)), nothing, *arrays.values())
     if not of.reduced:
-        values: Array = _values(form, tuple(arrays), *arrays.values())
-        return values.reshape(of.shape)
-    total: Array = _total(form, tuple(arrays), *arrays.values())
-    return total if of.scale is None else total * of.scale
+        return value.reshape(of.shape)
+    if of.scale is None:
+        return value
+    constant = of.scale if isinstance(of.scale, float) else jax.lax.stop_gradient(of.scale)
+    return value * constant
 
 
-def _students(moving: Iterable[str]) -> list[str]:
-    """What to differentiate by, of what moves: the teacher is constant."""
-    names = list(moving)
-    if LOG_PROBS in names:
-        raise ValueError(CONSTANT.format(LOG_PROBS))
-    return [name for name in names if not name.startswith("teacher_")]
+@dataclass(frozen=True)
+class _Rule:
+    """What is computed of arrays of these names."""
+
+    form: LinearForm
+    names: tuple[str, ...]
+
+    def sums(self, needs: tuple[bool, ...], operands: tuple[Array, ...]) -> tuple[Array, Partials]:
+        """Values (N,), and the gradients of their sum."""
+        wanted = tuple(name for name, need in zip(self.names, needs, strict=True) if need)
+        values, grads = _run(self.form, self.names, wanted, None, *operands)
+        return values, tuple(grads.get(name) for name in self.names)
+
+    def students(self, moving: tuple[bool, ...]) -> tuple[bool, ...]:
+        """What to differentiate by, of what moves: the teacher is constant."""
+        named = dict(zip(self.names, moving, strict=True))
+        if named.get(LOG_PROBS):
+            raise ValueError(CONSTANT.format(LOG_PROBS))
+        return tuple(moves and not name.startswith("teacher_") for name, moves in named.items())
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _total(form: LinearForm, names: tuple[str, ...], *operands: Array) -> Array:
+@dataclass(frozen=True)
+class _Total(_Rule):
     """The sum of all values."""
-    return xp.sum(_run(form, names, (), None, *operands)[0])
+
+    def compute(
+        self, needs: tuple[bool, ...], operands: tuple[Array, ...]
+    ) -> tuple[Array, Partials]:
+        """In one loop."""
+        values, partials = self.sums(needs, operands)
+        return xp.sum(values), partials
+
+    def asks(self, moving: tuple[bool, ...]) -> tuple[bool, ...]:
+        """For those of the student and of the knobs."""
+        return self.students(moving)
+
+    def tangent(
+        self,
+        value: Array,
+        partials: Partials,
+        operands: tuple[Array, ...],
+        tangents: tuple[Array | None, ...],
+    ) -> Array:
+        """A number."""
+        return along_all(value, partials, tangents)
 
 
-@partial(_total.defjvp, symbolic_zeros=True)
-def _tangent(
-    form: LinearForm, names: tuple[str, ...], primals: tuple[Array, ...], tangents: tuple[Any, ...]
-) -> tuple[Array, Array]:
-    given = dict(zip(names, tangents, strict=True))
-    wanted = _students(k for k, tangent in given.items() if not isinstance(tangent, SymbolicZero))
-    moving = {name: given[name] for name in wanted}
-    values, grads = _run(form, names, tuple(moving), None, *primals)
-    value = xp.sum(values)
-    total = xp.zeros_like(value)
-    for name, tangent in moving.items():
-        total = total + xp.sum(grads[name].astype(value.dtype) * tangent.astype(value.dtype))
-    return value, total
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _values(form: LinearForm, names: tuple[str, ...], *operands: Array) -> Array:
+@dataclass(frozen=True)
+class _Values(_Rule):
     """Every value; each has a cotangent of its own, which the head's gradient must know."""
-    return _run(form, names, (), None, *operands)[0]
+
+    def compute(
+        self, needs: tuple[bool, ...], operands: tuple[Array, ...]
+    ) -> tuple[Array, Partials]:
+        """In one loop."""
+        return self.sums(needs, operands)
+
+    def asks(self, moving: tuple[bool, ...]) -> tuple[bool, ...]:
+        """For none: those of the sum are of no use."""
+        self.students(moving)
+        return (False,) * len(moving)
+
+    def tangent(
+        self,
+        value: Array,
+        partials: Partials,
+        operands: tuple[Array, ...],
+        tangents: tuple[Array | None, ...],
+    ) -> Array:
+        """Through the layers in forward mode, by another loop over the chunks in reverse mode."""
+        moving = self.students(tuple(t is not None for t in tangents))
+        directions = [t for t, moves in zip(tangents, moving, strict=True) if moves]
+        if not directions:
+            return xp.zeros_like(value)
+        return mapped((value,), _Moved(self.form, self.names, moving), operands, directions)[0]
 
 
-def _forward(
-    form: LinearForm, names: tuple[str, ...], *operands: Any
-) -> tuple[Array, tuple[dict[str, None], tuple[Array, ...]]]:
-    primals = tuple(operand.value for operand in operands)
-    moving = (name for name, o in zip(names, operands, strict=True) if o.perturbed)
-    wanted = dict.fromkeys(_students(moving))  # as keys, which are no values to JAX
-    return _values(form, names, *primals), (wanted, primals)
+@dataclass(frozen=True)
+class _Moved(_Rule):
+    """How the values move with the arrays that do.
 
+    The transpose is a rule itself, of the cotangent and the arrays: the gradients of the sum of the
+    values, each of which counts as much as its cotangent. It is linear in the one, and has no
+    derivatives by the others.
+    """
 
-def _backward(form: LinearForm, names: tuple[str, ...], kept: Any, cotangent: Any) -> Any:
-    wanted, operands = kept
-    if isinstance(cotangent, SymbolicZero):
-        return (None,) * len(names)
-    _, grads = _run(form, names, tuple(wanted), cotangent, *operands)
-    return tuple(
-        grads[name].astype(operand.dtype) if name in grads else None
-        for name, operand in zip(names, operands, strict=True)
-    )
+    moving: tuple[bool, ...]
 
+    def push(self, known: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, ...]:
+        """As JAX differentiates the layers, and the rows by their closed forms."""
+        names = [name for name, moves in zip(self.names, self.moving, strict=True) if moves]
+        arrays = dict(zip(self.names, known, strict=True))
 
-_values.defvjp(_forward, _backward, symbolic_zeros=True)
+        def values(*moving: Array) -> Array:
+            given = arrays | dict(zip(names, moving, strict=True))
+            return _run(self.form, self.names, (), None, *given.values())[0]
+
+        return (jax.jvp(values, tuple(arrays[name] for name in names), tangents)[1],)
+
+    def pull(self, known: tuple[Array, ...], cotangents: tuple[Array, ...]) -> tuple[Array, ...]:
+        """The gradients, of those that move."""
+        grads, _ = evaluate(self, (False,) * (1 + len(known)), *cotangents, *known)
+        return tuple(grads)
+
+    def compute(
+        self, needs: tuple[bool, ...], operands: tuple[Array, ...]
+    ) -> tuple[tuple[Array, ...], Partials]:
+        """In one loop."""
+        cotangent, *arrays = operands
+        of = [
+            (name, array.dtype)
+            for name, array, moves in zip(self.names, arrays, self.moving, strict=True)
+            if moves
+        ]
+        wanted = tuple(name for name, _ in of)
+        _, grads = _run(self.form, self.names, wanted, cotangent, *arrays)
+        return tuple(grads[name].astype(dtype) for name, dtype in of), (None,) * len(needs)
+
+    def asks(self, moving: tuple[bool, ...]) -> tuple[bool, ...]:
+        """For none."""
+        return (False,) * len(moving)
+
+    def tangent(
+        self,
+        value: tuple[Array, ...],
+        partials: Partials,
+        operands: tuple[Array, ...],
+        tangents: tuple[Array | None, ...],
+    ) -> tuple[Array, ...]:
+        """Along the cotangent."""
+        along, *others = tangents
+        moved = tuple(xp.zeros_like(grad) for grad in value)
+        if along is not None:
+            moved = mapped(value, Transposed(self), operands[1:], (along,))
+        directions = [t for t in others if t is not None]
+        if not directions:
+            return moved
+        return tuple(m + refused(grad, directions) for m, grad in zip(moved, value, strict=True))

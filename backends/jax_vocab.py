@@ -1,17 +1,15 @@
 """JAX: the devices along an axis of a mesh, each with a part of the vocabulary."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as xp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from amidmath._typing import Array, Partials
 from amidmath._vocab_parallel import ShardedRows
-from amidmath.backends import jax as jax_backend
+from amidmath.backends import jax_rows
+from amidmath.backends.jax_derivatives import evaluate, product
 
 
 def ranks(group: Any) -> "AxisRanks":
@@ -73,44 +71,56 @@ class AxisRanks:
 
     def values(self, form: ShardedRows, operands: tuple[Array, ...]) -> Array:
         """With the tangents of all shards."""
-        return _differentiable(form, self.axis, *operands)
+        value, _ = evaluate(_Sharded(form, self.axis), (False,) * len(operands), *operands)
+        return value
 
     def partials(
         self, form: ShardedRows, operands: tuple[Array, ...], needs: tuple[bool, ...]
     ) -> tuple[Array, Partials]:
         """As they are."""
-        return _run(form, operands, needs)
+        result: tuple[Array, Partials]
+        result = evaluate(_Sharded(form, self.axis), needs, *operands)
+        return result
 
 
-def _run(
-    form: ShardedRows, operands: tuple[Array, ...], needs: tuple[bool, ...]
-) -> tuple[Array, Partials]:
-    if operands[0].shape[0] > form.step:
-        value, partials = jax_backend.in_chunks(form, needs, form.step, *operands)
-        return value, partials
-    return form(*operands, needs=needs, xp=xp)
+@dataclass(frozen=True)
+class _Sharded:
+    """Rows of which each device along an axis has a part."""
 
+    form: ShardedRows
+    axis: str
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _differentiable(form: ShardedRows, axis: str, *operands: Array) -> Array:
-    return _run(form, operands, (False,) * len(operands))[0]
+    def compute(
+        self, needs: tuple[bool, ...], operands: tuple[Array, ...]
+    ) -> tuple[Array, Partials]:
+        """As many rows at a time as on the other devices."""
+        found: tuple[Array, Partials]
+        found = jax_rows.in_chunks(self.form, needs, self.form.step, xp, *operands)
+        return found
 
+    def asks(self, moving: tuple[bool, ...]) -> tuple[bool, ...]:
+        """For all."""
+        return moving
 
-@partial(_differentiable.defjvp, symbolic_zeros=True)
-def _tangent(
-    form: ShardedRows, axis: str, primals: tuple[Array, ...], tangents: tuple[Any, ...]
-) -> tuple[Array, Array]:
-    """Logits are shards, whose tangents add up over the axis; knobs are the same everywhere."""
-    needs = tuple(not isinstance(tangent, SymbolicZero) for tangent in tangents)
-    value, partials = _run(form, primals, needs)
-    terms = [
-        None if by is None else xp.sum(by * tangent, axis=-1).astype(value.dtype)
-        for by, tangent in zip(partials, tangents, strict=True)
-    ]
-    total = xp.zeros_like(value)
-    shards = [term for term in terms[:2] if term is not None]
-    if shards:
-        total = total + lax.psum(sum(shards[1:], shards[0]), axis)  # type: ignore[no-untyped-call]
-    for term in terms[2:]:
-        total = total if term is None else total + term
-    return value, total
+    def tangent(
+        self,
+        value: Array,
+        partials: Partials,
+        operands: tuple[Array, ...],
+        tangents: tuple[Array | None, ...],
+    ) -> Array:
+        """Logits are shards, whose tangents add up over the axis; knobs are the same everywhere."""
+        terms = [
+            None
+            if by is None or tangent is None
+            else xp.sum(product(by, tangent, value.dtype), axis=-1)
+            for by, tangent in zip(partials, tangents, strict=True)
+        ]
+        moved = xp.zeros_like(value)
+        shards = [term for term in terms[:2] if term is not None]
+        if shards:
+            total = sum(shards[1:], shards[0])
+            moved = moved + lax.psum(total, self.axis)  # type: ignore[no-untyped-call]
+        for term in terms[2:]:
+            moved = moved if term is None else moved + term
+        return moved

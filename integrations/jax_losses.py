@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 import amidmath as am
+from amidmath.backends.jax_derivatives import quiet
 
 
 def am_loss(
@@ -87,11 +88,12 @@ def am_loss(
     whole = student.shape
     student, teacher = jnp.moveaxis(student, axis, -1), jnp.moveaxis(teacher, axis, -1)
     keep = None if where is None else _mask(where, student.shape[:-1], whole)
-    if keep is not None and keep.shape == whole:
-        counted = jnp.moveaxis(keep, axis, -1)
-        student, teacher = (jnp.where(counted, x, -jnp.inf) for x in (student, teacher))
-        keep = jnp.any(counted, axis=-1)
-    values: jax.Array = chosen(student, teacher, keep, "none")
+    with quiet():  # infinities that stand for tokens left out are none of the caller's
+        if keep is not None and keep.shape == whole:
+            counted = jnp.moveaxis(keep, axis, -1)
+            student, teacher = (jnp.where(counted, x, -jnp.inf) for x in (student, teacher))
+            keep = jnp.any(counted, axis=-1)
+        values: jax.Array = chosen(student, teacher, keep, "none")
     return values
 
 
@@ -114,7 +116,7 @@ def am_loss_from_hidden(
 
     The values of :func:`am_loss` on the logits, at a cost in memory that does not depend on
     positions × vocabulary. One value a position costs one more multiplication by the heads, in the
-    backward pass, than "mean" and "sum", and has no forward mode.
+    backward pass, than "mean" and "sum".
 
     Args:
         student_hidden: shape (..., H_s): after the last norm, before the output layer.

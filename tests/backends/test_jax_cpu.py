@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -142,27 +139,3 @@ def test_other_numbers_are_another_call(logits):
     ]
     wanted = [float(truth(am.AMiD(lam=lam), *logits)[0]) for lam in (0.1, 0.2)]
     assert values == pytest.approx(wanted, rel=1e-5)
-
-
-SEVERAL = """
-import jax, jax.numpy as jnp, amidmath as am
-assert jax.device_count() == 2
-x = jnp.zeros((2, 40_000))
-print(float(am.AMiD()(x, x)))
-try:
-    am.AMiD()(x, x, backend="compiled")
-except ValueError as error:
-    print(error)
-"""
-
-
-def test_several_devices_take_the_core():
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", SEVERAL]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert ran.stdout.splitlines() == [
-        "0.0",
-        "backend 'compiled' computes JAX arrays where there is one device, a CPU; here are 2 of "
-        "platform 'cpu'",
-    ]

@@ -13,7 +13,7 @@ import torch
 
 import amidmath as am
 from amidmath import _rows
-from amidmath.backends import jax as jax_backend
+from amidmath.backends import jax_rows
 
 ORDERS = ("pr", "rp", "qr", "rq")
 LOSSES = {
@@ -45,14 +45,15 @@ def chunk_of(monkeypatch):
         return chunk(self, x, *args, **kwargs)
 
     def patch(size):
-        for constant in ("CPU_CHUNK", "ACCELERATOR_CHUNK"):  # JAX's tracers tell no device
-            monkeypatch.setattr(_rows, constant, size)
+        monkeypatch.setattr(_rows, "CPU_CHUNK", size)
         monkeypatch.setattr(_rows.RowForm, "chunk", spy)
-        jax_backend.in_chunks.clear_cache()
+        jax_rows.rows.clear_cache()
+        jax_rows.in_chunks.clear_cache()
         return shapes
 
     yield patch
-    jax_backend.in_chunks.clear_cache()
+    jax_rows.rows.clear_cache()
+    jax_rows.in_chunks.clear_cache()
 
 
 @pytest.mark.parametrize("per_chunk", [1, 2, 3])
@@ -77,7 +78,7 @@ def test_chunks_change_nothing_under_differentiation(any_autodiff, chunk_of):
     value, grad = loss.value_and_grad(student, teacher)
     shapes = chunk_of(4)
     chunked, (chunked_grad, _) = any_autodiff.derivatives(loss, student, teacher)
-    assert shapes == {(4,) if any_autodiff.name == "jax" else (1, 4)}
+    assert ((4,) in shapes) if any_autodiff.name == "jax" else (shapes == {(1, 4)})
     close(any_autodiff, any_autodiff.array(chunked), value)
     close(any_autodiff, any_autodiff.array(chunked_grad), grad)
 

@@ -161,7 +161,9 @@ def _own_rows() -> list[Row]:
 
 def _no_second() -> dict[Cell, str]:
     reason = "it gives the gradient outside of autograd, which takes it for a constant"
-    return {("torch", mode): reason for mode in ("compile", "grad", "func")}
+    by_torch = {("torch", mode): reason for mode in ("compile", "grad", "func")}
+    reason = 'a second derivative, refused with an error that names `backend="reference"`'
+    return by_torch | {("JAX", mode): reason for mode in ("grad", "forward")}
 
 
 def _no_making() -> dict[Cell, str]:
@@ -256,8 +258,9 @@ GENERAL = (
     "computed: its own maximum refuses. Values are not checked, as that would compute them.",
     "`amidmath.methods` makes losses of the classes above; `akl` alone has one of its own.",
     "`Loss.linear`, against a head or a `TopK`, and `Loss.sparse`: values and `..._value_and_grad` "
-    "on NumPy and array-api-strict; on torch also grad and compile, on JAX jit, grad and vmap "
-    "(tests/core/test_linear*.py, test_sparse.py). Not on dask.",
+    "on NumPy and array-api-strict; on torch also grad and compile, on JAX all of its "
+    "transformations (tests/core/test_linear*.py, test_sparse.py, tests/backends/test_jax*.py). "
+    "Not on dask.",
     f"CuPy: {UNTRIED} is what the tests run where there is a GPU; none has run them yet.",
     "Not in the tables: "
     + ", ".join(f"`{name}` ({what})" for name, what in FACTORIES.items())
