@@ -125,18 +125,20 @@ def custom_vjp(f, x, rows):
 
 
 def export(f, x, rows):
-    return reloaded(jax.export.export(jax.jit(jax.value_and_grad(f)))(x, rows)).call(x, rows)
+    exported = jax.export.export(jax.jit(jax.value_and_grad(f)))(x, rows)
+    return reloaded(exported, derivatives=0).call(x, rows)
 
 
 def grad_of_export(f, x, rows):
-    return jax.value_and_grad(reloaded(jax.export.export(jax.jit(f))(x, rows)).call)(x, rows)
+    exported = jax.export.export(jax.jit(f))(x, rows)
+    return jax.value_and_grad(reloaded(exported, derivatives=1).call)(x, rows)
 
 
-def reloaded(exported):
+def reloaded(exported, derivatives):
     """As from a file, where there is what JAX writes one with."""
     if importlib.util.find_spec("flatbuffers") is None:
         return exported  # whose program is in its last form already
-    return jax.export.deserialize(exported.serialize(vjp_order=1))
+    return jax.export.deserialize(exported.serialize(vjp_order=derivatives))
 
 
 def donated(f, x, rows):
