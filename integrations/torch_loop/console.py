@@ -11,13 +11,14 @@ from transformers import PreTrainedModel, SchedulerType
 from amidmath.integrations.shared.prepared import ROW
 from amidmath.integrations.shared.progress import print_facts
 from amidmath.integrations.shared.quality import Quality
+from amidmath.integrations.shared.vocabularies import compared_in_words
 from amidmath.integrations.torch_loop.arguments import Arguments
 from amidmath.integrations.torch_loop.collators import Carrying
 from amidmath.integrations.torch_loop.evaluation import evaluate
-from amidmath.integrations.torch_loop.models import parameter_counts
+from amidmath.integrations.torch_loop.models import logits_of_model, parameter_counts
 from amidmath.integrations.torch_loop.processes import own_batches
 from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
-from amidmath.integrations.torch_loop.teachers import ModelTeacher
+from amidmath.integrations.torch_loop.teachers import ModelTeacher, Teacher
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
 
@@ -74,19 +75,24 @@ def judge(
         dynamic_ncols=True,
         disable=args.disable_tqdm or not trainer.is_world_process_zero(),
     )
-    return evaluate(models, _judge_of(trainer), bar, args.device)
+    return evaluate(models, _judge_of(trainer), bar, args.device, trainer.vocab)
 
 
 def caption(trainer: AMiDTrainer, results: Mapping[str, Quality]) -> str:
     """What the figures of the table are."""
     count, teacher = next(iter(results.values())).tokens, _judge_of(trainer)
-    over = f", {teacher.rows.compared()}" if isinstance(teacher, CachedTeacher) else ""
+    over = ""
+    if isinstance(teacher, CachedTeacher):
+        over = f", {teacher.rows.compared()}"
+    elif isinstance(teacher, ModelTeacher):
+        ours, theirs = logits_of_model(trainer.student), logits_of_model(teacher.model)
+        over = compared_in_words(ours, theirs, trainer.vocab)
     return f"on {count:,} held-out tokens; KL in nats a token{over}"
 
 
-def _judge_of(trainer: AMiDTrainer) -> torch.nn.Module | CachedTeacher | None:
+def _judge_of(trainer: AMiDTrainer) -> Teacher | None:
     """What students are compared with on held-out rows: a model, a cache that has those rows."""
     teacher = trainer.teacher
     if isinstance(teacher, CachedTeacher):
         return teacher if teacher.rows.held_out is not None else None
-    return teacher.model
+    return teacher

@@ -22,7 +22,12 @@ from amidmath.integrations.shared.top_k_store import data_arguments
 from amidmath.integrations.shared.vocabularies import compare_vocabularies
 from amidmath.integrations.torch_loop.arguments import Arguments
 from amidmath.integrations.torch_loop.config import AMiDConfig
-from amidmath.integrations.torch_loop.models import context_of, freeze_embeddings, load_model
+from amidmath.integrations.torch_loop.models import (
+    context_of,
+    freeze_embeddings,
+    load_model,
+    logits_of_model,
+)
 from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
 from amidmath.integrations.torch_loop.teachers import Teacher
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
@@ -102,8 +107,8 @@ def load_teacher(
     compare_vocabularies(
         tokenizer.get_vocab(),
         theirs.get_vocab(),
-        student.config.get_text_config().vocab_size,
-        teacher.config.get_text_config().vocab_size,
+        logits_of_model(student),
+        logits_of_model(teacher),
         config.vocab,
     )
     return teacher
@@ -148,7 +153,7 @@ def _open_cache(arguments: Arguments, trainer: AMiDTrainer) -> CachedTeacher:
         recipe=trainer.recipe,
         policy=trainer.policy,
         eval_strategy=IntervalStrategy(config.eval_strategy).value,
-        logits=trainer.student.config.get_text_config().vocab_size,
+        logits=logits_of_model(trainer.student),
         arguments=data_arguments(arguments.script, config),
     )
     trainer.train_dataset, trainer.eval_dataset = cached.number(train, held_out)

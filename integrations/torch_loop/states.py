@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 import amidmath as am
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.objective import first_tokens
 
 T = TypeVar("T")
 
@@ -42,6 +43,11 @@ class States:
     hidden: torch.Tensor
     head: am.Head
     base_head: am.Head
+
+    def first(self, tokens: int | None) -> "States":
+        """States of logits for the first so many tokens alone; None for all."""
+        head, base = (first_tokens(head, tokens) for head in (self.head, self.base_head))
+        return States(self.hidden, head, base)
 
     @property
     def logits(self) -> torch.Tensor:
