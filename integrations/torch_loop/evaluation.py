@@ -14,7 +14,7 @@ from amidmath.integrations.shared.objective import KL_TO_TEACHER, NO_LABEL
 from amidmath.integrations.shared.prepared import ROW
 from amidmath.integrations.shared.quality import Quality
 from amidmath.integrations.shared.vocabularies import compared_first, measured_first
-from amidmath.integrations.torch_loop.generation import evaluation_mode
+from amidmath.integrations.torch_loop.modes import evaluation_mode
 from amidmath.integrations.torch_loop.objective import next_token_targets
 from amidmath.integrations.torch_loop.processes import reshard, summed
 from amidmath.integrations.torch_loop.states import States, expose_states, logits_of

@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from amidmath.integrations.shared.checkpoints import ExtraState
 from amidmath.integrations.shared.data import is_paired
 from amidmath.integrations.shared.errors import TrainingError
+from amidmath.integrations.shared.policy_base import Source
 from amidmath.integrations.shared.rows import in_one_format, learnable
 from amidmath.integrations.shared.supports import check_finite
 from amidmath.integrations.shared.task_scores import TaskScores, with_prefix
@@ -48,6 +49,7 @@ from amidmath.integrations.torch_loop.teachers import (
     Teacher,
     freeze,
 )
+from amidmath.integrations.torch_loop.trials import answers_together, check_causal, check_packing
 from amidmath.integrations.torch_loop.vocabularies import OutsideMass
 
 # What of a batch is for the loss or the teacher, and no model takes.
@@ -103,6 +105,9 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         inner = self.student
         inner = cast("Any", inner).get_base_model() if _has_adapter(inner) else inner
         expose_states(inner)
+        asked_by = "--packing" if args.packing else "--padding_free"
+        self._joined_by = asked_by if joined else None
+        self._check_model("student", inner)
         keep_loss_wide(self.accelerator)
         self.teacher = self._prepared_teacher(teacher)
         self.rollouts = Rollouts(self)
@@ -119,7 +124,19 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         if not isinstance(teacher, PreTrainedModel):
             return cast("Teacher", teacher(self) if callable(teacher) else teacher)
         name = str(teacher.config.name_or_path)
-        return ModelTeacher(prepare_frozen(freeze(teacher), self.accelerator), name)
+        self._check_model("teacher", freeze(teacher))
+        return ModelTeacher(prepare_frozen(teacher, self.accelerator), name)
+
+    def _check_model(self, role: str, model: PreTrainedModel) -> None:
+        """Raise InputError where a model cannot do what the run asks of it; it is tried out."""
+        check_causal(role, model)
+        if self._joined_by is not None:
+            check_packing(role, model, self._joined_by)
+        sources = self.policy.sources
+        answers = {"student": {Source.STUDENT, Source.BUFFER}, "teacher": {Source.TEACHER}}
+        scored = role == "student" and self.task_scores is not None
+        if scored or answers[role] & sources:
+            answers_together(model)
 
     def _compared_tokens(self) -> int | None:
         """How many first tokens the loss is over; raises InputError where it would be infinite."""
