@@ -29,6 +29,14 @@ class AMiDConfig(PolicySettings, LossSettings, TeacherSettings, SFTConfig):
             "help": "The student's own base model teaches it (with --use_peft): no second model."
         },
     )
+    master_weights: bool = field(
+        default=True,
+        metadata={
+            "help": "Keep trained weights, and so the optimiser's states, in float32, whatever "
+            "--dtype says: of 16 bits, most updates are lost in rounding. Frozen weights are of "
+            "--dtype."
+        },
+    )
     teacher_load_in_8bit: bool = field(
         default=False, metadata={"help": "Load the teacher in 8 bits (bitsandbytes)."}
     )

@@ -2,9 +2,10 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import datasets
+import torch
 from accelerate import PartialState
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -81,7 +82,14 @@ def load_student(arguments: Arguments) -> PreTrainedModel:
         "dtype": model.dtype or "float32",
         "quantization_config": get_quantization_config(model),
     }
-    student = load_model(STUDENT_FLAG, arguments.student, **(settings | arguments.model_init))
+    settings |= arguments.model_init
+    trains_all = not model.use_peft and settings["quantization_config"] is None
+    keeps_wide = trains_all and arguments.config.master_weights
+    if keeps_wide and settings["dtype"] != "auto":
+        settings["dtype"] = "float32"
+    student = load_model(STUDENT_FLAG, arguments.student, **settings)
+    if keeps_wide and student.dtype in (torch.bfloat16, torch.float16):
+        cast("torch.nn.Module", student).float()
     if getattr(student, "_hf_peft_config_loaded", False):
         raise InputError(
             f"{STUDENT_FLAG}: {arguments.student} is an adapter, which would not be trained, or be "
