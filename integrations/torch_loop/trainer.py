@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 from amidmath.integrations.shared.checkpoints import ExtraState
 from amidmath.integrations.shared.data import is_paired
 from amidmath.integrations.shared.errors import TrainingError
+from amidmath.integrations.shared.memory import EVALUATION, within_memory
 from amidmath.integrations.shared.policy_base import Source
 from amidmath.integrations.shared.rows import in_one_format, learnable
 from amidmath.integrations.shared.supports import check_finite
@@ -23,7 +24,11 @@ from amidmath.integrations.shared.vocabularies import compared_first
 from amidmath.integrations.torch_loop.checkpoints import WholeCheckpoints
 from amidmath.integrations.torch_loop.collators import Carrying
 from amidmath.integrations.torch_loop.config import AMiDConfig
-from amidmath.integrations.torch_loop.models import check_context, logits_of_model
+from amidmath.integrations.torch_loop.models import (
+    check_context,
+    checkpoints_as_it_can,
+    logits_of_model,
+)
 from amidmath.integrations.torch_loop.objective import (
     Batch,
     recipe_loss,
@@ -97,6 +102,7 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
             contexts["teacher"] = teacher
         check_context(int(args.max_length or 0), **contexts)
         self.drop_unlearnable_rows = args.drop_unlearnable_rows
+        self.keeps_activations = checkpoints_as_it_can(args, model)
         super().__init__(model=model, args=args, **kwargs)
         self.plain_collator = self.data_collator
         joined = getattr(self.plain_collator, "padding_free", False)
@@ -327,7 +333,8 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         """The Trainer's, with the mean loss over all tokens, whatever the batches and processes."""
         self._held_out = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         of_training, self._statistics = self._statistics, torch.zeros(3, device=self.args.device)
-        output = super().evaluation_loop(*args, **kwargs)
+        with within_memory("evaluating", EVALUATION):
+            output = super().evaluation_loop(*args, **kwargs)
         reshard(self.student)
         prefix = kwargs.get("metric_key_prefix", "eval")
         total, count = summed(self._held_out).tolist()
