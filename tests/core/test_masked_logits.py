@@ -193,3 +193,17 @@ def test_where_one_side_has_mass_a_small_one_counts_on_the_other(dtype):
         y = np.array([[small, 0.0]], dtype)
         value = am.KL()(x, y)
         np.testing.assert_allclose(value, 0.25 * (x[0, 0] - y[0, 0]) + 0.75 * x[0, 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_assistant_that_is_nearly_one_source_or_nearly_geometric(order, oracle):
+    """Here -1e9 is not as good as -inf: eᵏˡ is near 1, and the assistant reaches what is masked."""
+    given = np.array([[5.4, -1e9, 2.0, -0.6, 6.5], [0.3, -1e4, 1.2, 2.2, -1e4]])
+    teacher = np.array([[-1e9, 5.0, -1e9, 1.0, -1e9], [2.7, 0.7, -1e4, 1.1, -0.4]])
+    for alpha, lam in itertools.product((1 - 1e-12, 1 + 1e-12), (1e-12, 0.5, 1 - 1e-12)):
+        truth = oracle.amid(given, teacher, ("KL",), order, alpha, lam).value
+        numbers = am.AMiD(order=order, alpha=alpha, lam=lam)
+        arrays = am.AMiD(order=order, alpha=np.full(2, alpha), lam=np.full(2, lam))
+        for loss in (numbers, arrays):
+            value = loss(given, teacher, reduction="none")
+            assert (oracle.error(value, truth) <= 64 * 2.0**-52 * oracle.floats(truth)).all(), loss
