@@ -208,3 +208,52 @@ def test_the_reference_has_them():
         wanted[..., i, j] = (slope(x + moved) - slope(x - moved)) / (2 * step)
     for way in HESSIANS.values():
         torch.testing.assert_close(way(reference, x, t), wanted, rtol=1e-6, atol=1e-8)
+
+
+MEANS = {
+    "mixture": lambda p, q, a, w, **how: am.alpha_mixture(p, q, alpha=a, lam=w[0], **how),
+    "log r": lambda p, q, a, w, **how: am.alpha_mixture(
+        p, q, alpha=a, lam=w[0], normalize=False, **how
+    ),
+    "log mean": lambda p, q, a, w, **how: am.log_falpha_mean(
+        torch.stack([p, q]), alpha=a, weights=w, **how
+    ),
+    "mean": lambda p, q, a, w, **how: am.falpha_mean(
+        torch.stack([p, q]).exp(), alpha=a, weights=w, **how
+    ),
+}
+
+
+@pytest.mark.parametrize("equal", [False, True], ids=["apart", "equal"])
+@pytest.mark.parametrize("alpha", [-3.0, -1.0, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("mean", MEANS)
+def test_means_have_them_under_the_reference(mean, alpha, equal):
+    """By every argument, by differences of the closed form's gradient; α = 1 and p = q too."""
+    p, q = (a.log_softmax(-1) for a in arrays((1, 3)))
+    knobs = torch.tensor([alpha, 0.3, 0.7], dtype=torch.float64)
+    at = torch.cat([p[0], (p if equal else q)[0], knobs])
+    factors = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+
+    def value(z, **how):
+        w = torch.stack([z[7], 1.0 - z[7]])
+        return (MEANS[mean](z[None, :3], z[None, 3:6], z[6], w, **how)[0] * factors).sum()
+
+    def slope(z):
+        z = z.clone().requires_grad_()
+        return torch.autograd.grad(value(z), z)[0]
+
+    step, wanted = 1e-5, torch.zeros(9, 9, dtype=torch.float64)
+    for j in range(8):
+        moved = torch.zeros(9, dtype=torch.float64)
+        moved[j] = step
+        wanted[:, j] = (slope(at + moved) - slope(at - moved)) / (2 * step)
+    leaf = at.clone().requires_grad_()
+    (first,) = torch.autograd.grad(value(leaf, backend="reference"), leaf)
+    torch.testing.assert_close(first, slope(at), rtol=1e-9, atol=1e-9)
+    got = torch.func.hessian(lambda z: value(z, backend="reference"))(at)
+    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_means_have_no_kernel():
+    with pytest.raises(ValueError, match="backend 'compiled' computes losses"):
+        am.log_falpha_mean(torch.zeros(2, 3), alpha=1.0, backend="compiled")
