@@ -40,8 +40,8 @@ def renyi(
     log_x, log_y, log_ratio = shared_support(log_x, log_y, log_ratio, xp)
     mid = power_mean(log_x, log_y, rho, one_minus, xp)
     beyond = mid > math.log(xp.finfo(mid.dtype).max)
-    within = (xp.where(beyond, 0.0, a) for a in (log_x, log_y, log_ratio))
-    terms = xp.where(beyond, xp.inf, power_term(*within, rho, one_minus, xp))
+    x, y, d = (xp.where(beyond, 0.0, a) for a in (log_x, log_y, log_ratio))
+    terms = xp.where(beyond, xp.inf, power_term(x, y, d, rho, one_minus, xp))
     power = xp.sum(terms, axis=-1, keepdims=True)
     if abs(one_minus) < NEGLIGIBLE:
         log_total, value = xp.zeros_like(power), power
