@@ -1,6 +1,5 @@
 """TRL's SFTTrainer with a distillation loss in place of cross-entropy."""
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -13,14 +12,15 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import SFTConfig, SFTTrainer
 
 from amidmath.integrations.shared.checkpoints import ExtraState
-from amidmath.integrations.shared.data import is_paired
+from amidmath.integrations.shared.conversations import conversation
 from amidmath.integrations.shared.errors import TrainingError
-from amidmath.integrations.shared.rows import in_one_format, learnable
+from amidmath.integrations.shared.row_settings import RowSettings
+from amidmath.integrations.shared.rows import whole_rows
 from amidmath.integrations.shared.task_scores import TaskScores, with_prefix
 from amidmath.integrations.torch_loop.checkpoints import WholeCheckpoints
 from amidmath.integrations.torch_loop.collators import Carrying
 from amidmath.integrations.torch_loop.config import AMiDConfig
-from amidmath.integrations.torch_loop.models import check_context
+from amidmath.integrations.torch_loop.models import check_context, embeddings_of
 from amidmath.integrations.torch_loop.objective import (
     Batch,
     recipe_loss,
@@ -91,7 +91,10 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         if isinstance(teacher, PreTrainedModel):
             contexts["teacher"] = teacher
         check_context(int(args.max_length or 0), **contexts)
-        self.drop_unlearnable_rows = args.drop_unlearnable_rows
+        self.sizes = {role: embeddings_of(model) for role, model in contexts.items()}
+        if args.assistant_only_loss:
+            for given in ("train_dataset", "eval_dataset"):
+                kwargs[given] = _in_trl_words(kwargs.get(given))
         super().__init__(model=model, args=args, **kwargs)
         self.plain_collator = self.data_collator
         joined = getattr(self.plain_collator, "padding_free", False)
@@ -332,32 +335,29 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         formatting_func: Any,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
-        """SFTTrainer's preparation, in two steps so that what it would drop is seen first."""
+        """Rows as the JAX loop and the caches make them, which SFTTrainer then cuts or packs.
+
+        SFTTrainer itself prepares what they do not know: streams, and rows with a formatting
+        function.
+        """
         if isinstance(dataset, Dataset) and formatting_func is None:
-            if is_paired(dataset) and args.completion_only_loss is None:
-                self.completion_only_loss = True  # SFTTrainer sees no completions in pairs
-            dataset = in_one_format(
-                dataset,
-                args.dataset_text_field,
-                pairs="any" not in self.recipe.method.sources,
-                joined=packing or args.padding_free,
-                num_proc=args.dataset_num_proc,
-            )
-        whole = copy.copy(args)
-        whole.max_length, whole.shuffle_dataset = None, False
-        rows = super()._prepare_dataset(
-            dataset, processing_class, whole, False, formatting_func, dataset_name
-        )
-        if isinstance(rows, Dataset):
             cut = packing and args.packing_strategy in ("wrapped", "bfd_split")
-            rows = learnable(
-                rows,
-                None if cut else args.max_length,
-                dataset_name,
-                drop=self.drop_unlearnable_rows,
-                say=PartialState().print,  # the accelerator comes later
-            )
-        return super()._prepare_dataset(rows, processing_class, args, packing, None, dataset_name)
+            with PartialState().main_process_first():  # the others find what it has made
+                dataset = whole_rows(
+                    dataset,
+                    processing_class,
+                    cast("RowSettings", args),
+                    None if cut else args.max_length,
+                    name=dataset_name,
+                    pairs="any" not in self.recipe.method.sources,
+                    joined=packing or args.padding_free,
+                    say=PartialState().print,  # the accelerator comes later
+                    sizes=self.sizes,
+                    template=self.chat_template,
+                )
+        return super()._prepare_dataset(
+            dataset, processing_class, args, packing, formatting_func, dataset_name
+        )
 
 
 class _AfterStep(TrainerCallback):
@@ -377,6 +377,17 @@ def count_tokens(inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
     """How many tokens a batch has, padding left out."""
     mask = inputs.get("attention_mask")
     return torch.tensor(labels.numel(), device=labels.device) if mask is None else mask.sum()
+
+
+def _in_trl_words(rows: Any) -> Any:
+    """Conversations of "from" and "value" with "role" and "content", by which TRL knows them."""
+    if "conversations" not in getattr(rows, "column_names", ()):
+        return rows
+
+    def messages(row: dict[str, Any]) -> dict[str, Any]:
+        return {"messages": conversation(row["conversations"], "conversations")}
+
+    return rows.map(messages, remove_columns="conversations")
 
 
 def _has_adapter(model: Any) -> bool:
