@@ -164,9 +164,9 @@ def load(request: CacheRequest, console: Console) -> JaxSource:
     model = load_teacher_model(request.teacher, config, mesh)
     size = model.decoder.config.vocabulary
     check_k(script.k, size)
-    tokenizer, common = tokenizer_for(request, theirs, size, console)
+    tokenizer, common, sizes = tokenizer_for(request, theirs, size, console)
     name, part = ("eval", splits[1]) if script.held_out else ("train", splits[0])
     say = partial(console.print, highlight=False, soft_wrap=True)
-    prepared = as_cached(rows_of(part, name, tokenizer, config, say), tokenizer, config)
-    pad = padding(tokenizer, end_tokens(model, theirs))
+    prepared = as_cached(rows_of(part, name, tokenizer, config, say, sizes), tokenizer, config)
+    pad = padding(tokenizer, end_tokens(model, theirs), size)
     return JaxSource(model.decoder, mesh, prepared, common, pad, config)

@@ -146,25 +146,32 @@ def check_rows(flag: str, rows: Dataset, text_field: str) -> None:
     if len(rows) == 0:
         raise InputError(f"{flag}: the dataset has no rows")
     for name in needed or ():
-        first: type | None = None
+        first = ""
         for number, value in enumerate(rows[name]):
-            if not isinstance(value, (str, list)):
+            kind = _kind(value)
+            if not kind:
                 raise InputError(
                     f"{flag}: row {number} has no text in column {name!r}, but {shortened(value)}; "
                     "expected a string, or a list of messages with 'role' and 'content'"
                 )
-            first = first or type(value)
-            if type(value) is not first:
-                kinds = {str: "a text", list: "messages"}
+            first = first or kind
+            if kind != first:
                 raise InputError(
-                    f"{flag}: row {number} has {kinds[type(value)]} in column {name!r}, and row 0 "
-                    f"{kinds[first]}: all rows must have one or the other"
+                    f"{flag}: row {number} has {kind} in column {name!r}, and row 0 {first}: all "
+                    "rows must have one or the other"
                 )
             if is_conversation(value):
                 try:
                     conversation(value, name)
                 except UnfitRow as error:
                     raise InputError(f"{flag}: row {number} {error}") from error
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in words; "" for what nothing is learned from."""
+    if isinstance(value, str):
+        return "a text"
+    return "messages" if is_conversation(value) else ""
 
 
 def _split(splits: DatasetDict, name: str, flag: str) -> Dataset:

@@ -11,10 +11,7 @@ from amidmath.integrations.shared.arrow_lists import lists_of
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.objective import NO_LABEL
 
-ADVICE = (
-    "remove such rows, or give models that have the token (model.resize_token_embeddings adds it "
-    "to one, and training must teach it)"
-)
+ADVICE = "remove such rows, or give models that both have the token"
 
 
 def check_tokens(rows: Dataset, sizes: Mapping[str, int], name: str, tokenizer: Any) -> None:
@@ -91,5 +88,5 @@ def _text(tokenizer: Any, token: int) -> str:
 
 def _beyond(role: str, size: int, token: int) -> str:
     if token < 0:
-        return "is no token: tokens are numbered from 0 on"
-    return f"is not among the {size:,} that the {role} has embeddings for: {ADVICE}"
+        return "is no token: they are numbered from 0 on"
+    return f"is beyond those that the {role} reads, which end at {size - 1}: {ADVICE}"

@@ -108,11 +108,12 @@ def load(arguments: Arguments, console: Console) -> TorchSource:
     model = load_teacher_model(arguments.teacher, config)
     size = int(model.config.get_text_config().vocab_size)
     check_k(script.k, size)
-    tokenizer, common = tokenizer_for(arguments, teacher_tokenizer, size, console)
+    tokenizer, common, sizes = tokenizer_for(arguments, teacher_tokenizer, size, console)
     trainer = AMiDTrainer(
         _stand_in(model, int(config.max_length or 0)),
         model,
         config,
+        sizes=sizes,
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,

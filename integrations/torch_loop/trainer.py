@@ -1,7 +1,8 @@
 """TRL's SFTTrainer with a distillation loss in place of cross-entropy."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -13,10 +14,11 @@ from trl import SFTConfig, SFTTrainer
 
 from amidmath.integrations.shared.checkpoints import ExtraState
 from amidmath.integrations.shared.conversations import conversation
-from amidmath.integrations.shared.errors import TrainingError
+from amidmath.integrations.shared.errors import InputError, TrainingError
 from amidmath.integrations.shared.row_settings import RowSettings
 from amidmath.integrations.shared.rows import whole_rows
 from amidmath.integrations.shared.task_scores import TaskScores, with_prefix
+from amidmath.integrations.shared.tokenizers import take_template
 from amidmath.integrations.torch_loop.checkpoints import WholeCheckpoints
 from amidmath.integrations.torch_loop.collators import Carrying
 from amidmath.integrations.torch_loop.config import AMiDConfig
@@ -64,6 +66,8 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
             :class:`Teacher`; or what makes one of the trainer, once its rows are prepared.
         args: the configuration, loss and data policy included.
         task_scores: a task on which the student's answers are scored at every evaluation.
+        sizes: how many tokens of rows each model reads, by its role; by default student and
+            teacher as many as they have embeddings for.
         **kwargs: for SFTTrainer.
 
     Raises:
@@ -80,6 +84,7 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         teacher: "PreTrainedModel | Teacher | str | Callable[[AMiDTrainer], Teacher]",
         args: AMiDConfig,
         task_scores: TaskScores | None = None,
+        sizes: Mapping[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
         """Check that teacher and student fit, and prepare the data."""
@@ -91,11 +96,14 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         if isinstance(teacher, PreTrainedModel):
             contexts["teacher"] = teacher
         check_context(int(args.max_length or 0), **contexts)
-        self.sizes = {role: embeddings_of(model) for role, model in contexts.items()}
+        own = {role: embeddings_of(model) for role, model in contexts.items()}
+        self.sizes = own if sizes is None else sizes
         if args.assistant_only_loss:
             for given in ("train_dataset", "eval_dataset"):
                 kwargs[given] = _in_trl_words(kwargs.get(given))
-        super().__init__(model=model, args=args, **kwargs)
+        with _own_template(args, model, kwargs.get("processing_class")):
+            super().__init__(model=model, args=args, **kwargs)
+        self._check_padding()
         self.plain_collator = self.data_collator
         joined = getattr(self.plain_collator, "padding_free", False)
         collator = WithLengths(self.plain_collator) if joined else self.plain_collator
@@ -111,6 +119,15 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         self._outside = OutsideMass(self.teacher) if self.vocab == "common" else None
         self._held_out: torch.Tensor | float = 0.0  # sum of the losses, and of how many tokens
         self.add_callback(_AfterStep(self))
+
+    def _check_padding(self) -> None:
+        pad, role = int(self.tokenizer.pad_token_id), min(self.sizes, key=lambda r: self.sizes[r])
+        if pad >= self.sizes[role]:
+            raise InputError(
+                f"the token {self.tokenizer.pad_token!r} that fills batches is number {pad}, "
+                f"beyond those that the {role} reads, which end at {self.sizes[role] - 1}: name "
+                "another one with --pad_token"
+            )
 
     def _prepared_teacher(self, teacher: Any) -> Teacher:
         if teacher == "base":
@@ -377,6 +394,24 @@ def count_tokens(inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
     """How many tokens a batch has, padding left out."""
     mask = inputs.get("attention_mask")
     return torch.tensor(labels.numel(), device=labels.device) if mask is None else mask.sum()
+
+
+@contextmanager
+def _own_template(args: AMiDConfig, model: PreTrainedModel, tokenizer: Any) -> Iterator[None]:
+    """Give the tokenizer the template that is asked for, which SFTTrainer then finds there."""
+    path = args.chat_template_path
+    if path is not None and tokenizer is not None:
+        before = tokenizer.eos_token_id
+        take_template(tokenizer, path)
+        args.chat_template_path, end = None, tokenizer.eos_token_id
+        if end != before:
+            cast("Any", model.config.get_text_config()).eos_token_id = end
+            if model.generation_config is not None:
+                model.generation_config.eos_token_id = end
+    try:
+        yield
+    finally:
+        args.chat_template_path = path
 
 
 def _in_trl_words(rows: Any) -> Any:

@@ -280,7 +280,7 @@ def test_a_model_without_a_tokenizer(refuse: Refuse, tmp_path: Path) -> None:
 
 
 def test_unequal_tokenizers(refuse: Refuse, tmp_path: Path) -> None:
-    folder = save(tiny_model(1, 0), tmp_path / "other")
+    folder = save(tiny_model(1, 0, vocab_size=512), tmp_path / "other")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["teacher"])
     tokenizer.save_pretrained(folder)
