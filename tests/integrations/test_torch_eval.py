@@ -354,7 +354,7 @@ def test_a_token_without_an_embedding(refuse: Refuse, tmp_path: Path) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["<more>"])
     tokenizer.save_pretrained(other)
-    rows = [{"instruction": "why", "output": "so"}, {"instruction": "why", "output": "<more>"}]
+    rows = [{"prompt": "why", "output": "so"}, {"prompt": "why", "output": "<more>"}]
     error = refuse(
         {
             "--model_name_or_path": str(other),
