@@ -79,7 +79,11 @@ class JaxModels:
     def judge(self, texts: HeldOut, batch_size: int, vocab: str) -> dict[str, Quality]:
         """KL, agreement and perplexity; of a student without teacher, the perplexity is all."""
         rows = Dataset.from_dict({"input_ids": texts.input_ids, "labels": texts.labels})
-        batches = held_out(rows, batch_size=batch_size, pad=padding(self.tokenizer, [0]))
+        batches = held_out(
+            rows,
+            batch_size=batch_size,
+            pad=padding(self.tokenizer, [0], min(self.vocabularies.values())),
+        )
         shown = bar(list(batches), desc="held-out text")
         mesh = make_mesh("data=1", jax.devices()[:1])
         student = self.models[STUDENT].decoder

@@ -81,7 +81,7 @@ class TorchModels:
     def judge(self, texts: HeldOut, batch_size: int, vocab: str) -> dict[str, Quality]:
         """KL, agreement and perplexity; of a student without teacher, the perplexity is all."""
         student = self.models[STUDENT]
-        pad = padding(self.tokenizer, [0])
+        pad = padding(self.tokenizer, [0], min(self.vocabularies.values()))
         batches = bar(collated(texts, pad, batch_size), desc="held-out text")
         teacher = self.models.get(TEACHER)
         if teacher is None:

@@ -173,11 +173,11 @@ def load(request: CacheRequest, console: Console) -> JaxSource:
     theirs = load_tokenizer(TEACHER_FLAG, request.teacher, revision=config.teacher_model_revision)
     model = load_teacher_model(request.teacher, config, mesh)
     size = model.decoder.config.vocabulary
-    tokenizer, common = tokenizer_for(request, theirs, size, console)
+    tokenizer, common, sizes = tokenizer_for(request, theirs, size, console)
     asked = common if config.vocab == COMMON_ONLY else size
     check_k(script.k, asked)
     name, part = ("eval", splits[1]) if script.held_out else ("train", splits[0])
     say = partial(console.print, highlight=False, soft_wrap=True)
-    prepared = as_cached(rows_of(part, name, tokenizer, config, say), tokenizer, config)
-    pad = padding(tokenizer, end_tokens(model, theirs))
+    prepared = as_cached(rows_of(part, name, tokenizer, config, say, sizes), tokenizer, config)
+    pad = padding(tokenizer, end_tokens(model, theirs), size)
     return JaxSource(model.decoder, mesh, prepared, asked, common, pad, config)

@@ -27,6 +27,7 @@ from amidmath.integrations.shared.memory import TASK, within_memory
 from amidmath.integrations.shared.prompts import HeldOut, encode_prompts, held_out
 from amidmath.integrations.shared.quality import Quality
 from amidmath.integrations.shared.tasks import Task, read_rows
+from amidmath.integrations.shared.token_range import check_prompts
 from amidmath.integrations.shared.tokenizers import check_lengths, load_tokenizer
 from amidmath.integrations.shared.vocabularies import compare_vocabularies, compared_in_words
 
@@ -132,6 +133,9 @@ def run(arguments: Arguments, console: Console, load: Load, libraries: Sequence[
         )
         longest = _max_length(data.max_length, models.contexts)
         texts = held_out(tokenizer, rows.rows, prompts, max_length=longest)
+        for ids in (prompts.ids, texts.input_ids):
+            numbers = [row.number for row in rows.rows]
+            check_prompts(ids, numbers, models.vocabularies, tokenizer)
         for role in _who_answers(arguments):
             check_lengths(
                 models.contexts[role],

@@ -75,6 +75,9 @@ def compare_vocabularies(
 ) -> Vocabularies:
     """What can be compared of two models' distributions.
 
+    A token that a model has no logit for is in no distribution, and does not count: Gemma 3's
+    tokenizer has one such. Whether rows use it is asked of the rows (``token_range``).
+
     Args:
         student_tokens: ``get_vocab()`` of the student's tokenizer.
         teacher_tokens: that of the teacher's.
@@ -91,7 +94,8 @@ def compare_vocabularies(
     """
     if vocab not in MODES:
         raise InputError(f"--vocab must be one of {', '.join(MODES)}, got {vocab!r}")
-    ours, theirs = _by_number(student_tokens), _by_number(teacher_tokens)
+    ours = _by_number(student_tokens, student_logits)
+    theirs = _by_number(teacher_tokens, teacher_logits)
     shared = min(student_logits, teacher_logits)
     conflicts = sorted(n for n in ours.keys() & theirs.keys() if ours[n] != theirs[n])
     common = min([shared, *conflicts[:1]])
@@ -103,7 +107,7 @@ def compare_vocabularies(
         raise InputError(_different(ours, theirs, student_tokens, teacher_tokens, agreeing))
     found = Vocabularies(vocab, common, student_logits, teacher_logits, only_student, only_teacher)
     if vocab == "strict":
-        _check_strict(found, ours, theirs)
+        _check_strict(found, student_tokens, teacher_tokens)
     elif common < shared and not cached:
         token = (ours[common], theirs[common])
         raise InputError(
@@ -149,14 +153,21 @@ def compared_in_words(student: int, teacher: int, vocab: str) -> str:
     return f", over the {min(student, teacher):,} tokens that both have, {others}"
 
 
-def _by_number(tokens: Mapping[str, int]) -> dict[int, str]:
-    return {number: token for token, number in tokens.items()}
+def _by_number(tokens: Mapping[str, int], logits: int) -> dict[int, str]:
+    """The tokens that have logits."""
+    return {number: token for token, number in tokens.items() if number < logits}
 
 
-def _check_strict(found: Vocabularies, ours: dict[int, str], theirs: dict[int, str]) -> None:
+def _check_strict(
+    found: Vocabularies, student_tokens: Mapping[str, int], teacher_tokens: Mapping[str, int]
+) -> None:
     """Raise InputError unless all is the same."""
-    if found.only_student or found.only_teacher:
-        number = min(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+    # Of the larger of the two, so that a token beyond one's logits is the same for both.
+    most = max(found.student, found.teacher)
+    ours, theirs = _by_number(student_tokens, most), _by_number(teacher_tokens, most)
+    differing = [n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)]
+    if differing:
+        number = min(differing)
         raise InputError(
             f"student and teacher have tokenizers that differ from token {number} on (student "
             f"{ours.get(number)!r}, teacher {theirs.get(number)!r}; {found.only_student} tokens "

@@ -112,13 +112,14 @@ def load(arguments: Arguments, console: Console) -> TorchSource:
     )
     model = load_teacher_model(arguments.teacher, config)
     size = logits_of_model(model)
-    tokenizer, common = tokenizer_for(arguments, teacher_tokenizer, size, console)
+    tokenizer, common, sizes = tokenizer_for(arguments, teacher_tokenizer, size, console)
     asked = common if config.vocab == COMMON_ONLY else size
     check_k(script.k, asked)
     trainer = AMiDTrainer(
         _stand_in(model, int(config.max_length or 0)),
         model,
         config,
+        sizes=sizes,
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,

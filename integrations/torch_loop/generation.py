@@ -64,7 +64,7 @@ def generate(
     _check(max_new_tokens, temperature, top_p, batch_size)
     check_lengths(model, [len(prompt) for prompt in prompts], max_new_tokens)
     ends = end_tokens(model, tokenizer)
-    pad = tokenizers.padding(tokenizer, ends)
+    pad = tokenizers.padding(tokenizer, ends, int(model.config.get_text_config().vocab_size))
     sampling: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         if temperature > 0.0

@@ -25,6 +25,7 @@ from amidmath.integrations.torch_loop.arguments import Arguments
 from amidmath.integrations.torch_loop.config import AMiDConfig
 from amidmath.integrations.torch_loop.models import (
     context_of,
+    embeddings_of,
     freeze_embeddings,
     load_model,
     logits_of_model,
@@ -56,7 +57,9 @@ def prepare(arguments: Arguments) -> AMiDTrainer:
     )
     student = load_student(arguments)
     with PartialState().main_process_first():
-        task_scores = TaskScores.read(arguments.scores, tokenizer, context_of(student))
+        task_scores = TaskScores.read(
+            arguments.scores, tokenizer, context_of(student), embeddings_of(student)
+        )
     trainer = AMiDTrainer(
         student,
         load_teacher(arguments, student, tokenizer),
@@ -174,6 +177,7 @@ def cross_entropy_trainer(distilled: AMiDTrainer, arguments: Arguments) -> SFTTr
     config.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are prepared already
     config.save_strategy, config.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
     config.load_best_model_at_end = config.push_to_hub = False
+    config.chat_template_path = None  # the tokenizer has it, and SFTTrainer would add tokens
     return SFTTrainer(
         load_student(arguments),
         config,

@@ -108,3 +108,9 @@ def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
     """Number of parameters, and of those that train; tied ones count once."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def embeddings_of(model: PreTrainedModel) -> int:
+    """How many tokens the model has embeddings for."""
+    size = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    return int(model.config.get_text_config().vocab_size if size is None else size)

@@ -1,8 +1,8 @@
 """TRL's SFTTrainer with a distillation loss in place of cross-entropy."""
 
-import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -13,13 +13,15 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import SFTConfig, SFTTrainer
 
 from amidmath.integrations.shared.checkpoints import ExtraState
-from amidmath.integrations.shared.data import is_paired
-from amidmath.integrations.shared.errors import TrainingError
+from amidmath.integrations.shared.conversations import conversation
+from amidmath.integrations.shared.errors import InputError, TrainingError
 from amidmath.integrations.shared.memory import EVALUATION, within_memory
 from amidmath.integrations.shared.policy_base import Source
-from amidmath.integrations.shared.rows import in_one_format, learnable
+from amidmath.integrations.shared.row_settings import RowSettings
+from amidmath.integrations.shared.rows import whole_rows
 from amidmath.integrations.shared.supports import check_finite
 from amidmath.integrations.shared.task_scores import TaskScores, with_prefix
+from amidmath.integrations.shared.tokenizers import take_template
 from amidmath.integrations.shared.vocabularies import compared_first
 from amidmath.integrations.torch_loop.checkpoints import WholeCheckpoints
 from amidmath.integrations.torch_loop.collators import Carrying
@@ -27,6 +29,7 @@ from amidmath.integrations.torch_loop.config import AMiDConfig
 from amidmath.integrations.torch_loop.models import (
     check_context,
     checkpoints_as_it_can,
+    embeddings_of,
     logits_of_model,
 )
 from amidmath.integrations.torch_loop.objective import (
@@ -74,6 +77,8 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
             :class:`Teacher`; or what makes one of the trainer, once its rows are prepared.
         args: the configuration, loss and data policy included.
         task_scores: a task on which the student's answers are scored at every evaluation.
+        sizes: how many tokens of rows each model reads, by its role; by default student and
+            teacher as many as they have embeddings for.
         **kwargs: for SFTTrainer.
 
     Raises:
@@ -90,6 +95,7 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         teacher: "PreTrainedModel | Teacher | str | Callable[[AMiDTrainer], Teacher]",
         args: AMiDConfig,
         task_scores: TaskScores | None = None,
+        sizes: Mapping[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
         """Check that teacher and student fit, and prepare the data."""
@@ -101,9 +107,15 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         if isinstance(teacher, PreTrainedModel):
             contexts["teacher"] = teacher
         check_context(int(args.max_length or 0), **contexts)
-        self.drop_unlearnable_rows = args.drop_unlearnable_rows
         self.keeps_activations = checkpoints_as_it_can(args, model)
-        super().__init__(model=model, args=args, **kwargs)
+        own = {role: embeddings_of(model) for role, model in contexts.items()}
+        self.sizes = own if sizes is None else sizes
+        if args.assistant_only_loss:
+            for given in ("train_dataset", "eval_dataset"):
+                kwargs[given] = _in_trl_words(kwargs.get(given))
+        with _own_template(args, model, kwargs.get("processing_class")):
+            super().__init__(model=model, args=args, **kwargs)
+        self._check_padding()
         self.plain_collator = self.data_collator
         joined = getattr(self.plain_collator, "padding_free", False)
         collator = WithLengths(self.plain_collator) if joined else self.plain_collator
@@ -123,6 +135,15 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         self.tokens = self._compared_tokens()
         self._held_out: torch.Tensor | float = 0.0  # sum of the losses, and of how many tokens
         self.add_callback(_AfterStep(self))
+
+    def _check_padding(self) -> None:
+        pad, role = int(self.tokenizer.pad_token_id), min(self.sizes, key=lambda r: self.sizes[r])
+        if pad >= self.sizes[role]:
+            raise InputError(
+                f"the token {self.tokenizer.pad_token!r} that fills batches is number {pad}, "
+                f"beyond those that the {role} reads, which end at {self.sizes[role] - 1}: name "
+                "another one with --pad_token"
+            )
 
     def _prepared_teacher(self, teacher: Any) -> Teacher:
         if teacher == "base":
@@ -372,32 +393,29 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         formatting_func: Any,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
-        """SFTTrainer's preparation, in two steps so that what it would drop is seen first."""
+        """Rows as the JAX loop and the caches make them, which SFTTrainer then cuts or packs.
+
+        SFTTrainer itself prepares what they do not know: streams, and rows with a formatting
+        function.
+        """
         if isinstance(dataset, Dataset) and formatting_func is None:
-            if is_paired(dataset) and args.completion_only_loss is None:
-                self.completion_only_loss = True  # SFTTrainer sees no completions in pairs
-            dataset = in_one_format(
-                dataset,
-                args.dataset_text_field,
-                pairs="any" not in self.recipe.method.sources,
-                joined=packing or args.padding_free,
-                num_proc=args.dataset_num_proc,
-            )
-        whole = copy.copy(args)
-        whole.max_length, whole.shuffle_dataset = None, False
-        rows = super()._prepare_dataset(
-            dataset, processing_class, whole, False, formatting_func, dataset_name
-        )
-        if isinstance(rows, Dataset):
             cut = packing and args.packing_strategy in ("wrapped", "bfd_split")
-            rows = learnable(
-                rows,
-                None if cut else args.max_length,
-                dataset_name,
-                drop=self.drop_unlearnable_rows,
-                say=PartialState().print,  # the accelerator comes later
-            )
-        return super()._prepare_dataset(rows, processing_class, args, packing, None, dataset_name)
+            with PartialState().main_process_first():  # the others find what it has made
+                dataset = whole_rows(
+                    dataset,
+                    processing_class,
+                    cast("RowSettings", args),
+                    None if cut else args.max_length,
+                    name=dataset_name,
+                    pairs="any" not in self.recipe.method.sources,
+                    joined=packing or args.padding_free,
+                    say=PartialState().print,  # the accelerator comes later
+                    sizes=self.sizes,
+                    template=self.chat_template,
+                )
+        return super()._prepare_dataset(
+            dataset, processing_class, args, packing, formatting_func, dataset_name
+        )
 
 
 class _AfterStep(TrainerCallback):
@@ -417,6 +435,35 @@ def count_tokens(inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
     """How many tokens a batch has, padding left out."""
     mask = inputs.get("attention_mask")
     return torch.tensor(labels.numel(), device=labels.device) if mask is None else mask.sum()
+
+
+@contextmanager
+def _own_template(args: AMiDConfig, model: PreTrainedModel, tokenizer: Any) -> Iterator[None]:
+    """Give the tokenizer the template that is asked for, which SFTTrainer then finds there."""
+    path = args.chat_template_path
+    if path is not None and tokenizer is not None:
+        before = tokenizer.eos_token_id
+        take_template(tokenizer, path)
+        args.chat_template_path, end = None, tokenizer.eos_token_id
+        if end != before:
+            cast("Any", model.config.get_text_config()).eos_token_id = end
+            if model.generation_config is not None:
+                model.generation_config.eos_token_id = end
+    try:
+        yield
+    finally:
+        args.chat_template_path = path
+
+
+def _in_trl_words(rows: Any) -> Any:
+    """Conversations of "from" and "value" with "role" and "content", by which TRL knows them."""
+    if "conversations" not in getattr(rows, "column_names", ()):
+        return rows
+
+    def messages(row: dict[str, Any]) -> dict[str, Any]:
+        return {"messages": conversation(row["conversations"], "conversations")}
+
+    return rows.map(messages, remove_columns="conversations")
 
 
 def _has_adapter(model: Any) -> bool:
