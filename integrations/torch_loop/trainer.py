@@ -1,5 +1,6 @@
 """TRL's SFTTrainer with a distillation loss in place of cross-entropy."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -113,7 +114,8 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         if args.assistant_only_loss:
             for given in ("train_dataset", "eval_dataset"):
                 kwargs[given] = _in_trl_words(kwargs.get(given))
-        with _own_template(args, model, kwargs.get("processing_class")):
+        self.max_length = args.max_length
+        with _own_template(args, model, kwargs.get("processing_class")), _cut_here(args):
             super().__init__(model=model, args=args, **kwargs)
         self._check_padding()
         self.plain_collator = self.data_collator
@@ -398,6 +400,8 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         SFTTrainer itself prepares what they do not know: streams, and rows with a formatting
         function.
         """
+        args = copy.copy(args)
+        args.max_length = self.max_length
         if isinstance(dataset, Dataset) and formatting_func is None:
             cut = packing and args.packing_strategy in ("wrapped", "bfd_split")
             with PartialState().main_process_first():  # the others find what it has made
@@ -453,6 +457,18 @@ def _own_template(args: AMiDConfig, model: PreTrainedModel, tokenizer: Any) -> I
         yield
     finally:
         args.chat_template_path = path
+
+
+@contextmanager
+def _cut_here(args: AMiDConfig) -> Iterator[None]:
+    """Hide max_length where SFTTrainer refuses it, which thinks that rows would not be cut."""
+    before = args.max_length
+    if args.padding_free and not args.packing:
+        args.max_length = None
+    try:
+        yield
+    finally:
+        args.max_length = before
 
 
 def _in_trl_words(rows: Any) -> Any:
