@@ -50,6 +50,9 @@ COUNT = Range(1)
 SHARE = Range(0, 1)
 """A share that is not all."""
 
+# More of them would take the machine's memory before anything else is said.
+_PROCESSES = 1024
+
 # What may be infinite: alpha is then the larger or the smaller probability.
 _MAY_BE_INFINITE = ("alpha",)
 
@@ -63,12 +66,14 @@ _EVERY = _POSITIVE
 RANGES: dict[str, Range] = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), COUNT),
     **dict.fromkeys(("gradient_accumulation_steps", "torch_empty_cache_steps"), COUNT),
-    **dict.fromkeys(("save_total_limit", "dataset_num_proc", "eval_accumulation_steps"), COUNT),
+    **dict.fromkeys(("save_total_limit", "eval_accumulation_steps"), COUNT),
     **dict.fromkeys(("dataloader_prefetch_factor", "pad_to_multiple_of", "ddp_timeout"), COUNT),
     **dict.fromkeys(("lora_r", "generation_batch_size", "ddp_bucket_cap_mb"), COUNT),
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), _EVERY),
     **dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "warmup_steps"), _NUMBER),
-    **dict.fromkeys(("eval_delay", "dataloader_num_workers"), _NUMBER),
+    "eval_delay": _NUMBER,
+    "dataset_num_proc": Range(1, _PROCESSES, without_most=False),
+    "dataloader_num_workers": Range(0, _PROCESSES, without_most=False),
     **dict.fromkeys(("adam_epsilon", "neftune_noise_alpha", "lora_alpha"), _POSITIVE),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), SHARE),
     "max_length": Range(2),
