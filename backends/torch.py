@@ -5,12 +5,12 @@ from typing import Any
 
 import array_api_compat.torch as xp
 import torch
-from torch.autograd.function import once_differentiable
 
 from amidmath._differentiated import Differentiated
 from amidmath._dispatch import scaled_sum
 from amidmath._rows import RowForm
 from amidmath._typing import Array, ClosedForm, Partials
+from amidmath.backends import torch_dynamo
 from amidmath.backends.torch_autograd import (
     Kept,
     along,
@@ -36,6 +36,11 @@ def run(
 
     With ``overwrite`` the first operand's gradient may take its place in memory.
     """
+    if torch.compiler.is_dynamo_compiling():
+        with torch.no_grad():
+            if transformed():
+                return computed(form, operands, needs, backend)
+            return torch_dynamo.value_and_partials(form, None, operands, needs, backend)
     if transformed() and any(moves(operand) for operand in operands):
         return _followed(form, operands, needs, backend)
     with torch.no_grad(), among_fakes(operands):
@@ -66,13 +71,12 @@ def differentiable(
     needs = tuple(moves(operand) for operand in operands)
     if not any(needs):
         return run(form, operands, none, backend)[0]
-    if tracing() and recorded(
-        form, operands
-    ):  # which would record a function of Python, and no operator
+    if torch.compiler.is_dynamo_compiling():
+        return torch_dynamo.value(How(form, axis, needs, backend), operands)
+    if tracing() and recorded(form, operands):  # where a function of Python would be recorded
         return value_and_partials(form, axis, operands, needs, backend)[0]
-    function = _Compiled if torch.compiler.is_compiling() else _ClosedForm
     with among_fakes(operands):
-        return function.apply(How(form, axis, needs, backend), *operands)[0]
+        return _ClosedForm.apply(How(form, axis, needs, backend), *operands)[0]
 
 
 _DIFFERENTIATED = Differentiated(xp, torch.Tensor.detach)
@@ -85,7 +89,7 @@ def total(
     needs = tuple(moves(operand) for operand in operands)
     # A loss scale comes with the cotangent: scaled before it, float16's gradients would underflow.
     half = any(a.dtype == torch.float16 for a in operands)
-    late = half or tracing() or torch.compiler.is_compiling()
+    late = half or tracing() or torch.compiler.is_dynamo_compiling()
     if late or backend == "reference" or not any(needs):
         return scaled_sum(differentiable(form, -1, operands, backend), scale, xp)
     with among_fakes(operands):
@@ -235,33 +239,3 @@ class _ClosedForm(torch.autograd.Function):
         partials = refused(token, partials)
         moved = along(partials, ctx.how.needs, tangents[1:], summed, ctx.dtype)
         return (moved, torch.zeros_like(token), *(None for _ in partials))
-
-
-class _Compiled(torch.autograd.Function):
-    """The same in a compiled graph, where there is no forward mode and no second derivative."""
-
-    @staticmethod
-    def forward(how: How, *operands: Array) -> Any:
-        value, partials = _evaluated(how.form, how.axis, operands, how.needs, how.backend)
-        return (value, *(p for p in partials if p is not None))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
-        ctx.how = inputs[0]
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*output[1:])
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # by the decorator
-        ctx: Any, *cotangents: Array | None
-    ) -> Any:
-        cotangent = cotangents[0]
-        if cotangent is None:
-            return (None,) * (1 + len(ctx.how.needs))
-        if ctx.how.axis is not None:
-            cotangent = cotangent.unsqueeze(ctx.how.axis)
-        given = iter(ctx.saved_tensors)
-        grads = (times(next(given), cotangent) if need else None for need in ctx.how.needs)
-        return (None, *grads)

@@ -32,7 +32,7 @@ _RECORDED = (torch.Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
 
 def recorded(form: ClosedForm, operands: Sequence[Array]) -> bool:
     """Whether these go to an operator: plain, fake or functional tensors that are looked at."""
-    if torch.compiler.is_compiling() or not isinstance(form, _NAMED):
+    if torch.compiler.is_dynamo_compiling() or not isinstance(form, _NAMED):
         return False
     if not (recording() or any(type(a) is FakeTensor for a in operands)):
         return False
@@ -41,7 +41,7 @@ def recorded(form: ClosedForm, operands: Sequence[Array]) -> bool:
 
 def among_fakes(operands: Sequence[Array]) -> AbstractContextManager[Any]:
     """In which tensors are made that go together with fake ones."""
-    for operand in operands if not torch.compiler.is_compiling() else ():
+    for operand in operands if not torch.compiler.is_dynamo_compiling() else ():
         if type(operand) is FakeTensor:
             mode: AbstractContextManager[Any] = operand.fake_mode
             return mode
@@ -58,12 +58,12 @@ def value_and_partials(
     """What the closed form gives, by the operator; the value is differentiated once."""
     text, numbers = _named.described(form)
     constants = [*numbers, 0.0]  # torch loses count of the arguments where a list is empty
-    found = _operator(list(operands), None, constants, text, axis, _marks(needs), backend or "")
+    found = operator(list(operands), None, constants, text, axis, marks_of(needs), backend or "")
     return found[0], partials_of(found, needs)
 
 
-def _marks(needs: Sequence[bool]) -> str:
-    """As a word, since ``torch.jit.trace`` takes no list of them."""
+def marks_of(needs: Sequence[bool]) -> str:
+    """A word for ``needs``, since ``torch.jit.trace`` takes no list of them."""
     return "".join("y" if need else "n" for need in needs)
 
 
@@ -78,7 +78,7 @@ def partials_of(found: Sequence[Array], needs: Sequence[bool]) -> Partials:
 
 
 @torch.library.custom_op("amidmath::value_and_partials", mutates_args=())
-def _operator(
+def operator(
     operands: list[torch.Tensor],
     numbers: torch.Tensor | None,
     constants: list[float],
@@ -124,7 +124,7 @@ def _apart(outputs: list[Array], operands: Sequence[Array]) -> list[Array]:
     return found
 
 
-@_operator.register_fake
+@operator.register_fake
 def _fake(
     operands: list[torch.Tensor],
     numbers: torch.Tensor | None,
@@ -168,10 +168,10 @@ def _backward(ctx: Any, cotangents: list[Array | None]) -> Any:
     return ([times(next(given), cotangent) if need else None for need in ctx.needs], *none)
 
 
-_operator.register_autograd(_backward, setup_context=_setup)
+operator.register_autograd(_backward, setup_context=_setup)
 
 
-@_operator.register_vmap
+@operator.register_vmap
 def _vmap(
     info: Any,
     dims: tuple[Any, ...],
@@ -196,7 +196,7 @@ def _vmap(
     elif axis is not None:
         axis += 1
         form, _ = _named.described(replace(made, axis=axis))
-    found = _operator(front, numbers, constants, form, axis, marks, backend)
+    found = operator(front, numbers, constants, form, axis, marks, backend)
     token = found.pop(1)
     if by_rows:
         found = [a.reshape(size, -1, *a.shape[1:]) for a in found]

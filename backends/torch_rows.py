@@ -123,7 +123,7 @@ def tracing() -> bool:
 
 def real(array: Array) -> bool:
     """Whether there are values in memory: neither compiled, recorded, faked nor batched."""
-    if torch.compiler.is_compiling() or recording():
+    if torch.compiler.is_dynamo_compiling() or recording():
         return False
     return not (is_fake(array) or is_batchedtensor(array) or is_functorch_wrapped_tensor(array))
 
