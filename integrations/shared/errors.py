@@ -12,6 +12,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says what happened, what is kept, and what may help."""
 
 
+class UnfitRow(Exception):  # noqa: N818
+    """A row that cannot be used, and why; what knows its number and its place adds them."""
+
+
 def first_paragraph(error: BaseException) -> str:
     """The first lines of a library's message, on one line, without what follows a blank one."""
     text = str(error).strip().split("\n\n")[0]

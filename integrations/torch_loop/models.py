@@ -50,6 +50,11 @@ def context_of(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
+def logits_of_model(model: Any) -> int:
+    """How many logits a model gives."""
+    return int(model.config.get_text_config().vocab_size)
+
+
 def check_context(max_length: int, **models: PreTrainedModel) -> None:
     """Raise InputError if a sequence of max_length tokens does not fit a model's context."""
     for role, model in models.items():
@@ -73,3 +78,9 @@ def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
     """Number of parameters, and of those that train; tied ones count once."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def embeddings_of(model: PreTrainedModel) -> int:
+    """How many tokens the model has embeddings for."""
+    size = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    return int(model.config.get_text_config().vocab_size if size is None else size)
