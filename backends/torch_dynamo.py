@@ -36,7 +36,7 @@ def value_and_partials(
 def value(how: Any, operands: tuple[Array, ...]) -> Array:
     """The value, by the operator, or inside ``torch.func`` by operations that are traced."""
     if transformed():
-        found: Array = _Traced.apply(how, *operands)[0]
+        found: Array = _Traced.apply(how, *operands)[0]  # type: ignore[no-untyped-call]
         return found
     return value_and_partials(how.form, how.axis, operands, how.needs, how.backend)[0]
 

@@ -198,9 +198,9 @@ class _Gradients(torch.autograd.Function):
         ctx.mark_non_differentiable(*output)
 
     @staticmethod
-    def vmap(info: Any, dims: tuple[Any, ...], *inputs: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         """One after the other."""
-        return _one_by_one(_Gradients, info.batch_size, dims, inputs)
+        return _one_by_one(_Gradients, info.batch_size, in_dims, inputs)
 
 
 class _Linear(torch.autograd.Function):
@@ -266,9 +266,9 @@ class _Linear(torch.autograd.Function):
         return (moved, torch.zeros_like(token), *(None for _ in ctx.grads))
 
     @staticmethod
-    def vmap(info: Any, dims: tuple[Any, ...], *inputs: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         """One after the other."""
-        return _one_by_one(_Linear, info.batch_size, dims, inputs)
+        return _one_by_one(_Linear, info.batch_size, in_dims, inputs)
 
 
 def _one_by_one(
