@@ -26,9 +26,9 @@ def value_and_partials(
     backend: str | None,
 ) -> tuple[Array, Partials]:
     """What the closed form gives, by the operator; the value is differentiated once."""
-    text, numbers = _named.described(form, _class_name, _kept)
+    text, numbers = _named.described(form, class_name, kept)
     found = operator(
-        list(operands), as_tensor(numbers), [0.0], text, axis, marks_of(needs), backend or ""
+        list(operands), numbers_of(numbers), [0.0], text, axis, marks_of(needs), backend or ""
     )
     return found[0], partials_of(found, needs)
 
@@ -71,7 +71,7 @@ class _Traced(torch.autograd.Function):
         return (None, *grads)
 
 
-def as_tensor(numbers: Sequence[float]) -> Array:
+def numbers_of(numbers: Sequence[float]) -> Array:
     """Numbers that may be symbols, as a tensor of a graph."""
     one = torch.ones((), dtype=torch.float64, device="cpu")
     # A product is an operation whose number Dynamo turns into a tensor; a tensor's item is none.
@@ -79,12 +79,12 @@ def as_tensor(numbers: Sequence[float]) -> Array:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _class_name(cls: type) -> str:
+def class_name(cls: type) -> str:
     """As it is, instead of traced."""
     return _named.class_name(cls)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _kept(value: Any) -> str:
+def kept(value: Any) -> str:
     """Likewise."""
     return _named.kept(value)
