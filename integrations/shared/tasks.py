@@ -4,12 +4,10 @@
 comes from and what of it was checked against its source.
 """
 
-import csv
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from amidmath._checks import shortened
 from amidmath.integrations.shared.conversations import (
@@ -19,9 +17,9 @@ from amidmath.integrations.shared.conversations import (
     usual_role,
 )
 from amidmath.integrations.shared.errors import InputError, UnfitRow
+from amidmath.integrations.shared.files import READERS, Record, UnreadableFile, records
 from amidmath.integrations.shared.metrics import marked_number
 
-Record = Mapping[str, Any]
 Prompt = str | list[Message]
 
 INSTRUCTION_ONLY = (
@@ -389,20 +387,16 @@ TASKS = {
 }
 
 
-# Reading files. Not with datasets where it can be helped: a column that holds a text in one row and
-# a list in the next, as some published files have it, does not fit its tables.
-
-
 def _records(flag: str, name: str, split: str, config_name: str | None) -> Iterable[Record]:
     path = Path(name)
-    reader = _READERS.get(path.suffix.lower())
-    if reader is not None and not path.exists():
+    known = path.suffix.lower() in READERS
+    if known and not path.exists():
         raise InputError(f"{flag}: no such file: {name}")
-    if reader is None or not path.is_file():
+    if not known or not path.is_file():
         return _from_datasets(flag, name, split, config_name)
     try:
-        return reader(path)
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError, UnfitRow) as error:
+        return list(records(path))
+    except (OSError, UnreadableFile) as error:
         raise InputError(f"{flag}: {name} cannot be read: {error}") from error
 
 
@@ -415,63 +409,3 @@ def _from_datasets(flag: str, name: str, split: str, config_name: str | None) ->
     if len(splits) == 1:
         return cast("list[Record]", list(next(iter(splits.values()))))
     raise InputError(f"--dataset_split: no split {split!r}; {name} has {sorted(splits)}")
-
-
-def _json_lines(path: Path) -> list[Record]:
-    records = []
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
-        if line.strip():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UnfitRow(f"line {number} is no JSON: {error}") from error
-            if not isinstance(records[-1], dict):
-                raise UnfitRow(f"line {number} is no JSON object but {shortened(records[-1])}")
-    return records
-
-
-def _json(path: Path) -> list[Record]:
-    """A list of objects, by itself or under "instances"; or one object a line."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError:
-        return _json_lines(path)
-    if isinstance(content, dict) and "instances" in content:
-        content = content["instances"]
-    records: list[Any] = content if isinstance(content, list) else [content]
-    for number, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise UnfitRow(f"row {number} is no JSON object but {shortened(record)}")
-    return records
-
-
-def _table(delimiter: str) -> Callable[[Path], list[Record]]:
-    def read(path: Path) -> list[Record]:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter=delimiter, strict=True))
-        for number, row in enumerate(rows):
-            if None in row or None in row.values():
-                raise UnfitRow(f"row {number} has not as many cells as the header")
-        return list(rows)
-
-    return read
-
-
-def _paragraphs(path: Path) -> list[Record]:
-    """One row a paragraph; blank lines only separate."""
-    paragraphs: list[list[str]] = [[]]
-    for line in path.read_text("utf-8").splitlines():
-        if line.strip():
-            paragraphs[-1].append(line)
-        elif paragraphs[-1]:
-            paragraphs.append([])
-    return [{"text": "\n".join(lines)} for lines in paragraphs if lines]
-
-
-_READERS: dict[str, Callable[[Path], list[Record]]] = {
-    ".json": _json,
-    ".jsonl": _json_lines,
-    ".csv": _table(","),
-    ".tsv": _table("\t"),
-    ".txt": _paragraphs,
-}
