@@ -10,7 +10,7 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from amidmath.integrations.shared.checkpoints import ExtraState
 from amidmath.integrations.shared.conversations import conversation
@@ -38,6 +38,7 @@ from amidmath.integrations.torch_loop.processes import (
     summed,
 )
 from amidmath.integrations.torch_loop.rollouts import Rollouts
+from amidmath.integrations.torch_loop.row_order import OrderedTrainer
 from amidmath.integrations.torch_loop.states import States, expose_states
 from amidmath.integrations.torch_loop.task_scores import student_scores
 from amidmath.integrations.torch_loop.teachers import (
@@ -53,7 +54,7 @@ from amidmath.integrations.torch_loop.vocabularies import OutsideMass
 _NOT_FOR_MODELS = ("row", "source")
 
 
-class AMiDTrainer(WholeCheckpoints, SFTTrainer):
+class AMiDTrainer(WholeCheckpoints, OrderedTrainer):
     """Trains the student on a distillation loss at every labelled position.
 
     The loss is computed from hidden states, the logits never whole. All else is SFTTrainer's:

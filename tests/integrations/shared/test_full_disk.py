@@ -25,11 +25,11 @@ class Full(io.FileIO):
 
 @pytest.fixture
 def full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No file that is opened has room."""
+    """No text file that is opened has room."""
 
-    def opened(path: Path, mode: str = "r", *_: Any, **given: Any) -> Any:
-        if mode not in ("a", "w"):
-            return open(path, mode, **given)
+    def opened(path: Path, mode: str, *_: Any, **given: Any) -> Any:
+        if "b" in mode:
+            return io.FileIO(path, mode)
         return io.TextIOWrapper(Full(path, mode), encoding="utf-8", write_through=True)
 
     monkeypatch.setattr(Path, "open", opened)
