@@ -7,7 +7,7 @@ comes from and what of it was checked against its source.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from amidmath._checks import shortened
 from amidmath.integrations.shared.conversations import (
@@ -19,6 +19,7 @@ from amidmath.integrations.shared.conversations import (
 from amidmath.integrations.shared.errors import InputError, UnfitRow
 from amidmath.integrations.shared.files import READERS, Record, UnreadableFile, records
 from amidmath.integrations.shared.metrics import marked_number
+from amidmath.integrations.shared.written_chats import options_of
 
 Prompt = str | list[Message]
 
@@ -41,11 +42,13 @@ class Row:
         prompt: text to go on from, or messages for a chat template.
         references: acceptable answers, at least one; the first is the one perplexity is taken of.
         number: which row of its file it is, from 0.
+        options: what a chat template is given beside the messages, "tools" for one.
     """
 
     prompt: Prompt
     references: tuple[str, ...]
     number: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -297,16 +300,16 @@ def _instruction_response(record: Record) -> Row:
 def _completion(record: Record, languages: Languages) -> Row:
     """TRL's: "prompt" and "completion", or "messages" of which the last is the answer."""
     name = next((c for c in ("messages", "conversations") if is_conversation(record.get(c))), None)
+    given = {k: v for k, v in options_of(record).items() if v is not None}
     if name is not None:
         *prompt, last = conversation(record[name], name)
-        return Row(prompt, (_answer(name, last),))
+        return Row(prompt, (_answer(name, last),), options=given)
     if is_conversation(record.get("prompt")):
         completion = conversation(record.get("completion"), "completion")
         if len(completion) != 1:
             raise UnfitRow(f"has a completion of {len(completion)} messages, not of one")
-        return Row(
-            conversation(record["prompt"], "prompt"), (_answer("completion", completion[0]),)
-        )
+        prompt = conversation(record["prompt"], "prompt")
+        return Row(prompt, (_answer("completion", completion[0]),), options=given)
     return Row(_text(record, "prompt"), _texts(record, "completion"))
 
 
