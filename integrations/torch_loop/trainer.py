@@ -1,8 +1,7 @@
 """TRL's SFTTrainer with a distillation loss in place of cross-entropy."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -10,22 +9,26 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from amidmath.integrations.shared.checkpoints import ExtraState
-from amidmath.integrations.shared.conversations import conversation
-from amidmath.integrations.shared.errors import InputError, TrainingError
+from amidmath.integrations.shared.errors import TrainingError
+from amidmath.integrations.shared.memory import EVALUATION, within_memory
 from amidmath.integrations.shared.policy_base import Source
 from amidmath.integrations.shared.row_settings import RowSettings
 from amidmath.integrations.shared.rows import whole_rows
 from amidmath.integrations.shared.supports import check_finite
 from amidmath.integrations.shared.task_scores import TaskScores, with_prefix
-from amidmath.integrations.shared.tokenizers import take_template
 from amidmath.integrations.shared.vocabularies import compared_first
 from amidmath.integrations.torch_loop.checkpoints import WholeCheckpoints
 from amidmath.integrations.torch_loop.collators import Carrying
 from amidmath.integrations.torch_loop.config import AMiDConfig
-from amidmath.integrations.torch_loop.models import check_context, embeddings_of, logits_of_model
+from amidmath.integrations.torch_loop.models import (
+    check_context,
+    checkpoints_as_it_can,
+    embeddings_of,
+    logits_of_model,
+)
 from amidmath.integrations.torch_loop.objective import (
     Batch,
     recipe_loss,
@@ -41,6 +44,12 @@ from amidmath.integrations.torch_loop.processes import (
     summed,
 )
 from amidmath.integrations.torch_loop.rollouts import Rollouts
+from amidmath.integrations.torch_loop.row_order import OrderedTrainer
+from amidmath.integrations.torch_loop.sft_inputs import (
+    check_padding,
+    in_trl_words,
+    own_template,
+)
 from amidmath.integrations.torch_loop.states import States, expose_states
 from amidmath.integrations.torch_loop.task_scores import student_scores
 from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
@@ -58,7 +67,7 @@ from amidmath.integrations.torch_loop.vocabularies import OutsideMass
 _NOT_FOR_MODELS = ("row", "source")
 
 
-class AMiDTrainer(WholeCheckpoints, SFTTrainer):
+class AMiDTrainer(WholeCheckpoints, OrderedTrainer):
     """Trains the student on a distillation loss at every labelled position.
 
     The loss is computed from hidden states, the logits never whole. All else is SFTTrainer's:
@@ -101,14 +110,15 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         if isinstance(teacher, PreTrainedModel):
             contexts["teacher"] = teacher
         check_context(int(args.max_length or 0), **contexts)
+        self.keeps_activations = checkpoints_as_it_can(args, model)
         own = {role: embeddings_of(model) for role, model in contexts.items()}
         self.sizes = own if sizes is None else sizes
         if args.assistant_only_loss:
             for given in ("train_dataset", "eval_dataset"):
-                kwargs[given] = _in_trl_words(kwargs.get(given))
-        with _own_template(args, model, kwargs.get("processing_class")):
+                kwargs[given] = in_trl_words(kwargs.get(given))
+        with own_template(args, model, kwargs.get("processing_class")):
             super().__init__(model=model, args=args, **kwargs)
-        self._check_padding()
+        check_padding(self.tokenizer, self.sizes)
         self.plain_collator = self.data_collator
         joined = getattr(self.plain_collator, "padding_free", False)
         collator = WithLengths(self.plain_collator) if joined else self.plain_collator
@@ -128,15 +138,6 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         self.tokens = self._compared_tokens()
         self._held_out: torch.Tensor | float = 0.0  # sum of the losses, and of how many tokens
         self.add_callback(_AfterStep(self))
-
-    def _check_padding(self) -> None:
-        pad, role = int(self.tokenizer.pad_token_id), min(self.sizes, key=lambda r: self.sizes[r])
-        if pad >= self.sizes[role]:
-            raise InputError(
-                f"the token {self.tokenizer.pad_token!r} that fills batches is number {pad}, "
-                f"beyond those that the {role} reads, which end at {self.sizes[role] - 1}: name "
-                "another one with --pad_token"
-            )
 
     def _prepared_teacher(self, teacher: Any) -> Teacher:
         if teacher == "base":
@@ -347,7 +348,8 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         """The Trainer's, with the mean loss over all tokens, whatever the batches and processes."""
         self._held_out = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         of_training, self._statistics = self._statistics, torch.zeros(3, device=self.args.device)
-        output = super().evaluation_loop(*args, **kwargs)
+        with within_memory("evaluating", EVALUATION):
+            output = super().evaluation_loop(*args, **kwargs)
         reshard(self.student)
         prefix = kwargs.get("metric_key_prefix", "eval")
         total, count = summed(self._held_out).tolist()
@@ -427,35 +429,6 @@ def count_tokens(inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
     """How many tokens a batch has, padding left out."""
     mask = inputs.get("attention_mask")
     return torch.tensor(labels.numel(), device=labels.device) if mask is None else mask.sum()
-
-
-@contextmanager
-def _own_template(args: AMiDConfig, model: PreTrainedModel, tokenizer: Any) -> Iterator[None]:
-    """Give the tokenizer the template that is asked for, which SFTTrainer then finds there."""
-    path = args.chat_template_path
-    if path is not None and tokenizer is not None:
-        before = tokenizer.eos_token_id
-        take_template(tokenizer, path)
-        args.chat_template_path, end = None, tokenizer.eos_token_id
-        if end != before:
-            cast("Any", model.config.get_text_config()).eos_token_id = end
-            if model.generation_config is not None:
-                model.generation_config.eos_token_id = end
-    try:
-        yield
-    finally:
-        args.chat_template_path = path
-
-
-def _in_trl_words(rows: Any) -> Any:
-    """Conversations of "from" and "value" with "role" and "content", by which TRL knows them."""
-    if "conversations" not in getattr(rows, "column_names", ()):
-        return rows
-
-    def messages(row: dict[str, Any]) -> dict[str, Any]:
-        return {"messages": conversation(row["conversations"], "conversations")}
-
-    return rows.map(messages, remove_columns="conversations")
 
 
 def _has_adapter(model: Any) -> bool:
