@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from amidmath import _named
 from amidmath._typing import Array, ClosedForm, Partials
 from amidmath.backends.torch_autograd import times, transformed
-from amidmath.backends.torch_operators import marks_of, operator, partials_of
+from amidmath.backends.torch_operators import NAMED, marks_of, operator, partials_of
 from amidmath.backends.torch_rows import computed
 
 
@@ -25,7 +25,9 @@ def value_and_partials(
     needs: tuple[bool, ...],
     backend: str | None,
 ) -> tuple[Array, Partials]:
-    """What the closed form gives, by the operator; the value is differentiated once."""
+    """What the closed form gives, by the operator, or by operations that are traced."""
+    if _traced(form):
+        return computed(form, operands, needs, backend)
     text, numbers = _named.described(form, class_name, kept)
     found = operator(
         list(operands), numbers_of(numbers), [0.0], text, axis, marks_of(needs), backend or ""
@@ -34,11 +36,16 @@ def value_and_partials(
 
 
 def value(how: Any, operands: tuple[Array, ...]) -> Array:
-    """The value, by the operator, or inside ``torch.func`` by operations that are traced."""
-    if transformed():
+    """The value, by the operator, or by operations that are traced."""
+    if _traced(how.form):
         found: Array = _Traced.apply(how, *operands)[0]  # type: ignore[no-untyped-call]
         return found
     return value_and_partials(how.form, how.axis, operands, how.needs, how.backend)[0]
+
+
+def _traced(form: ClosedForm) -> bool:
+    """Whether Dynamo traces the form: inside ``torch.func``, and where ranks take part."""
+    return transformed() or not isinstance(form, NAMED)
 
 
 class _Traced(torch.autograd.Function):
