@@ -25,8 +25,9 @@ class AMiD(Loss):
     torch's autograd and JAX's transformations see the closed-form gradient for student and
     teacher logits, and for α and λ where they are arrays; :meth:`value_and_grad` gives it on any
     library. float16 and bfloat16 logits are computed in float32 and get their gradient in their
-    own dtype. A vocabulary entry at -inf has probability zero; at -inf on both sides it takes no
-    part.
+    own dtype. A vocabulary entry at -inf has probability zero, and a large negative number in its
+    place gives what -inf gives, wherever that is finite. An entry to which both sides give less
+    than the smallest normal number takes no part (docs: stable-evaluation, S8).
 
     First derivatives only, but for ``backend="reference"``: torch's autograd and JAX raise on a
     second one.

@@ -251,25 +251,29 @@ def _anchored_power(
 ) -> Ratios:
     """Those at a finite k that is not 0.
 
-    The ratio to the other source v is the one to u plus l, but where these are large and cancel.
-    There v counts, and the weights know it: r̃ᵏ/vᵏ is the weight of v over its share.
+    The ratio to the other source v, less the same number, is the one to u plus l, and the one to v
+    plus the base; and where v counts the weights know it: r̃ᵏ/vᵏ is the weight of v over its share.
+    Whichever has the smaller terms is taken.
     """
     odds = log_odds(lam, xp)
     ratios = power_ratios(log_ratio, base, k, odds, xp)
     if isinstance(base, float):
         return ratios[:4]
-    sign, own, share, log_share = (
-        (1.0, ratios.over_p, ratios.w, ratios.log_w)
+    sign, own, to_v, share, log_share = (
+        (1.0, ratios.over_p, ratios.over_q, ratios.w, ratios.log_w)
         if side == "p"
-        else (-1.0, ratios.over_q, ratios.pi, ratios.log_pi)
+        else (-1.0, ratios.over_q, ratios.over_p, ratios.pi, ratios.log_pi)
     )
     q_lighter, size = _lighter(odds + k * base, xp)
     log_heavier = -xp.log1p(xp.exp(-size))
     heavier = q_lighter if side == "p" else ~q_lighter
     log_share_there = xp.where(heavier, log_heavier, log_heavier - size)
     known = (log_share_there - sign * odds - log_share) / k
-    apart = (share > 0.25) & (xp.abs(k * log_ratio) > 1.0)
-    other = xp.where(apart, known, own + sign * log_ratio)
+    smaller = abs(odds) - log_share_there < xp.abs(k * base)
+    apart = (share > 0.25) & (xp.abs(k * log_ratio) > 1.0) & smaller
+    by_base = xp.abs(base) < xp.abs(log_ratio)
+    other = xp.where(by_base, to_v + sign * base, own + sign * log_ratio)
+    other = xp.where(apart, known, other)
     over_p, over_q = (own, other) if side == "p" else (other, own)
     return over_p, over_q, ratios.pi, ratios.w
 

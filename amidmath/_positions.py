@@ -24,7 +24,8 @@ def logit_rows(**logits: Array) -> tuple[Namespace, tuple[int, ...], tuple[Array
     name, first = next(iter(logits.items()))
     if first.ndim == 0 or first.shape[-1] == 0:
         raise ValueError(
-            f"{name} must have a last axis over the vocabulary, got shape {tuple(first.shape)}"
+            f"{name} must have a last axis over a vocabulary of at least one token, "
+            f"got shape {tuple(first.shape)}"
         )
     flat = (-1, first.shape[-1])
     return xp, first.shape[:-1], tuple(xp.reshape(a, flat) for a in logits.values())

@@ -28,7 +28,7 @@ from amidmath.integrations.jax_loop.hosts import is_main, join, together, wait_f
 from amidmath.integrations.jax_loop.loading import Prepared, cross_entropy_trainer, prepare
 from amidmath.integrations.jax_loop.report import card, memory_in_words, print_header, record
 from amidmath.integrations.jax_loop.task_scores import student_scores
-from amidmath.integrations.jax_loop.teachers import CachedTeacher
+from amidmath.integrations.jax_loop.teachers import CachedTeacher, ModelTeacher
 from amidmath.integrations.jax_loop.trackers import forget, reporting
 from amidmath.integrations.jax_loop.trainer import JaxTrainer
 from amidmath.integrations.shared import run_folder
@@ -40,6 +40,7 @@ from amidmath.integrations.shared.plots import plot
 from amidmath.integrations.shared.progress import MetricsFile
 from amidmath.integrations.shared.quality import Quality, as_table, plain, warnings_about
 from amidmath.integrations.shared.task_scores import in_words
+from amidmath.integrations.shared.vocabularies import compared_in_words
 
 
 def distill(arguments: Arguments, console: Console) -> Path:
@@ -165,8 +166,12 @@ def finish(
 def caption(trainer: JaxTrainer, results: Mapping[str, Quality]) -> str:
     """What the figures of the table are."""
     count, teacher = next(iter(results.values())).tokens, trainer.teacher
-    knows = isinstance(teacher, CachedTeacher) and teacher.rows.held_out is not None
-    over = f", {teacher.rows.compared()}" if knows and isinstance(teacher, CachedTeacher) else ""
+    over = ""
+    if isinstance(teacher, CachedTeacher):
+        over = f", {teacher.rows.compared()}" if teacher.rows.held_out is not None else ""
+    elif isinstance(teacher, ModelTeacher):
+        ours, theirs = (m.config.vocabulary for m in (trainer.student, teacher.model))
+        over = compared_in_words(ours, theirs, trainer.config.vocab)
     return f"on {count:,} held-out tokens; KL in nats a token{over}"
 
 

@@ -76,7 +76,7 @@ class JaxModels:
         """What computes, and in which type."""
         return f"{jax.default_backend()}, {self.models[STUDENT].decoder.head().weight.dtype}"
 
-    def judge(self, texts: HeldOut, batch_size: int) -> dict[str, Quality]:
+    def judge(self, texts: HeldOut, batch_size: int, vocab: str) -> dict[str, Quality]:
         """KL, agreement and perplexity; of a student without teacher, the perplexity is all."""
         rows = Dataset.from_dict({"input_ids": texts.input_ids, "labels": texts.labels})
         batches = held_out(
@@ -90,7 +90,7 @@ class JaxModels:
         if TEACHER not in self.models:
             return {STUDENT: Judge(ModelTeacher(student, STUDENT), mesh)({}, shown)["teacher"]}
         teacher = ModelTeacher(self.models[TEACHER].decoder, TEACHER)
-        return Judge(teacher, mesh)({STUDENT: student}, shown)
+        return Judge(teacher, mesh, vocab)({STUDENT: student}, shown)
 
     def answer(
         self,

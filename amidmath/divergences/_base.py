@@ -26,7 +26,8 @@ class Divergence(ABC):
     """A divergence D(x‖y) between distributions given by their logarithms, in nats.
 
     A subclass is a frozen dataclass whose fields are its parameters. -inf stands for probability
-    zero: a token that is zero on both sides adds nothing, and an infinite divergence is +inf.
+    zero: a token that is zero, or below the smallest normal number, on both sides adds nothing, and
+    an infinite divergence is +inf. Docs: stable-evaluation, S8.
 
     Attributes:
         name: what :func:`divergence` knows it by; None for those that numbers cannot describe.

@@ -70,7 +70,7 @@ class Prepared:
     @cached_property
     def judge(self) -> Judge:
         """Compares models with the teacher."""
-        return Judge(self.trainer.teacher, self.trainer.mesh)
+        return Judge(self.trainer.teacher, self.trainer.mesh, self.trainer.config.vocab)
 
     def save(self, folder: Path, arguments: Arguments) -> None:
         """Write the student as it is now: a whole model, or its adapter.
@@ -316,8 +316,8 @@ def _load_teacher(
         )
     if sizes[0] != sizes[1] and mesh.shape["tensor"] > 1:
         raise InputError(
-            f"--vocab common with {sizes[0]} and {sizes[1]} logits cannot be spread over a tensor "
-            "axis: leave it out of --mesh"
+            f"--vocab {config.vocab} with {sizes[0]} and {sizes[1]} logits cannot be spread over a "
+            "tensor axis: leave it out of --mesh"
         )
     return ModelTeacher(model.decoder, name)
 

@@ -109,7 +109,8 @@ def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> 
             + (", then the same with plain cross-entropy" if script.baseline else ""),
             "device": f"{jax.device_count()} {jax.default_backend()}"
             + (f" ({axes})" if axes else "")
-            + f", {np.dtype(computing_dtype(config)).name}{anew}",
+            + anew,
+            "precision": _precision(trainer, config),
             **({"not divided": _not_divided(trainer.mesh, whole)} if whole else {}),
             "output": f"{arguments.output_dir}/",
             **({} if asked is None else {"scores": asked.describe()}),
@@ -133,6 +134,18 @@ def memory_in_words(trainer: JaxTrainer) -> str:
         f"Memory of a training step on each device, as XLA has planned it: {total / 1e9:.2f} GB "
         f"({listed}). Libraries and what an allocator keeps back come on top."
     )
+
+
+def _precision(trainer: JaxTrainer, config: JaxConfig) -> str:
+    """In which types the student's weights are and are multiplied."""
+    trained, frozen = (
+        sorted({np.dtype(a.dtype).name for a in jax.tree.leaves(of) if a.ndim})
+        for of in (trainer.state.trained, trainer.state.frozen)
+    )
+    found = f"trained weights and optimiser states in {' and '.join(trained)}"
+    if frozen and frozen != trained:
+        found += f", frozen weights in {' and '.join(frozen)}"
+    return f"{found}, multiplied in {np.dtype(computing_dtype(config)).name}"
 
 
 def _not_divided(mesh: Mesh, whole: Mapping[str, tuple[int, float]]) -> str:

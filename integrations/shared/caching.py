@@ -19,7 +19,7 @@ from amidmath.integrations.shared.tokenizers import load_tokenizer, vocabulary_s
 from amidmath.integrations.shared.top_k_format import INDEX, Header, Lists, other_than, read_index
 from amidmath.integrations.shared.top_k_store import TopKStore, data_arguments
 from amidmath.integrations.shared.top_k_writer import TopKWriter, check_folder
-from amidmath.integrations.shared.vocabularies import compare_vocabularies
+from amidmath.integrations.shared.vocabularies import COMMON_ONLY, compare_vocabularies
 
 T = TypeVar("T")
 
@@ -133,6 +133,7 @@ def header_of(request: Request[Any, Any], source: Source) -> Header:
             "precision": source.precision,
         },
         common=source.common,
+        of_logits=None if source.logits == source.vocabulary else source.logits,
         arguments=data_arguments(script, config),
     )
     if script.held_out and (request.output_dir / INDEX).is_file():
@@ -196,9 +197,15 @@ def tokenizer_for(
         how many tokens each model reads, by its role.
 
     Raises:
-        InputError: the student's is not there, or another one.
+        InputError: the student's is not there, or another one; or there is no student, which
+            --vocab common_only needs.
     """
     if request.student is None:
+        if request.config.vocab == COMMON_ONLY:
+            raise InputError(
+                f"--vocab common_only: which tokens are common depends on the student; give "
+                f"{STUDENT_FLAG}, or leave --vocab out"
+            )
         return theirs, size, {"teacher": size}
     revision = request.student_revision
     ours = load_tokenizer(STUDENT_FLAG, request.student, revision=revision)

@@ -28,7 +28,7 @@ from amidmath.integrations.shared.quality import Quality
 from amidmath.integrations.shared.tasks import Task, read_rows
 from amidmath.integrations.shared.token_range import check_prompts
 from amidmath.integrations.shared.tokenizers import check_lengths, load_tokenizer
-from amidmath.integrations.shared.vocabularies import compare_vocabularies
+from amidmath.integrations.shared.vocabularies import compare_vocabularies, compared_in_words
 
 bar = partial(tqdm, leave=False, dynamic_ncols=True)
 """A progress bar that goes when it is done."""
@@ -65,7 +65,7 @@ class Models(Protocol):
     @property
     def device(self) -> str: ...  # noqa: D102
 
-    def judge(self, texts: HeldOut, batch_size: int) -> Mapping[str, Quality]:
+    def judge(self, texts: HeldOut, batch_size: int, vocab: str) -> Mapping[str, Quality]:
         """Figures of each model on held-out text.
 
         Without a teacher, the student's perplexity is all that counts.
@@ -73,6 +73,7 @@ class Models(Protocol):
         Args:
             texts: the text.
             batch_size: rows at a time.
+            vocab: how vocabularies that differ are compared.
         """
         ...
 
@@ -125,7 +126,7 @@ def run(arguments: Arguments, console: Console, load: Load, libraries: Sequence[
             split=data.dataset_split,
             config_name=data.dataset_config,
         )
-        tokenizer, models = _loaded(arguments, load)
+        tokenizer, models = _loaded(arguments, load, console)
         prompts = encode_prompts(
             tokenizer, rows.rows, style=data.prompt_style, max_length=data.max_prompt_length
         )
@@ -147,7 +148,7 @@ def run(arguments: Arguments, console: Console, load: Load, libraries: Sequence[
             highlight=False,
         )
     print_header(console, arguments, rows, prompts, texts, models.device)
-    judged = models.judge(texts, arguments.generation.batch_size)
+    judged = models.judge(texts, arguments.generation.batch_size, arguments.models.vocab)
     figures = {role: judged[role] for role in (STUDENT, TEACHER) if role in judged}
     answers: dict[str, TaskResult] = {}
     for role in _who_answers(arguments):
@@ -164,7 +165,9 @@ def run(arguments: Arguments, console: Console, load: Load, libraries: Sequence[
     return arguments.folder
 
 
-def _loaded(arguments: Arguments, load: Load) -> tuple[PreTrainedTokenizerBase, Models]:
+def _loaded(
+    arguments: Arguments, load: Load, console: Console
+) -> tuple[PreTrainedTokenizerBase, Models]:
     """The student's tokenizer and the models, found to fit together."""
     given = arguments.models
     named = {STUDENT: Named(STUDENT_FLAG, str(given.model_name_or_path), given.model_revision)}
@@ -180,6 +183,9 @@ def _loaded(arguments: Arguments, load: Load) -> tuple[PreTrainedTokenizerBase, 
         ours, theirs = (tokenizers[role].get_vocab() for role in (STUDENT, TEACHER))
         sizes = (models.vocabularies[STUDENT], models.vocabularies[TEACHER])
         compare_vocabularies(ours, theirs, *sizes, given.vocab)
+        compared = compared_in_words(*sizes, given.vocab)
+        if compared:
+            console.print(f"KL and agreement are{compared[1:]}", highlight=False)
     return tokenizers[STUDENT], models
 
 

@@ -11,13 +11,15 @@ from transformers import PreTrainedModel, SchedulerType
 from amidmath.integrations.shared.prepared import ROW
 from amidmath.integrations.shared.progress import print_facts
 from amidmath.integrations.shared.quality import Quality
+from amidmath.integrations.shared.vocabularies import compared_in_words
 from amidmath.integrations.torch_loop.arguments import Arguments
 from amidmath.integrations.torch_loop.collators import Carrying
+from amidmath.integrations.torch_loop.config import AMiDConfig
 from amidmath.integrations.torch_loop.evaluation import evaluate
-from amidmath.integrations.torch_loop.models import parameter_counts
+from amidmath.integrations.torch_loop.models import logits_of_model, parameter_counts
 from amidmath.integrations.torch_loop.processes import own_batches
 from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
-from amidmath.integrations.torch_loop.teachers import ModelTeacher
+from amidmath.integrations.torch_loop.teachers import ModelTeacher, Teacher
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
 
@@ -31,7 +33,6 @@ def print_header(console: Console, trainer: AMiDTrainer, arguments: Arguments) -
     rows, held_out = len(trainer.train_rows), len(trainer.eval_rows)
     batch = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
     steps = trainer.steps_to_train
-    precision = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
     facts = {
         "method": f"{trainer.recipe.describe()}   (p teacher, q student, r assistant)",
         "meaning": trainer.recipe.conventions(),
@@ -44,12 +45,34 @@ def print_header(console: Console, trainer: AMiDTrainer, arguments: Arguments) -
         "training": f"{steps:,} steps of {batch} sequences, learning rate {config.learning_rate:g}"
         f" ({SchedulerType(config.lr_scheduler_type).value})"
         + (", then the same with plain cross-entropy" if script.baseline else ""),
-        "device": f"{config.device.type}, {precision}, {torch.get_num_threads()} threads",
+        "device": f"{config.device.type}, {torch.get_num_threads()} threads",
+        "precision": precision_in_words(trainer.student, config),
         "output": f"{arguments.output_dir}/",
     }
     if trainer.task_scores is not None:
         facts["scores"] = trainer.task_scores.describe()
     print_facts(console, facts)
+
+
+def precision_in_words(student: torch.nn.Module, config: AMiDConfig) -> str:
+    """In which types a student's weights are and are multiplied."""
+    trained, frozen = (
+        sorted({_name(p.dtype) for p in student.parameters() if p.requires_grad is trains})
+        for trains in (True, False)
+    )
+    computed = "bfloat16" if config.bf16 else "float16" if config.fp16 else ""
+    found = f"trained weights and optimiser states in {' and '.join(trained)}"
+    if frozen and frozen != trained:
+        found += f", frozen weights in {' and '.join(frozen)}"
+    if computed and [computed] != trained:
+        found += f", multiplied in {computed}"
+    if {"bfloat16", "float16"} & set(trained):
+        found += " (--master_weights true keeps float32; so, most updates are lost in rounding)"
+    return found
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def judge(
@@ -74,19 +97,24 @@ def judge(
         dynamic_ncols=True,
         disable=args.disable_tqdm or not trainer.is_world_process_zero(),
     )
-    return evaluate(models, _judge_of(trainer), bar, args.device)
+    return evaluate(models, _judge_of(trainer), bar, args.device, trainer.vocab)
 
 
 def caption(trainer: AMiDTrainer, results: Mapping[str, Quality]) -> str:
     """What the figures of the table are."""
     count, teacher = next(iter(results.values())).tokens, _judge_of(trainer)
-    over = f", {teacher.rows.compared()}" if isinstance(teacher, CachedTeacher) else ""
+    over = ""
+    if isinstance(teacher, CachedTeacher):
+        over = f", {teacher.rows.compared()}"
+    elif isinstance(teacher, ModelTeacher):
+        ours, theirs = logits_of_model(trainer.student), logits_of_model(teacher.model)
+        over = compared_in_words(ours, theirs, trainer.vocab)
     return f"on {count:,} held-out tokens; KL in nats a token{over}"
 
 
-def _judge_of(trainer: AMiDTrainer) -> torch.nn.Module | CachedTeacher | None:
+def _judge_of(trainer: AMiDTrainer) -> Teacher | None:
     """What students are compared with on held-out rows: a model, a cache that has those rows."""
     teacher = trainer.teacher
     if isinstance(teacher, CachedTeacher):
         return teacher if teacher.rows.held_out is not None else None
-    return teacher.model
+    return teacher

@@ -2,9 +2,10 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import datasets
+import torch
 from accelerate import PartialState
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -27,6 +28,7 @@ from amidmath.integrations.torch_loop.models import (
     embeddings_of,
     freeze_embeddings,
     load_model,
+    logits_of_model,
 )
 from amidmath.integrations.torch_loop.row_order import OrderedTrainer
 from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
@@ -84,7 +86,14 @@ def load_student(arguments: Arguments) -> PreTrainedModel:
         "dtype": model.dtype or "float32",
         "quantization_config": get_quantization_config(model),
     }
-    student = load_model(STUDENT_FLAG, arguments.student, **(settings | arguments.model_init))
+    settings |= arguments.model_init
+    trains_all = not model.use_peft and settings["quantization_config"] is None
+    keeps_wide = trains_all and arguments.config.master_weights
+    if keeps_wide and settings["dtype"] != "auto":
+        settings["dtype"] = "float32"
+    student = load_model(STUDENT_FLAG, arguments.student, **settings)
+    if keeps_wide and student.dtype in (torch.bfloat16, torch.float16):
+        cast("torch.nn.Module", student).float()
     if getattr(student, "_hf_peft_config_loaded", False):
         raise InputError(
             f"{STUDENT_FLAG}: {arguments.student} is an adapter, which would not be trained, or be "
@@ -110,8 +119,8 @@ def load_teacher(
     compare_vocabularies(
         tokenizer.get_vocab(),
         theirs.get_vocab(),
-        student.config.get_text_config().vocab_size,
-        teacher.config.get_text_config().vocab_size,
+        logits_of_model(student),
+        logits_of_model(teacher),
         config.vocab,
     )
     return teacher
@@ -156,7 +165,7 @@ def _open_cache(arguments: Arguments, trainer: AMiDTrainer) -> CachedTeacher:
         recipe=trainer.recipe,
         policy=trainer.policy,
         eval_strategy=IntervalStrategy(config.eval_strategy).value,
-        logits=trainer.student.config.get_text_config().vocab_size,
+        logits=logits_of_model(trainer.student),
         arguments=data_arguments(arguments.script, config),
     )
     trainer.train_dataset, trainer.eval_dataset = cached.number(train, held_out)

@@ -50,6 +50,11 @@ def context_of(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
+def logits_of_model(model: Any) -> int:
+    """How many logits a model gives."""
+    return int(model.config.get_text_config().vocab_size)
+
+
 def check_context(max_length: int, **models: PreTrainedModel) -> None:
     """Raise InputError if a sequence of max_length tokens does not fit a model's context."""
     for role, model in models.items():

@@ -14,7 +14,7 @@ from amidmath.integrations.shared.policy_base import Source
 from amidmath.integrations.shared.replay_buffer import Example
 from amidmath.integrations.shared.rollout_rows import Memory, check_policy, prompts_of
 from amidmath.integrations.torch_loop.generation import generate
-from amidmath.integrations.torch_loop.models import context_of
+from amidmath.integrations.torch_loop.models import context_of, logits_of_model
 from amidmath.integrations.torch_loop.teachers import ModelTeacher
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Rollouts(Memory):
         if not isinstance(teacher, ModelTeacher):
             return None
         models: tuple[Any, ...] = (self.trainer.student, teacher.model)
-        sizes = {int(model.config.get_text_config().vocab_size) for model in models}
+        sizes = {logits_of_model(model) for model in models}
         return min(sizes) if len(sizes) > 1 else None
 
     def _examples(self, source: Source, prompts: list[NDArray[np.int64]]) -> list[Example]:

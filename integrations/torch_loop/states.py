@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 
 import array_api_compat.torch as xp
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 import amidmath as am
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.objective import first_tokens
 
 T = TypeVar("T")
 
@@ -42,6 +44,11 @@ class States:
     hidden: torch.Tensor
     head: am.Head
     base_head: am.Head
+
+    def first(self, tokens: int | None) -> "States":
+        """States of logits for the first so many tokens alone; None for all."""
+        head, base = (first_tokens(head, tokens) for head in (self.head, self.base_head))
+        return States(self.hidden, head, base)
 
     @property
     def logits(self) -> torch.Tensor:
@@ -101,6 +108,13 @@ def expose_states(model: PreTrainedModel) -> None:
     model.forward = MethodType(exposed, model)
     setattr(model, _EXPOSED, True)
     _check(model)
+
+
+def is_here(model: torch.nn.Module) -> bool:
+    """Whether the model's weights are whole in this process, so that it can be run at once."""
+    return not any(
+        p.is_meta or hasattr(p, "ds_id") or isinstance(p, DTensor) for p in model.parameters()
+    )
 
 
 def head_of(model: PreTrainedModel, adapter: bool = True) -> am.Head:
@@ -189,9 +203,9 @@ def _in_place_of(
 @torch.no_grad()
 def _check(model: PreTrainedModel) -> None:
     """Raise InputError unless the head's logits are the model's own."""
+    if not is_here(model):
+        return
     parameter = next(model.parameters())
-    if parameter.is_meta or any(hasattr(p, "ds_id") for p in model.parameters()):
-        return  # not here, or in parts: nothing to run
     size = model.config.get_text_config().vocab_size
     ids = (torch.arange(_PROBE_TOKENS, device=parameter.device) * 7919 % size)[None]
     was_training = model.training

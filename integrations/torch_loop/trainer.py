@@ -13,13 +13,16 @@ from trl import SFTConfig
 
 from amidmath.integrations.shared.checkpoints import ExtraState
 from amidmath.integrations.shared.errors import TrainingError
+from amidmath.integrations.shared.policy_base import Source
 from amidmath.integrations.shared.row_settings import RowSettings
 from amidmath.integrations.shared.rows import whole_rows
+from amidmath.integrations.shared.supports import check_finite
 from amidmath.integrations.shared.task_scores import TaskScores, with_prefix
+from amidmath.integrations.shared.vocabularies import compared_first
 from amidmath.integrations.torch_loop.checkpoints import WholeCheckpoints
 from amidmath.integrations.torch_loop.collators import Carrying
 from amidmath.integrations.torch_loop.config import AMiDConfig
-from amidmath.integrations.torch_loop.models import check_context, embeddings_of
+from amidmath.integrations.torch_loop.models import check_context, embeddings_of, logits_of_model
 from amidmath.integrations.torch_loop.objective import (
     Batch,
     recipe_loss,
@@ -43,6 +46,7 @@ from amidmath.integrations.torch_loop.sft_inputs import (
 )
 from amidmath.integrations.torch_loop.states import States, expose_states
 from amidmath.integrations.torch_loop.task_scores import student_scores
+from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
 from amidmath.integrations.torch_loop.teachers import (
     AdapterBaseTeacher,
     ModelTeacher,
@@ -50,6 +54,7 @@ from amidmath.integrations.torch_loop.teachers import (
     Teacher,
     freeze,
 )
+from amidmath.integrations.torch_loop.trials import answers_together, check_causal, check_packing
 from amidmath.integrations.torch_loop.vocabularies import OutsideMass
 
 # What of a batch is for the loss or the teacher, and no model takes.
@@ -114,12 +119,16 @@ class AMiDTrainer(WholeCheckpoints, OrderedTrainer):
         inner = self.student
         inner = cast("Any", inner).get_base_model() if _has_adapter(inner) else inner
         expose_states(inner)
+        asked_by = "--packing" if args.packing else "--padding_free"
+        self._joined_by = asked_by if joined else None
+        self._check_model("student", inner)
         keep_loss_wide(self.accelerator)
         self.teacher = self._prepared_teacher(teacher)
         self.rollouts = Rollouts(self)
         self._step_sums: torch.Tensor | float = 0.0
         self._statistics: torch.Tensor | None = None
-        self._outside = OutsideMass(self.teacher) if self.vocab == "common" else None
+        self._outside = None if self.vocab == "strict" else OutsideMass(self.teacher)
+        self.tokens = self._compared_tokens()
         self._held_out: torch.Tensor | float = 0.0  # sum of the losses, and of how many tokens
         self.add_callback(_AfterStep(self))
 
@@ -129,7 +138,30 @@ class AMiDTrainer(WholeCheckpoints, OrderedTrainer):
         if not isinstance(teacher, PreTrainedModel):
             return cast("Teacher", teacher(self) if callable(teacher) else teacher)
         name = str(teacher.config.name_or_path)
-        return ModelTeacher(prepare_frozen(freeze(teacher), self.accelerator), name)
+        self._check_model("teacher", freeze(teacher))
+        return ModelTeacher(prepare_frozen(teacher, self.accelerator), name)
+
+    def _check_model(self, role: str, model: PreTrainedModel) -> None:
+        """Raise InputError where a model cannot do what the run asks of it; it is tried out."""
+        check_causal(role, model)
+        if self._joined_by is not None:
+            check_packing(role, model, self._joined_by)
+        sources = self.policy.sources
+        answers = {"student": {Source.STUDENT, Source.BUFFER}, "teacher": {Source.TEACHER}}
+        scored = role == "student" and self.task_scores is not None
+        if scored or answers[role] & sources:
+            answers_together(model)
+
+    def _compared_tokens(self) -> int | None:
+        """How many first tokens the loss is over; raises InputError where it would be infinite."""
+        ours = logits_of_model(self.student)
+        if isinstance(self.teacher, CachedTeacher):
+            return self.teacher.rows.tokens
+        if not isinstance(self.teacher, ModelTeacher):
+            return None
+        theirs = logits_of_model(self.teacher.model)
+        check_finite(self.recipe, self.vocab, ours, theirs)
+        return compared_first(self.vocab, ours, theirs)
 
     @property
     def student(self) -> PreTrainedModel:
@@ -190,6 +222,7 @@ class AMiDTrainer(WholeCheckpoints, OrderedTrainer):
             self.label_weight,
             inputs.get("source"),
             float(self.recipe.params["temperature"]),
+            self.tokens,
         )
         inputs["use_cache"] = False
         to_model = {k: v for k, v in inputs.items() if k not in _NOT_FOR_MODELS}

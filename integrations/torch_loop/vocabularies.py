@@ -44,8 +44,8 @@ class OutsideMass:
         # How many logits a cached teacher gave, and how many of them are common.
         self.of_cache = (0, 0)
         if isinstance(teacher, CachedTeacher):
-            size = teacher.store.header.vocabulary
-            self.of_cache = (size, size if teacher.rows.common is None else teacher.rows.common)
+            rows, size = teacher.rows, teacher.store.header.vocabulary
+            self.of_cache = (size, size if rows.common is None else rows.common)
         self.sums: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import mpmath
@@ -42,6 +42,7 @@ class Record:
         non_finite: NaN, or infinite where the truth is a number of the dtype.
         negative: a divergence below zero.
         size: of the true result, which errors are relative to.
+        loss: the true value of the function, of a gradient.
         note: what went wrong, for a call that raised, or why nothing was compared.
     """
 
@@ -54,6 +55,7 @@ class Record:
     non_finite: bool = False
     negative: bool = False
     size: float = 0.0
+    loss: float = 0.0
     note: str = ""
 
     @property
@@ -88,7 +90,8 @@ def _compare(point: Point, answer: Answer) -> list[Record]:
         forced = {i: expected.forced_gradient[i + start] for i in wanted}
         start += len(got)
         if wanted and point.gradients:
-            records.append(_gradient(point, answer, by, got, wanted, forced, softmaxes.get(by)))
+            record = _gradient(point, answer, by, got, wanted, forced, softmaxes.get(by))
+            records.append(replace(record, loss=float(expected.value)))
     return records
 
 

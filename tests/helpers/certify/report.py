@@ -64,6 +64,15 @@ size of the result, which stands in brackets at the point: where it is far below
 """
 
 
+BEYOND = """\
+Of results of at least {size:g}, {beyond} are beyond their bounds. {gradients} of these are
+gradients that are smaller than the loss, and within 16 eps of the loss: where the derivatives by
+log x are nearly one multiple of x wherever x has mass, as where the two rows hardly meet, the
+gradient is what is left when that multiple is taken off, and each of its terms is rounded before.
+The others: {others}.
+"""
+
+
 @dataclass(frozen=True)
 class Row:
     """The worst of one result of one function in one dtype."""
@@ -199,10 +208,18 @@ def _where(records: list[Record]) -> str:
             worst = f"{number(max(r.error for r in large))}" if large else ""
             counts = f"{len(group):,} | {len(failed):,} | {len(large):,}"
             lines.append((len(failed), f"| {case} | {counts} | {worst} |"))
+    large = [r for r in failures(records) if r.size >= LARGE]
+    small_gradients = [r for r in large if _within_loss(r)]
+    others = [f"- {describe(r)}" for r in large if not _within_loss(r)]
+    left = BEYOND.format(
+        beyond=len(large), size=LARGE, gradients=len(small_gradients), others=len(others)
+    )
     return "\n".join(
         [
             "## Where bounds are not reached",
             "",
+            left,
+            *([*others, ""] if others else []),
             f"By rows; the last two columns are of results of at least {LARGE:g}.",
             "",
             "| rows | compared | beyond | beyond, not small | worst of those |",
@@ -211,6 +228,13 @@ def _where(records: list[Record]) -> str:
             "",
         ]
     )
+
+
+def _within_loss(record: Record) -> bool:
+    """Whether a gradient smaller than the loss would meet the bound, were it as large."""
+    if record.non_finite or not record.size < record.loss:
+        return False
+    return record.error * record.size <= record.bound * record.loss
 
 
 def _share(row: Row) -> str:
@@ -238,6 +262,7 @@ def _plain(record: Record) -> dict[str, Any]:
         "raw": _finite(record.raw),
         "error": _finite(record.error),
         "size": _finite(record.size),
+        "loss": _finite(record.loss),
         "bound": record.bound,
         "non_finite": record.non_finite,
         "negative": record.negative,
