@@ -29,11 +29,12 @@ Several = tuple[Array, ...]
 
 def transformed() -> bool:
     """Whether ``torch.func`` or forward mode is at work."""
-    if torch.compiler.is_compiling():
-        return False
     # torch has no public question for either.
+    functions: bool = torch._C._are_functorch_transforms_active()
+    if functions or torch.compiler.is_dynamo_compiling():
+        return functions
     level: int = forward_ad._current_level
-    return level >= 0 or peek_interpreter_stack() is not None  # type: ignore[no-untyped-call]
+    return level >= 0
 
 
 def moves(array: Array) -> bool:
@@ -41,7 +42,7 @@ def moves(array: Array) -> bool:
     recorded = torch.is_grad_enabled()
     if recorded and array.requires_grad:
         return True
-    if not transformed():
+    if torch.compiler.is_dynamo_compiling() or not transformed():
         return False
     # Each level of torch.func wraps the array once more, and shows what moves at its own alone.
     inner = array

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import array_api_compat.torch as xp
 import torch
-from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor
-from torch._subclasses.fake_tensor import is_fake
 
 from amidmath._checks import computing_dtype
 from amidmath._dispatch import scaled_sum
@@ -16,8 +14,8 @@ from amidmath._linear_form import LinearForm
 from amidmath._linear_layer import Library
 from amidmath._linear_rows import Sums, run
 from amidmath._typing import Array
-from amidmath.backends.torch import at_hand
 from amidmath.backends.torch_autograd import Kept, along, moves, refused, token_of
+from amidmath.backends.torch_rows import at_hand, real
 
 if TYPE_CHECKING:
     from amidmath._loss import Loss
@@ -59,7 +57,7 @@ class TorchLibrary(Library):
 
     def kept(self, keep: Array) -> Array | None:
         """On CUDA this waits for the device, once a call."""
-        if is_fake(keep) or is_batchedtensor(keep) or is_functorch_wrapped_tensor(keep):
+        if not real(keep):
             return None
         return torch.nonzero(keep)[:, 0]
 
@@ -176,7 +174,7 @@ def _finished(grad: Array, factor: Array | None, dtype: torch.dtype) -> Array:
     # Where looking costs nothing; elsewhere it would wait for the device.
     if factor is None or (at_hand(factor) and bool(factor == 1.0)):
         return grad.to(dtype)
-    if is_batchedtensor(factor) or is_functorch_wrapped_tensor(factor):
+    if not real(factor):
         return (grad.to(factor.dtype) * factor).to(dtype)
     if grad.dtype in (torch.float32, torch.float64):
         return grad.mul_(factor).to(dtype)

@@ -35,6 +35,7 @@ from amidmath.integrations.shared import run_folder
 from amidmath.integrations.shared.checkpoints import step_of
 from amidmath.integrations.shared.command_line import exit_status
 from amidmath.integrations.shared.errors import while_preparing
+from amidmath.integrations.shared.memory import EVALUATION, LOADING, TRAINING, within_memory
 from amidmath.integrations.shared.model_card import write_card
 from amidmath.integrations.shared.plots import plot
 from amidmath.integrations.shared.progress import MetricsFile
@@ -52,7 +53,7 @@ def distill(arguments: Arguments, console: Console) -> Path:
     """
     folder, config = arguments.output_dir, arguments.config
     limit = arguments.script.max_eval_samples
-    with together(), while_preparing():
+    with together(), while_preparing(), within_memory("loading the models", LOADING):
         start = run_folder.claim(
             folder,
             record(arguments),
@@ -68,7 +69,7 @@ def distill(arguments: Arguments, console: Console) -> Path:
         trainer = prepared.trainer
         print_header(console, prepared, arguments)
         if arguments.script.dry_run:
-            console.print(memory_in_words(trainer), highlight=False, soft_wrap=True)
+            console.print(memory_in_words(prepared), highlight=False, soft_wrap=True)
             return folder
         saved = run_folder.read_figures(folder / run_folder.BEFORE)
     with while_preparing():
@@ -128,7 +129,8 @@ def train(
         with together():
             trainer.report = stack.enter_context(report)
         stack.enter_context(trainer.progress(title, config.disable_tqdm or not is_main()))
-        trainer.train(checkpoint)
+        with within_memory("training", TRAINING):
+            trainer.train(checkpoint)
 
 
 def judge(
@@ -144,7 +146,8 @@ def judge(
         dynamic_ncols=True,
         disable=trainer.config.disable_tqdm or not is_main(),
     )
-    return prepared.judge(models, bar)
+    with within_memory("evaluating", EVALUATION):
+        return prepared.judge(models, bar)
 
 
 def finish(

@@ -87,6 +87,29 @@ class Judge:
             name: Quality.of_sums(of[:3].tolist(), count, self.knows) for name, of in sums.items()
         }
 
+    def temporary_bytes(self, model: Decoder, batch: Mapping[str, np.ndarray[Any, Any]]) -> int:
+        """What judging a model on a batch takes beside weights, as XLA has planned it; 0 unknown.
+
+        Args:
+            model: to judge.
+            batch: of held-out rows; nothing is run.
+        """
+        teacher = self.teacher
+        placed = on_mesh(self.mesh, batch, teacher.with_lists if self.knows else bare)
+        now = teacher.current() if isinstance(teacher, InMemory) else None
+        theirs, graph = None, nnx.split(model)
+        plans = []
+        if self.knows:
+            plans.append(self._reference.lower(now, placed))
+            theirs = jax.eval_shape(self._reference, now, placed)
+        plans.append(self._of_model.lower(graph[0], graph[1], theirs, placed))
+        held = sum(
+            a.size * a.dtype.itemsize for a in jax.tree.leaves(getattr(theirs, "hidden", ()))
+        )
+        found: list[Any] = [plan.compile().memory_analysis() for plan in plans]
+        temporary = [0 if of is None else int(of.temp_size_in_bytes) for of in found]
+        return held + max(temporary)
+
     def _judge(
         self, graph: Any, parameters: Any, theirs: Reference | None, batch: Mapping[str, Array]
     ) -> Array:

@@ -119,8 +119,9 @@ def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> 
     )
 
 
-def memory_in_words(trainer: JaxTrainer) -> str:
-    """What XLA says that a training step takes on a device, without running it."""
+def memory_in_words(prepared: Prepared) -> str:
+    """What XLA says that a training step and an evaluation take on a device; neither is run."""
+    trainer = prepared.trainer
     found: Any = trainer.compiled_step().memory_analysis()
     if found is None:
         return "Memory: this backend does not say what a step takes."
@@ -129,10 +130,13 @@ def memory_in_words(trainer: JaxTrainer) -> str:
         "gradients and activations": found.temp_size_in_bytes,
     }
     total = sum(parts.values())
+    judging = prepared.judge.temporary_bytes(trainer.student, next(prepared.held_out(None)))
     listed = ", ".join(f"{size / 1e9:.2f} GB {name}" for name, size in parts.items())
     return (
         f"Memory of a training step on each device, as XLA has planned it: {total / 1e9:.2f} GB "
-        f"({listed}). Libraries and what an allocator keeps back come on top."
+        f"({listed}). An evaluation takes {judging / 1e9:.2f} GB beside weights, with "
+        f"{trainer.config.per_device_eval_batch_size} sequences at a time. Libraries and what an "
+        "allocator keeps back come on top."
     )
 
 

@@ -14,6 +14,7 @@ from amidmath.integrations.shared.cache_settings import Request
 from amidmath.integrations.shared.cache_source import Source, batches
 from amidmath.integrations.shared.command_line import STUDENT_FLAG
 from amidmath.integrations.shared.errors import InputError, while_preparing
+from amidmath.integrations.shared.memory import EVALUATION, within_memory
 from amidmath.integrations.shared.prepared import model_fingerprint
 from amidmath.integrations.shared.tokenizers import load_tokenizer, vocabulary_size
 from amidmath.integrations.shared.top_k_format import INDEX, Header, Lists, other_than, read_index
@@ -80,7 +81,7 @@ def make_cache(
     folder, script, made = request.folder, request.script, request.output_dir
     is_new, is_main = not made.exists(), processes.index == 0
     try:
-        with while_preparing():
+        with while_preparing(), within_memory("asking the teacher", EVALUATION):
             check_folder(made)
             console.print("Reading the data and loading the teacher")
             source = load()
@@ -102,7 +103,8 @@ def make_cache(
 
             missing = processes.on_main(missing_shards)
         if not script.dry_run:
-            write(source, writer, missing, processes, bar=not request.config.disable_tqdm)
+            with within_memory("asking the teacher", EVALUATION):
+                write(source, writer, missing, processes, bar=not request.config.disable_tqdm)
     finally:
         if is_main and is_new and made.is_dir() and not any(made.iterdir()):
             made.rmdir()  # a trainer makes it early

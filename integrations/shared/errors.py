@@ -33,5 +33,7 @@ def while_preparing() -> Iterator[None]:
         yield
     except InputError:
         raise
+    except TrainingError as error:  # nothing has begun that could be kept
+        raise InputError(str(error)) from error
     except (ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError) as error:
         raise InputError(f"{type(error).__name__}: {first_paragraph(error)}") from error

@@ -23,6 +23,7 @@ from amidmath.integrations.shared.eval_report import (
     print_table,
     write,
 )
+from amidmath.integrations.shared.memory import TASK, within_memory
 from amidmath.integrations.shared.prompts import HeldOut, encode_prompts, held_out
 from amidmath.integrations.shared.quality import Quality
 from amidmath.integrations.shared.tasks import Task, read_rows
@@ -148,13 +149,17 @@ def run(arguments: Arguments, console: Console, load: Load, libraries: Sequence[
             highlight=False,
         )
     print_header(console, arguments, rows, prompts, texts, models.device)
-    judged = models.judge(texts, arguments.generation.batch_size, arguments.models.vocab)
+    with within_memory("evaluating", TASK):
+        judged = models.judge(texts, arguments.generation.batch_size, arguments.models.vocab)
     figures = {role: judged[role] for role in (STUDENT, TEACHER) if role in judged}
     answers: dict[str, TaskResult] = {}
     for role in _who_answers(arguments):
         how = arguments.decoding()
         total = len(rows.rows) * len(how.seeds)
-        with bar(desc=f"answers of the {role}", total=total, unit="row") as shown:
+        with (
+            within_memory("generating", TASK),
+            bar(desc=f"answers of the {role}", total=total, unit="row") as shown,
+        ):
             found = models.answer(role, prompts.ids, arguments.task, how, shown.update)
         of_teacher = answers[TEACHER].answers if TEACHER in answers else None
         answers[role] = TaskResult.of(found, rows.rows, arguments.task, of_teacher)

@@ -8,6 +8,7 @@ from rich.console import Console
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, SchedulerType
 
+from amidmath.integrations.shared.memory import EVALUATION, within_memory
 from amidmath.integrations.shared.prepared import ROW
 from amidmath.integrations.shared.progress import print_facts
 from amidmath.integrations.shared.quality import Quality
@@ -15,9 +16,11 @@ from amidmath.integrations.shared.vocabularies import compared_in_words
 from amidmath.integrations.torch_loop.arguments import Arguments
 from amidmath.integrations.torch_loop.collators import Carrying
 from amidmath.integrations.torch_loop.config import AMiDConfig
+from amidmath.integrations.torch_loop.dry_run import Shape, whole_in_words
 from amidmath.integrations.torch_loop.evaluation import evaluate
-from amidmath.integrations.torch_loop.models import logits_of_model, parameter_counts
+from amidmath.integrations.torch_loop.models import base_of, logits_of_model, parameter_counts
 from amidmath.integrations.torch_loop.processes import own_batches
+from amidmath.integrations.torch_loop.states import gives_logits
 from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
 from amidmath.integrations.torch_loop.teachers import ModelTeacher, Teacher
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
@@ -49,6 +52,15 @@ def print_header(console: Console, trainer: AMiDTrainer, arguments: Arguments) -
         "precision": precision_in_words(trainer.student, config),
         "output": f"{arguments.output_dir}/",
     }
+    sides = [trainer.student, *([trainer.teacher.model] if trainer.teacher.model else [])]
+    if any(gives_logits(base_of(side)) for side in sides):
+        shapes = [Shape.of(side) for side in sides]
+        size = config.per_device_train_batch_size * int(config.max_length or 0) * 4
+        facts["logits"] = whole_in_words(shapes[0], shapes[1] if shapes[1:] else None, size)
+    if trainer.keeps_activations:
+        facts["checkpointing"] = (
+            f"off: {type(base_of(trainer.student)).__name__} cannot compute activations again"
+        )
     if trainer.task_scores is not None:
         facts["scores"] = trainer.task_scores.describe()
     print_facts(console, facts)
@@ -97,7 +109,8 @@ def judge(
         dynamic_ncols=True,
         disable=args.disable_tqdm or not trainer.is_world_process_zero(),
     )
-    return evaluate(models, _judge_of(trainer), bar, args.device, trainer.vocab)
+    with within_memory("evaluating", EVALUATION):
+        return evaluate(models, _judge_of(trainer), bar, args.device, trainer.vocab)
 
 
 def caption(trainer: AMiDTrainer, results: Mapping[str, Quality]) -> str:

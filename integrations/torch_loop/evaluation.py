@@ -14,6 +14,7 @@ from amidmath.integrations.shared.objective import KL_TO_TEACHER, NO_LABEL
 from amidmath.integrations.shared.prepared import ROW
 from amidmath.integrations.shared.quality import Quality
 from amidmath.integrations.shared.vocabularies import compared_first, measured_first
+from amidmath.integrations.torch_loop.models import base_of
 from amidmath.integrations.torch_loop.modes import evaluation_mode
 from amidmath.integrations.torch_loop.objective import next_token_targets
 from amidmath.integrations.torch_loop.processes import reshard, summed
@@ -95,7 +96,7 @@ def evaluate(
 
 def expose(model: Any) -> None:
     """Let a model give its states, with an adapter around it or not."""
-    expose_states(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    expose_states(base_of(model))
 
 
 def _teacher(given: Teacher | torch.nn.Module | None) -> Teacher | None:
@@ -155,10 +156,10 @@ class _Sums:
     def _look(self, name: str, ours: States, theirs: States | am.TopK | None, at: At) -> None:
         positions, targets = at
         hidden = ours.hidden.flatten(0, 1)[positions]
-        width, tokens = ours.head.weight.shape[0], self.tokens
+        width, tokens = ours.vocabulary, self.tokens
         others: list[torch.Tensor] = []
         if isinstance(theirs, States):
-            size = theirs.head.weight.shape[0]
+            size = theirs.vocabulary
             tokens = measured_first(width, size, compared_first(self.vocab, width, size))
             width, others = width + size, [theirs.hidden.flatten(0, 1)[positions]]
         elif theirs is not None:

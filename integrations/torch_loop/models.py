@@ -7,10 +7,14 @@ from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
+    TrainingArguments,
 )
 
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.tokenizers import not_loaded, place
+
+# The flag's name, and its newer one.
+_CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
 
 
 def load_model(flag: str, name: str, **kwargs: Any) -> PreTrainedModel:
@@ -55,6 +59,12 @@ def logits_of_model(model: Any) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
+def base_of(model: Any) -> PreTrainedModel:
+    """The model itself, without an adapter around it."""
+    model = getattr(model, "adapter_model", model)
+    return cast("PreTrainedModel", getattr(model, "get_base_model", lambda: model)())
+
+
 def check_context(max_length: int, **models: PreTrainedModel) -> None:
     """Raise InputError if a sequence of max_length tokens does not fit a model's context."""
     for role, model in models.items():
@@ -64,6 +74,26 @@ def check_context(max_length: int, **models: PreTrainedModel) -> None:
                 f"--max_length {max_length} is longer than the {role}'s context of {context} "
                 f"tokens: set --max_length {context} or less"
             )
+
+
+def checkpoints_as_it_can(args: TrainingArguments, model: PreTrainedModel) -> bool:
+    """Switch activation checkpointing off for a model that has none; says whether it did.
+
+    Some families (CTRL, XLNet, CPM-Ant) cannot compute activations again, and the Trainer would
+    find out after it has begun.
+    """
+    asked = any(bool(getattr(args, name, False)) for name in _CHECKPOINTING)
+    if not asked:
+        return False
+    try:
+        model.activation_checkpointing_enable()
+    except ValueError:
+        for name in _CHECKPOINTING:
+            if hasattr(args, name):
+                setattr(args, name, False)
+        return True
+    model.activation_checkpointing_disable()
+    return False
 
 
 def freeze_embeddings(model: PreTrainedModel) -> None:

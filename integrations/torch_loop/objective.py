@@ -20,6 +20,7 @@ from amidmath.integrations.shared.recipe import Recipe
 from amidmath.integrations.shared.vocabularies import measured_first
 from amidmath.integrations.torch_loop.states import States
 from amidmath.integrations.torch_loop.teachers import BaseStates, Reference
+from amidmath.integrations.torch_loop.whole_logits import compare_logits
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,17 @@ def compare(
     reduction: str = "mean",
 ) -> torch.Tensor:
     """One loss over the positions of a mask."""
+    if isinstance(reference, BaseStates):
+        reference = States(reference.hidden, student.base_head, student.base_head)
+    if student.head is None or (isinstance(reference, States) and reference.head is None):
+        return compare_logits(
+            loss,
+            student.first(batch.tokens).logits,
+            reference.first(batch.tokens).logits if isinstance(reference, States) else reference,
+            mask,
+            batch,
+            reduction,
+        )
     labels: dict[str, Any] = {"labels": batch.targets, "label_weight": batch.label_weight}
     value: torch.Tensor = loss.linear(
         student.hidden,
@@ -110,19 +122,18 @@ def compare(
         mask=mask,
         reduction=reduction,
         denominator=batch.denominator if reduction == "mean" else None,
-        **_teacher(student, reference, batch),
+        **_teacher(reference, batch),
         **(labels if batch.label_weight else {}),
     )
     return value
 
 
-def _teacher(student: States, reference: Reference, batch: Batch) -> dict[str, Any]:
+def _teacher(reference: States | am.TopK, batch: Batch) -> dict[str, Any]:
     """What ``am.Loss.linear`` takes of a teacher: hidden states and a head, or lists alone."""
     if isinstance(reference, am.TopK):  # of common tokens only, wherever it comes from
         return {"teacher_hidden": reference}
-    head = student.base_head if isinstance(reference, BaseStates) else reference.head
     others = "common" if batch.vocab == "common" and batch.tokens is None else "strict"
-    head = first_tokens(head, batch.tokens)
+    head = None if reference.head is None else first_tokens(reference.head, batch.tokens)
     return {"teacher_hidden": reference.hidden, "teacher_head": head, "vocab": others}
 
 
@@ -151,8 +162,7 @@ def sampled_statistics(student: States, reference: Reference, batch: Batch) -> t
     chosen = sampled_positions(batch)
     tokens = batch.tokens
     if isinstance(reference, States):
-        ours, theirs = (side.head.weight.shape[0] for side in (student, reference))
-        tokens = measured_first(ours, theirs, tokens)
+        tokens = measured_first(student.vocabulary, reference.vocabulary, tokens)
     plain = replace(batch, denominator=None, label_weight=0.0, tokens=tokens)
     kl, distance = (
         compare(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from trl.models.utils import unwrap_model_for_generation
 
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.memory import GENERATION, within_memory
 from amidmath.integrations.shared.objective import STUDENT_ROWS
 from amidmath.integrations.shared.policy_base import Source
 from amidmath.integrations.shared.replay_buffer import Example
@@ -92,7 +93,10 @@ class Rollouts(Memory):
         length = int(args.max_length or 0)
         limit = min(length, context_of(trainer.student) or length)
         longest = max(len(prompt) for prompt in prompts)
-        with unwrap_model_for_generation(model, trainer.accelerator) as generator:
+        with (
+            within_memory("generating", GENERATION),
+            unwrap_model_for_generation(model, trainer.accelerator) as generator,
+        ):
             completions = generate(
                 generator,
                 [torch.from_numpy(prompt) for prompt in prompts],

@@ -13,6 +13,7 @@ from trl import SFTConfig
 
 from amidmath.integrations.shared.checkpoints import ExtraState
 from amidmath.integrations.shared.errors import TrainingError
+from amidmath.integrations.shared.memory import EVALUATION, within_memory
 from amidmath.integrations.shared.policy_base import Source
 from amidmath.integrations.shared.row_settings import RowSettings
 from amidmath.integrations.shared.rows import whole_rows
@@ -22,7 +23,12 @@ from amidmath.integrations.shared.vocabularies import compared_first
 from amidmath.integrations.torch_loop.checkpoints import WholeCheckpoints
 from amidmath.integrations.torch_loop.collators import Carrying
 from amidmath.integrations.torch_loop.config import AMiDConfig
-from amidmath.integrations.torch_loop.models import check_context, embeddings_of, logits_of_model
+from amidmath.integrations.torch_loop.models import (
+    check_context,
+    checkpoints_as_it_can,
+    embeddings_of,
+    logits_of_model,
+)
 from amidmath.integrations.torch_loop.objective import (
     Batch,
     recipe_loss,
@@ -104,6 +110,7 @@ class AMiDTrainer(WholeCheckpoints, OrderedTrainer):
         if isinstance(teacher, PreTrainedModel):
             contexts["teacher"] = teacher
         check_context(int(args.max_length or 0), **contexts)
+        self.keeps_activations = checkpoints_as_it_can(args, model)
         own = {role: embeddings_of(model) for role, model in contexts.items()}
         self.sizes = own if sizes is None else sizes
         if args.assistant_only_loss:
@@ -341,7 +348,8 @@ class AMiDTrainer(WholeCheckpoints, OrderedTrainer):
         """The Trainer's, with the mean loss over all tokens, whatever the batches and processes."""
         self._held_out = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         of_training, self._statistics = self._statistics, torch.zeros(3, device=self.args.device)
-        output = super().evaluation_loop(*args, **kwargs)
+        with within_memory("evaluating", EVALUATION):
+            output = super().evaluation_loop(*args, **kwargs)
         reshard(self.student)
         prefix = kwargs.get("metric_key_prefix", "eval")
         total, count = summed(self._held_out).tolist()
