@@ -2,9 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, cast
 
-import array_api_compat
-
-from amidmath import _positions
+from amidmath import _libraries, _positions
 from amidmath._head import Head
 from amidmath._linear_arguments import given
 from amidmath._linear_layer import Library
@@ -52,8 +50,8 @@ class LinearLoss:
         **torch**: under autograd, autocast, activation checkpointing (which would make the
         gradients twice: leave the loss out of it), torch.func.grad, and data parallel engines. A
         DTensor of a head is gathered, and its gradient averaged over the ranks, which is what
-        fully_shard does; hidden states and lists are this rank's. torch.compile leaves it out of
-        its graphs, so fullgraph=True is an error. A mask on CUDA costs one wait for the device.
+        fully_shard does; hidden states and lists are this rank's. Graphs of torch.compile have it
+        as one operator. A mask on CUDA costs one wait for the device.
         **JAX**: under jit, grad, vmap, forward mode and shard_map over the positions. Other
         libraries have values here, and gradients from :meth:`linear_value_and_grad`.
 
@@ -70,7 +68,7 @@ class LinearLoss:
                 constant: a torch tensor that requires a gradient is an error, JAX gives zeros
                 (for a TopK, an error there too).
             mask: as for calling the loss. Positions left out are never read, and not multiplied
-                out either, on NumPy, torch (but not under compile), CuPy and JAX.
+                out either, on NumPy, torch, CuPy and JAX.
             reduction: as for calling the loss.
             denominator: as for calling the loss.
             vocab: "strict", both vocabularies have the same size; "common", the first
@@ -121,12 +119,12 @@ class LinearLoss:
             *(denominator, vocab, labels, label_weight, ignore_index, chunk_rows),
         )
         loss = cast("Loss", self)
-        if array_api_compat.is_torch_array(student_hidden):
+        if _libraries.is_torch_array(student_hidden):
             from amidmath.backends import torch_linear
 
             return torch_linear.linear(loss, arguments)
         of = given(loss, *arguments)
-        if array_api_compat.is_jax_array(student_hidden):
+        if _libraries.is_jax_array(student_hidden):
             from amidmath.backends import jax_linear
 
             return jax_linear.linear(of)
@@ -195,11 +193,11 @@ class LinearLoss:
         wanted = _positions.wanted_of(wrt, of.differentiable)
         names = [part for name in wanted for part in _parts(name)]
         xp = of.xp
-        if array_api_compat.is_torch_array(student_hidden):
+        if _libraries.is_torch_array(student_hidden):
             from amidmath.backends import torch_linear
 
             values, grads = torch_linear.values_and_grads(of, names)
-        elif array_api_compat.is_jax_array(student_hidden):
+        elif _libraries.is_jax_array(student_hidden):
             from amidmath.backends import jax_linear
 
             values, grads = jax_linear.values_and_grads(of, names)

@@ -3,9 +3,7 @@
 import math
 from dataclasses import dataclass
 
-import array_api_compat
-
-from amidmath import _checks, _dispatch
+from amidmath import _checks, _dispatch, _libraries
 from amidmath._assistant import exponents, log_mixture, mixture_ratios_of
 from amidmath._differentiated import differentiates, held, undifferentiated
 from amidmath._knobs import by_alpha, by_lam, kl_rate, shares
@@ -95,7 +93,7 @@ def along(weights: tuple[float, ...], like: Array, axis: int, xp: Namespace) -> 
     """Numbers as an array along an axis, in the dtype and on the device of another one."""
     shape = [1] * like.ndim
     shape[axis] = len(weights)
-    device = array_api_compat.device(like)
+    device = _libraries.device(like)
     return xp.reshape(xp.asarray(weights, dtype=like.dtype, device=device), tuple(shape))
 
 

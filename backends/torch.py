@@ -1,33 +1,29 @@
 """torch: closed forms under autograd, torch.func and torch.compile."""
 
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import array_api_compat.torch as xp
 import torch
-from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor
-from torch._subclasses.fake_tensor import is_fake
-from torch.autograd.function import once_differentiable
 
 from amidmath._differentiated import Differentiated
 from amidmath._dispatch import scaled_sum
 from amidmath._rows import RowForm
 from amidmath._typing import Array, ClosedForm, Partials
-from amidmath.backends import choice
+from amidmath._vocab_parallel import ShardedRows
+from amidmath.backends import torch_dynamo
 from amidmath.backends.torch_autograd import (
     Kept,
     along,
     moves,
     refused,
-    tangent,
     times,
     token_of,
     transformed,
 )
-
-if TYPE_CHECKING:
-    from amidmath.backends import cpu
+from amidmath.backends.torch_operators import among_fakes, recorded, value_and_partials
+from amidmath.backends.torch_rows import at_hand as at_hand
+from amidmath.backends.torch_rows import computed, plain, tracing
 
 
 def run(
@@ -41,10 +37,13 @@ def run(
 
     With ``overwrite`` the first operand's gradient may take its place in memory.
     """
+    if torch.compiler.is_dynamo_compiling():
+        with torch.no_grad():
+            return torch_dynamo.value_and_partials(form, None, operands, needs, backend)
     if transformed() and any(moves(operand) for operand in operands):
         return _followed(form, operands, needs, backend)
-    with torch.no_grad():
-        return _evaluated(form, operands, needs, backend, overwrite)
+    with torch.no_grad(), among_fakes(operands):
+        return _evaluated(form, None, operands, needs, backend, overwrite)
 
 
 def _followed(
@@ -71,8 +70,12 @@ def differentiable(
     needs = tuple(moves(operand) for operand in operands)
     if not any(needs):
         return run(form, operands, none, backend)[0]
-    function = _Compiled if torch.compiler.is_compiling() else _ClosedForm
-    return function.apply(How(form, axis, needs, backend), *operands)[0]
+    if torch.compiler.is_dynamo_compiling():
+        return torch_dynamo.value(How(form, axis, needs, backend), operands)
+    if tracing() and recorded(form, operands):  # where a function of Python would be recorded
+        return value_and_partials(form, axis, operands, needs, backend)[0]
+    with among_fakes(operands):
+        return _ClosedForm.apply(How(form, axis, needs, backend), *operands)[0]
 
 
 _DIFFERENTIATED = Differentiated(xp, torch.Tensor.detach)
@@ -85,121 +88,31 @@ def total(
     needs = tuple(moves(operand) for operand in operands)
     # A loss scale comes with the cotangent: scaled before it, float16's gradients would underflow.
     half = any(a.dtype == torch.float16 for a in operands)
-    compiling = torch.compiler.is_compiling()
-    if half or backend == "reference" or compiling or not any(needs):
+    late = half or tracing() or torch.compiler.is_dynamo_compiling()
+    if late or backend == "reference" or not any(needs):
         return scaled_sum(differentiable(form, -1, operands, backend), scale, xp)
-    if scale is not None:
-        first = operands[0]
-        double = torch.float64 in (first.dtype, operands[1].dtype)
-        dtype = torch.float64 if double else torch.float32
-        scale = torch.as_tensor(scale, dtype=dtype, device=first.device).detach()
-        form = replace(form, scaled=True)
-    return _Total.apply(How(form, -1, needs, backend), scale, *operands)[0]
+    with among_fakes(operands):
+        if scale is not None:
+            first = operands[0]
+            double = torch.float64 in (first.dtype, operands[1].dtype)
+            dtype = torch.float64 if double else torch.float32
+            scale = torch.as_tensor(scale, dtype=dtype, device=first.device).detach()
+            form = replace(form, scaled=True)
+        return _Total.apply(How(form, -1, needs, backend), scale, *operands)[0]
 
 
 def _evaluated(
     form: ClosedForm,
+    axis: int | None,
     operands: tuple[Array, ...],
     needs: tuple[bool, ...],
     backend: str | None,
     overwrite: bool = False,
 ) -> tuple[Array, Partials]:
-    first = operands[0]
-    kernel = _KERNELS.get(first.device.type)
-    if kernel is not None and all(_plain(a) for a in operands):
-        executor, run_rows = kernel
-        run_rows = partial(run_rows, overwrite=overwrite)
-        result = choice.compiled(executor, run_rows, form, operands, needs, backend)
-        if result is not None:
-            _note_overwritten(first, result[1][0])
-            return result
-    elif backend == "compiled":
-        raise ValueError(
-            "backend 'compiled' computes plain tensors on the CPU and CUDA, outside of compile "
-            f"and torch.func; got a {type(first).__name__} on {first.device}"
-        )
-    return form(*operands, needs=needs, xp=xp)
-
-
-def _on_cuda(
-    form: RowForm, operands: tuple[Array, ...], needs: tuple[bool, ...], overwrite: bool
-) -> tuple[Array, Partials]:
-    from amidmath.backends import triton_rows
-
-    return triton_rows.run(form, operands, needs, overwrite)
-
-
-def _on_cpu(
-    form: RowForm, operands: tuple[Array, ...], needs: tuple[bool, ...], overwrite: bool
-) -> tuple[Array, Partials]:
-    from amidmath.backends import cpu
-
-    rows, vocabulary = operands[0].shape
-    held = [side_by_side(a.detach()) for a in operands]  # copies live until the kernel has run
-    double = torch.float64 in (operands[0].dtype, operands[1].dtype)
-
-    def empty(which: int | None) -> tuple[Array, "cpu.View"]:
-        if which is None:
-            dtype = torch.float64 if double else torch.float32
-            made = torch.empty(rows, dtype=dtype, device="cpu")
-        else:
-            like = operands[which]
-            made = torch.empty(like.shape, dtype=like.dtype, device="cpu")
-        return made, _view(made)
-
-    views = [_view(a) for a in held]
-    over = (held[0], views[0]) if overwrite and writable(operands[0]) else None
-    return cpu.run(form, needs, views, rows, vocabulary, empty, torch.get_num_threads(), over)
-
-
-def _note_overwritten(first: Array, grad: Array | None) -> None:
-    """Let autograd know, if the gradient lies where the operand was, which it may have saved."""
-    if grad is not None and grad.data_ptr() == first.data_ptr() and not first.is_inference():
-        torch.autograd.graph.increment_version(first)
-
-
-_KERNELS = {"cpu": (choice.CPU, _on_cpu), "cuda": (choice.TRITON, _on_cuda)}
-"""By the type of device."""
-
-
-def side_by_side(a: Array) -> Array:
-    """The tensor, or a copy where the numbers of a row do not lie side by side."""
-    return a if _together(a) else a.contiguous()
-
-
-def writable(a: Array) -> bool:
-    """Whether each number of rows that lie side by side has a place of its own."""
-    return _together(a) and bool(a.shape[0] == 1 or a.stride(0) >= a.shape[1])
-
-
-def _together(a: Array) -> bool:
-    return bool(a.ndim == 1 or a.shape[-1] == 1 or a.stride(-1) == 1)
-
-
-def _view(a: Array) -> "cpu.View":
-    from amidmath.backends import cpu
-
-    name = str(a.dtype).removeprefix("torch.")
-    return cpu.View(a.data_ptr(), a.stride(0) * a.element_size(), name)
-
-
-def at_hand(array: Array) -> bool:
-    """Whether the values can be read: on the CPU, and neither compiled, faked nor batched."""
-    return array.device.type == "cpu" and _real(array)
-
-
-def _real(array: Array) -> bool:
-    """Whether there are values in memory: neither compiled, faked nor batched."""
-    if torch.compiler.is_compiling():
-        return False
-    return not (is_fake(array) or is_batchedtensor(array) or is_functorch_wrapped_tensor(array))
-
-
-def _plain(array: Array) -> bool:
-    """Whether a kernel may read it: a tensor of torch's own, with values, and no tangent."""
-    if type(array) not in (torch.Tensor, torch.nn.Parameter) or not _real(array):
-        return False
-    return tangent(array) is None
+    """By an operator that can be recorded, where something records."""
+    if recorded(form, operands):
+        return value_and_partials(form, axis, operands, needs, backend)
+    return computed(form, operands, needs, backend, overwrite)
 
 
 @dataclass(frozen=True)
@@ -241,7 +154,7 @@ class _Total(torch.autograd.Function):
         token, *partials = output[1:]
         ctx.mark_non_differentiable(*partials)
         ctx.set_materialize_grads(False)  # zeros for the partials would cost as much as they do
-        ctx.own = all(_plain(a) for a in output)
+        ctx.own = all(plain(a) for a in output)
         ctx.partials = tuple(partials) if ctx.own else None
         ctx.kept = Kept(ctx, (token, *(operands if ctx.own else partials)))
 
@@ -279,7 +192,7 @@ def _scaled(
     """Values, and the partial derivatives asked for, times the scale of the sum."""
     extra = () if scale is None else (scale.expand(operands[0].shape[0]),)
     asked = (*how.needs, *(False for _ in extra))
-    values, partials = _evaluated(how.form, (*operands, *extra), asked, how.backend)
+    values, partials = _evaluated(how.form, how.axis, (*operands, *extra), asked, how.backend)
     return values, tuple(p for p in partials if p is not None)
 
 
@@ -290,7 +203,7 @@ class _ClosedForm(torch.autograd.Function):
 
     @staticmethod
     def forward(how: How, *operands: Array) -> Any:
-        value, partials = _evaluated(how.form, operands, how.needs, how.backend)
+        value, partials = _evaluated(how.form, how.axis, operands, how.needs, how.backend)
         return (value, token_of(operands[0]), *(p for p in partials if p is not None))
 
     @staticmethod
@@ -316,6 +229,11 @@ class _ClosedForm(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Array | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if isinstance(ctx.how.form, ShardedRows):
+            raise NotImplementedError(
+                "no forward mode for a VocabParallel loss: its tangent would be added up over the "
+                "ranks; use reverse mode, or call the loss on the whole rows"
+            )
         token, *partials = ctx.kept.of(ctx)
         axis = ctx.how.axis
 
@@ -325,33 +243,3 @@ class _ClosedForm(torch.autograd.Function):
         partials = refused(token, partials)
         moved = along(partials, ctx.how.needs, tangents[1:], summed, ctx.dtype)
         return (moved, torch.zeros_like(token), *(None for _ in partials))
-
-
-class _Compiled(torch.autograd.Function):
-    """The same in a compiled graph, where there is no forward mode and no second derivative."""
-
-    @staticmethod
-    def forward(how: How, *operands: Array) -> Any:
-        value, partials = _evaluated(how.form, operands, how.needs, how.backend)
-        return (value, *(p for p in partials if p is not None))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
-        ctx.how = inputs[0]
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*output[1:])
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # by the decorator
-        ctx: Any, *cotangents: Array | None
-    ) -> Any:
-        cotangent = cotangents[0]
-        if cotangent is None:
-            return (None,) * (1 + len(ctx.how.needs))
-        if ctx.how.axis is not None:
-            cotangent = cotangent.unsqueeze(ctx.how.axis)
-        given = iter(ctx.saved_tensors)
-        grads = (times(next(given), cotangent) if need else None for need in ctx.how.needs)
-        return (None, *grads)

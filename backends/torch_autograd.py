@@ -29,11 +29,12 @@ Several = tuple[Array, ...]
 
 def transformed() -> bool:
     """Whether ``torch.func`` or forward mode is at work."""
-    if torch.compiler.is_compiling():
-        return False
     # torch has no public question for either.
+    functions: bool = torch._C._are_functorch_transforms_active()
+    if functions or torch.compiler.is_dynamo_compiling():
+        return functions
     level: int = forward_ad._current_level
-    return level >= 0 or peek_interpreter_stack() is not None  # type: ignore[no-untyped-call]
+    return level >= 0
 
 
 def moves(array: Array) -> bool:
@@ -41,7 +42,7 @@ def moves(array: Array) -> bool:
     recorded = torch.is_grad_enabled()
     if recorded and array.requires_grad:
         return True
-    if not transformed():
+    if torch.compiler.is_dynamo_compiling() or not transformed():
         return False
     # Each level of torch.func wraps the array once more, and shows what moves at its own alone.
     inner = array
@@ -58,13 +59,13 @@ def moves(array: Array) -> bool:
 
 def _level() -> int:
     """How many transformations of ``torch.func`` are at work."""
-    top = peek_interpreter_stack()  # type: ignore[no-untyped-call]
+    top = peek_interpreter_stack()
     return 0 if top is None else int(top.level())
 
 
 def tangent(array: Array) -> Array | None:
     """The array's tangent in forward mode."""
-    found: Array | None = forward_ad.unpack_dual(array).tangent
+    found: Array | None = forward_ad.unpack_dual(array).tangent  # type: ignore[no-untyped-call]
     return found
 
 
@@ -78,7 +79,7 @@ def refused(token: Array, partials: Sequence[Array]) -> Several:
     """The partial derivatives, as what depends on the token's operands in a way nobody knows."""
     if not partials:
         return ()
-    found: Several = _Refused.apply(token, *partials)
+    found: Several = _Refused.apply(token, *partials)  # type: ignore[no-untyped-call]
     return found
 
 

@@ -107,6 +107,8 @@ def whole_rows(
     Raises:
         InputError: as for :func:`prepare_rows`.
     """
+    if is_paired(rows):
+        name = f"{name} (two of each pair)"
     rows = in_one_format(rows, settings.dataset_text_field, pairs=pairs, joined=joined)
     columns = set(rows.column_names)
     if settings.completion_only_loss is None:

@@ -264,8 +264,9 @@ class TeacherSettings:
     drop_unlearnable_rows: bool = field(
         default=False,
         metadata={
-            "help": "Leave out rows with nothing to learn (an empty answer, or a prompt that fills "
-            "max_length) and say how many, instead of stopping."
+            "help": "Leave out rows with nothing to learn (an empty answer, a prompt that fills "
+            "max_length, or a conversation that the chat template refuses or does not write) and "
+            "say how many, instead of stopping."
         },
     )
     verbose: bool = field(default=False, metadata={"help": VERBOSE_HELP})

@@ -161,7 +161,10 @@ def _tokenise_chats(
     for row, number in enumerate(numbers):
         try:
             parts = [conversation(batch[column][row], column) for column in columns]
-            chats.append(written(template, parts, options_of(batch, row), assistant))
+            options = options_of(
+                {name: batch[name][row] for name in FOR_TEMPLATES if name in batch}
+            )
+            chats.append(written(template, parts, options, assistant))
         except UnfitRow as error:
             if not drop:
                 raise InputError(

@@ -32,6 +32,7 @@ from amidmath.integrations.torch_loop.models import (
     load_model,
     logits_of_model,
 )
+from amidmath.integrations.torch_loop.row_order import OrderedTrainer
 from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
 from amidmath.integrations.torch_loop.teachers import Teacher
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
@@ -228,7 +229,7 @@ def cross_entropy_trainer(distilled: AMiDTrainer, arguments: Arguments) -> SFTTr
     config.save_strategy, config.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
     config.load_best_model_at_end = config.push_to_hub = False
     config.chat_template_path = None  # the tokenizer has it, and SFTTrainer would add tokens
-    return SFTTrainer(
+    return OrderedTrainer(
         load_student(arguments),
         config,
         train_dataset=distilled.train_rows,

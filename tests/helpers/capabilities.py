@@ -151,7 +151,7 @@ def _own_rows() -> list[Row]:
             like="log_falpha_mean",
         ),
         Row("derivative", lambda p, q: _SLOPE(_namespace(p).exp(p), _namespace(p))),
-        Row("divergence", lambda p, q: am.divergence("kl")(p, q), like="KL", no=_no_making()),
+        Row("divergence", lambda p, q: am.divergence("kl")(p, q), like="KL"),
         Row("FDivergence", lambda p, q: _F(p, q), like="KL"),
         Row("Bregman", lambda p, q: _BREGMAN(p, q), like="KL"),
         Row("Dual", lambda p, q: _DUAL(p, q), like="KL"),
@@ -161,13 +161,10 @@ def _own_rows() -> list[Row]:
 
 def _no_second() -> dict[Cell, str]:
     reason = "it gives the gradient outside of autograd, which takes it for a constant"
-    by_torch = {("torch", mode): reason for mode in ("compile", "grad", "func")}
+    by_torch = {("torch", mode): reason for mode in ("compile", "grad")}
     reason = 'a second derivative, refused with an error that names `backend="reference"`'
-    return by_torch | {("JAX", mode): reason for mode in ("grad", "forward")}
-
-
-def _no_making() -> dict[Cell, str]:
-    return {("torch", "compile"): "Dynamo cannot make an instance; make it before"}
+    refused = (("torch", "func"), ("torch", "forward"), ("JAX", "grad"), ("JAX", "forward"))
+    return by_torch | dict.fromkeys(refused, reason)
 
 
 def _divergence_rows() -> list[Row]:
@@ -253,7 +250,6 @@ def render() -> str:
 GENERAL = (
     "NumPy, array-api-strict, dask and CuPy do not differentiate: `value_and_grad` of losses and "
     "divergences gives gradients there, from the same closed forms.",
-    "torch's `forward` goes through the operations one by one, not through the closed form.",
     "dask arrays need chunks of known size (`compute_chunk_sizes()`), and an empty one cannot be "
     "computed: its own maximum refuses. Values are not checked, as that would compute them.",
     "`amidmath.methods` makes losses of the classes above; `akl` alone has one of its own.",

@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 from datasets import Dataset
 from tiny import byte_tokenizer, tiny_model, write_jsonl
 
+from amidmath.integrations.shared.chat_template import ChatTemplate
 from amidmath.integrations.shared.conversations import ALIASES, ROLES, conversation, role
 from amidmath.integrations.shared.data import check_rows, read
 from amidmath.integrations.shared.errors import InputError, UnfitRow
 from amidmath.integrations.shared.prompts import encode_prompts
 from amidmath.integrations.shared.rows import prepare_rows
 from amidmath.integrations.shared.tasks import TASKS, read_rows
+from amidmath.integrations.shared.written_chats import written
 from amidmath.integrations.torch_loop.config import AMiDConfig
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
@@ -144,6 +147,31 @@ def test_what_is_no_text_is_refused_with_its_row(content: Any, says: str) -> Non
     assert says in str(caught.value)
 
 
+def test_templates_that_want_parts() -> None:
+    """As those of models that see do, whose contents are lists."""
+    wanting = (
+        "{% for m in messages %}<{{ m['role'] }}>{% for part in m['content'] %}"
+        "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    for template in (wanting, wanting.replace("part['type']", "part.type + ''")):
+        for content in CONTENTS.values():
+            rows = [chat(("user", content), ("assistant", content))]
+            assert texts(rows, template) == ["<user>Hi there<assistant>Hi there"]
+
+
+@pytest.mark.parametrize("path", sorted(Path(trl.__file__).parent.glob("chat_templates/*.jinja")))
+def test_published_templates_write_plain_conversations(path: Path) -> None:
+    encoder = tokenizer(path.read_text("utf-8"))
+    encoder.bos_token = "<bos>"
+    template = ChatTemplate(encoder)
+    for said in (["why", "so"], ["e", "e", "user", "a"], [" why\n", "<think>\nhm\n</think>\n\nso"]):
+        turns = conversation(
+            [{"from": ("human", "gpt")[n % 2], "value": text} for n, text in enumerate(said)], "c"
+        )
+        found = written(template, [turns], {"tools": None}, False)
+        assert all(text.split("\n")[-1].strip() in found.whole for text in said)
+
+
 REFUSED = {
     "left out": (TRIMMED, ("tool", "hot"), "of role 'tool', of which the chat template does not"),
     "unknown": (ANY_ROLE, ("narrator", "then"), "role 'narrator', which the chat template does"),
@@ -271,6 +299,17 @@ def test_evaluation_reads_conversations_alike(tmp_path: Path) -> None:
     rows = read_rows(str(path), TASKS["completion"]).rows
     with pytest.raises(InputError, match=r"row 1 has a message 1, of role 'tool'"):
         encode_prompts(tokenizer(TRIMMED), rows)
+
+
+def test_evaluation_gives_tools_to_the_template(tmp_path: Path) -> None:
+    row = chat(("user", "why"), ("assistant", "so")) | {"tools": [{"name": "look"}]}
+    path = write_jsonl(tmp_path / "tools.jsonl", [row, row | {"tools": None}])
+    rows = read_rows(str(path), TASKS["completion"]).rows
+    prompts = encode_prompts(tokenizer(TOOLS), rows)
+    assert byte_tokenizer().decode(prompts.ids[0]) == "[look]<user>why"
+    assert prompts.deaf == 0
+    assert encode_prompts(tokenizer(ANY_ROLE), rows).deaf == 1
+    assert encode_prompts(tokenizer(TOOLS), rows, style="plain").deaf == 1
 
 
 def test_the_torch_loop_reads_conversations_alike(tmp_path: Path) -> None:
