@@ -134,7 +134,9 @@ def prepare(arguments: Arguments, say: Say, devices: Sequence[Any] | None = None
         task_scores=asked,
     )
     rates = map(learning_rate(config, trainer.total), range(min(trainer.total, STEPS_TO_LOOK_AT)))
-    if trainer.total <= STEPS_TO_LOOK_AT and not any(float(rate) > 0.0 for rate in rates):
+    if trainer.total <= STEPS_TO_LOOK_AT and not any(
+        bool(jnp.asarray(rate) > 0.0) for rate in rates
+    ):
         raise InputError(untrained(config, trainer.total))
     return Prepared(trainer, student, tokenizer, (rows[0], rows[1]))
 

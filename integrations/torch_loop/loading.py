@@ -113,15 +113,15 @@ def check_best_metric(trainer: AMiDTrainer) -> None:
 
 def check_trains(trainer: AMiDTrainer) -> None:
     """Raise InputError where no step would change a weight, the learning rate being 0."""
-    optimizer, scheduler = trainer.optimizer, trainer.lr_scheduler
-    rates = (group.get("lr") for group in getattr(optimizer, "param_groups", ()))
-    if not all(isinstance(rate, float) for rate in rates) or optimizer is None or scheduler is None:
-        return  # Adafactor may choose its own
+    groups: Any = getattr(trainer.optimizer, "param_groups", ())
+    scheduler: Any = trainer.lr_scheduler
+    if not groups or not all(isinstance(group.get("lr"), float) for group in groups):
+        return  # Adafactor may choose its own, and an engine's optimiser is not here yet
     total = trainer.steps_to_train
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
         for _ in range(min(total, STEPS_TO_LOOK_AT)):
-            if any(group["lr"] > 0.0 for group in optimizer.param_groups):
+            if any(group["lr"] > 0.0 for group in groups):
                 return
             scheduler.step()
     if total <= STEPS_TO_LOOK_AT:
