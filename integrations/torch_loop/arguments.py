@@ -1,6 +1,6 @@
 """What the distillation script can be told, beside TRL's and transformers' own arguments."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         description="Distil a causal language model with the AMiD loss (torch, TRL's SFTTrainer).",
     )
     check_ranges(model)
+    _check_adapter(model)
     student, teacher = model.model_name_or_path, config.teacher_model_name_or_path
     require(
         {
@@ -155,6 +156,21 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
     config.model_init_kwargs = None  # the student is loaded before the trainer sees it
     folder = Path(str(config.output_dir))
     return Arguments(str(student), teacher, folder, script, config, model, model_init, scores)
+
+
+def _check_adapter(model: ModelConfig) -> None:
+    """Raise InputError where an adapter is described and none is asked for."""
+    if model.use_peft:
+        return
+    for each in fields(ModelConfig):
+        of_adapter = each.name.startswith("lora_") or each.name in ("use_rslora", "use_dora")
+        value = getattr(model, each.name)
+        if of_adapter and value != each.default:
+            words = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            raise InputError(
+                f"--{each.name} {words}: without an adapter the whole student would be trained; "
+                "add --use_peft, or leave it out"
+            )
 
 
 def _model_init(given: dict[str, Any] | str | None) -> dict[str, Any]:

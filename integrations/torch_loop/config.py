@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -54,6 +55,7 @@ class AMiDConfig(PolicySettings, LossSettings, TeacherSettings, SFTConfig):
     def __post_init__(self) -> None:
         """Check the loss and choose the precision; raises InputError."""
         choose_bf16(self)
+        self._check_multiple()
         check_ranges(self)
         self._check_objects()
         self._check_engines()
@@ -78,6 +80,15 @@ class AMiDConfig(PolicySettings, LossSettings, TeacherSettings, SFTConfig):
         # The load-balancing loss of a mixture of experts is no part of a distillation loss, nor,
         # to compare like with like, of the baseline's.
         self.router_aux_loss_coef = 0.0
+
+    def _check_multiple(self) -> None:
+        given: Any = self.pad_to_multiple_of  # TRL's type of it is not one for a command line
+        try:
+            self.pad_to_multiple_of = given if given in (None, "auto") else int(given)
+        except (ValueError, OverflowError) as error:
+            raise InputError(
+                f"--pad_to_multiple_of must be auto or a whole number from 1 on, got {given!r}"
+            ) from error
 
     def _check_objects(self) -> None:
         for name in _OBJECTS:

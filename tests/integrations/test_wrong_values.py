@@ -85,6 +85,9 @@ TORCH = [
     ("logging_nan_inf_filter", "true", "--logging_nan_inf_filter True: it would log"),
     ("activation_checkpointing_kwargs", "x", "--activation_checkpointing_kwargs must be a JSON"),
     ("lora_r", "0", "--lora_r must be at least 1"),
+    ("lora_r", "4", "--lora_r 4: without an adapter the whole student would be trained"),
+    ("pad_to_multiple_of", "x", "--pad_to_multiple_of must be auto or a whole number"),
+    ("pad_to_multiple_of", "0", "--pad_to_multiple_of must be at least 1"),
     ("accelerator_config", "nonsense", "nonsense"),
 ]
 
