@@ -52,7 +52,8 @@ def known(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple([known(part) for part in value])
     if is_dataclass(value):
-        return type(value)(*[known(getattr(value, field.name)) for field in fields(value)])
+        cls: Any = type(value)
+        return cls(*[known(getattr(value, field.name)) for field in fields(value)])
     return value
 
 
