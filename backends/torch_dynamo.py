@@ -40,6 +40,8 @@ def value(how: Any, operands: tuple[Array, ...]) -> Array:
     """The value, by the operator, or by operations that are traced."""
     if _traced(how.form):
         how = replace(how, form=known(how.form))
+        # Views, of which Dynamo knows that they require a gradient, as torch.func has it.
+        operands = tuple([a.view_as(a) for a in operands])
         found: Array = _Traced.apply(how, *operands)[0]  # type: ignore[no-untyped-call]
         return found
     return value_and_partials(how.form, how.axis, operands, how.needs, how.backend)[0]
