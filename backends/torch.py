@@ -66,6 +66,8 @@ def differentiable(
     """
     none = (False,) * len(operands)
     if backend == "reference":
+        if torch.compiler.is_dynamo_compiling():
+            form = torch_dynamo.known(form)
         return form(*operands, needs=none, xp=_DIFFERENTIATED)[0]
     needs = tuple(moves(operand) for operand in operands)
     if not any(needs):

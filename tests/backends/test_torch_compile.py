@@ -171,6 +171,29 @@ def test_transformations_inside(transform):
     torch.testing.assert_close(got, function(s, t))
 
 
+def test_what_is_traced_has_a_graph_for_each_number():
+    """The reference, and what ``torch.func`` differentiates."""
+    calls = [(*logits(4, 8), alpha) for alpha in (0.1, 0.2, 1.0)]
+    reference = lambda s, t, a: am.AMiD(alpha=a)(s, t, backend="reference")  # noqa: E731
+    assert graphs(reference, *calls) == 3
+
+    def slope(s, t, alpha):
+        return torch.func.grad(lambda s, t: am.AMiD(alpha=alpha)(s, t))(s, t)
+
+    compiled = torch.compile(slope, fullgraph=True, backend="aot_eager")
+    for arguments in calls:
+        torch.testing.assert_close(compiled(*arguments), slope(*arguments))
+
+
+def test_a_second_derivative_is_refused():
+    s, t = logits(4, 8)
+    s.requires_grad_()
+    value = torch.compile(lambda s, t: AB(s, t), fullgraph=True, backend="aot_eager")(s, t)
+    (slope,) = torch.autograd.grad(value, s, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):  # in torch's words
+        slope.sum().backward()
+
+
 def test_strict_export():
     class Module(torch.nn.Module):
         def forward(self, s, t):
