@@ -83,7 +83,8 @@ def distill(arguments: Arguments, console: Console, log: LibraryLog | None = Non
             trainer = prepare(arguments)
             print_header(console, trainer, arguments)
             if arguments.script.dry_run:
-                console.print(estimate_of(trainer).describe(), highlight=False, soft_wrap=True)
+                memory = estimate_of(trainer, arguments.script.baseline)
+                console.print(memory.describe(), highlight=False, soft_wrap=True)
                 return folder
             saved = run_folder.read_figures(folder / run_folder.BEFORE)
             if start.checkpoint is not None and saved is not None:

@@ -20,6 +20,7 @@ from amidmath.integrations.jax_loop.lora import adapted, attach, base_graph
 from amidmath.integrations.jax_loop.mesh import make_mesh, place, row_shards
 from amidmath.integrations.jax_loop.model_files import LoadedModel, load_model, save_model
 from amidmath.integrations.jax_loop.objective import CrossEntropy
+from amidmath.integrations.jax_loop.optimizers import learning_rate
 from amidmath.integrations.jax_loop.sampling import end_tokens
 from amidmath.integrations.jax_loop.teachers import (
     BaseTeacher,
@@ -35,6 +36,7 @@ from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
 from amidmath.integrations.shared.data import load_splits
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.prepared import PreparedRows
+from amidmath.integrations.shared.ranges import STEPS_TO_LOOK_AT, untrained
 from amidmath.integrations.shared.rows import prepare_rows
 from amidmath.integrations.shared.task_scores import TaskScores
 from amidmath.integrations.shared.tokenizers import load_tokenizer, padding, vocabulary_size
@@ -131,6 +133,11 @@ def prepare(arguments: Arguments, say: Say, devices: Sequence[Any] | None = None
         ends,
         task_scores=asked,
     )
+    rates = map(learning_rate(config, trainer.total), range(min(trainer.total, STEPS_TO_LOOK_AT)))
+    if trainer.total <= STEPS_TO_LOOK_AT and not any(
+        bool(jnp.asarray(rate) > 0.0) for rate in rates
+    ):
+        raise InputError(untrained(config, trainer.total))
     return Prepared(trainer, student, tokenizer, (rows[0], rows[1]))
 
 

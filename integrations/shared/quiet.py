@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
-import huggingface_hub.utils
+from huggingface_hub.utils.tqdm import enable_progress_bars as with_download_bars
 from transformers.utils import logging as transformers_logging
 
 LOG = "log.txt"
@@ -18,8 +18,10 @@ VERBOSE_HELP = (
 )
 
 # Their loggers print to the terminal by handlers of their own.
-_LIBRARIES = ("transformers", "datasets", "trl", "accelerate", "peft", "huggingface_hub", "torch")
-_LIBRARIES += ("jax", "absl", "orbax", "flax")
+_LIBRARIES = (
+    *("transformers", "datasets", "trl", "accelerate", "peft", "huggingface_hub", "torch"),
+    *("jax", "absl", "orbax", "flax"),
+)
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -117,7 +119,7 @@ def _without_bars() -> Callable[[], None]:
     )
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()
-    huggingface_hub.utils.enable_progress_bars()
+    with_download_bars()
 
     def restore() -> None:
         if had_datasets:

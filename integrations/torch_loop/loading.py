@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -17,7 +18,8 @@ from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
 from amidmath.integrations.shared.data import load_splits
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.prepared import PreparedRows
-from amidmath.integrations.shared.task_scores import TaskScores
+from amidmath.integrations.shared.ranges import STEPS_TO_LOOK_AT, untrained
+from amidmath.integrations.shared.task_scores import UNFINISHED, TaskScores
 from amidmath.integrations.shared.tokenizers import load_tokenizer
 from amidmath.integrations.shared.top_k_store import data_arguments
 from amidmath.integrations.shared.vocabularies import compare_vocabularies
@@ -71,8 +73,10 @@ def prepare(arguments: Arguments) -> AMiDTrainer:
         processing_class=tokenizer,
         peft_config=adapter_config(arguments.model),
     )
+    check_best_metric(trainer)
     trainer.get_train_dataloader()
-    trainer.create_optimizer_and_scheduler(num_training_steps=1)
+    trainer.create_optimizer_and_scheduler(num_training_steps=trainer.steps_to_train)
+    check_trains(trainer)
     trainer.optimizer = trainer.lr_scheduler = None  # train makes them anew
     return trainer
 
@@ -87,6 +91,41 @@ def adapter_config(model: ModelConfig) -> Any:
     if isinstance(names, str) and names != "all-linear" and re.fullmatch(r"[\w.]+", names):
         config.target_modules = {names}
     return config
+
+
+def check_best_metric(trainer: AMiDTrainer) -> None:
+    """Raise InputError unless evaluations give the figure that chooses the best checkpoint."""
+    config, scores = trainer.settings, trainer.task_scores
+    asked = config.metric_for_best_model
+    if not asked:
+        return
+    known = ["loss", "kl", "overlap"]
+    if trainer.vocab != "strict":
+        known += ["outside_teacher", "outside_student"]
+    if scores is not None:
+        known += [*scores.task.metrics, UNFINISHED]
+    if str(asked).removeprefix("eval_") not in known:
+        raise InputError(
+            f"--metric_for_best_model {asked}: evaluations give {', '.join(known)}; choose one of "
+            "them"
+        )
+
+
+def check_trains(trainer: AMiDTrainer) -> None:
+    """Raise InputError where no step would change a weight, the learning rate being 0."""
+    groups: Any = getattr(trainer.optimizer, "param_groups", ())
+    scheduler: Any = trainer.lr_scheduler
+    if not groups or not all(isinstance(group.get("lr"), float) for group in groups):
+        return  # Adafactor may choose its own, and an engine's optimiser is not here yet
+    total = trainer.steps_to_train
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        for _ in range(min(total, STEPS_TO_LOOK_AT)):
+            if any(group["lr"] > 0.0 for group in groups):
+                return
+            scheduler.step()
+    if total <= STEPS_TO_LOOK_AT:
+        raise InputError(untrained(trainer.settings, total))
 
 
 def load_student(arguments: Arguments) -> PreTrainedModel:

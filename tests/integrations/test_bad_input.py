@@ -144,7 +144,7 @@ def test_arguments(
         ({"adam_epsilon": 0.0}, "--adam_epsilon must be positive and finite, got 0.0"),
         ({"num_train_epochs": math.nan}, "--num_train_epochs must be finite, got nan"),
         ({"num_train_epochs": math.inf}, "--num_train_epochs must be finite, got inf"),
-        ({"dataset_num_proc": 0}, "--dataset_num_proc must be at least 1, got 0"),
+        ({"dataset_num_proc": 0}, r"--dataset_num_proc must lie in \[1, 1024\], got 0"),
     ],
     ids=str,
 )
