@@ -1,9 +1,9 @@
 """Training and held-out text, from the hub, a folder or a file, in TRL's columns."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError
@@ -105,13 +105,14 @@ def unpaired(rows: Dataset) -> Dataset:
 
 def with_numbers(rows: Dataset) -> Dataset:
     """The rows with their numbers; those that are drawn of them keep theirs."""
-    numbers = list(range(len(rows)))
-    return rows if NUMBER in rows.column_names else rows.add_column(NUMBER, numbers)
+    if NUMBER in rows.column_names:
+        return rows
+    return rows.add_column(NUMBER, cast("Any", np.arange(len(rows))))
 
 
-def numbers_of(rows: Dataset) -> Sequence[int]:
-    """What to call the rows in messages: their numbers, or else their order."""
-    return rows[NUMBER][:] if NUMBER in rows.column_names else range(len(rows))
+def number_of(rows: Dataset, place: int) -> int:
+    """What to call a row in messages: its number, or else its place."""
+    return int(rows[NUMBER][place]) if NUMBER in rows.column_names else place
 
 
 def _in_one_form(value: Any, column: str) -> Any:

@@ -12,7 +12,7 @@ from amidmath.integrations.shared.data import (
     NUMBER,
     SOURCE,
     is_paired,
-    numbers_of,
+    number_of,
     unpaired,
     with_numbers,
 )
@@ -220,7 +220,7 @@ def learnable(
         advice = "raise --max_length (within the models' context) or shorten the prompts"
     message = (
         f"{np.count_nonzero(~kept)} of {len(rows)} {name} rows cannot be learned from, "
-        f"first row {numbers_of(rows)[lost]}: {reason}"
+        f"first row {number_of(rows, lost)}: {reason}"
     )
     if not drop:
         raise InputError(f"{message}; {advice}, or give --drop_unlearnable_rows")

@@ -8,7 +8,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from amidmath.integrations.shared.arrow_lists import lists_of
-from amidmath.integrations.shared.data import numbers_of
+from amidmath.integrations.shared.data import number_of
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.objective import NO_LABEL
 
@@ -32,7 +32,7 @@ def check_tokens(rows: Dataset, sizes: Mapping[str, int], name: str, tokenizer: 
         row, at, token = _first(ids, lengths, sizes[role])
         if row >= 0:
             raise InputError(
-                f"{name} row {numbers_of(rows)[before + row]}: token {token}"
+                f"{name} row {number_of(rows, before + row)}: token {token}"
                 f"{_text(tokenizer, token)} at position {at} {_beyond(role, sizes[role], token)}"
             )
         before += len(lengths)
@@ -41,7 +41,7 @@ def check_tokens(rows: Dataset, sizes: Mapping[str, int], name: str, tokenizer: 
         row, at, token = _first(np.where(labels == NO_LABEL, 0, labels), lengths, sizes[role])
         if row >= 0:
             raise InputError(
-                f"{name} row {numbers_of(rows)[before + row]}: label {token} at position {at} "
+                f"{name} row {number_of(rows, before + row)}: label {token} at position {at} "
                 f"{_beyond(role, sizes[role], token)}; where nothing is learned it is {NO_LABEL}"
             )
         before += len(lengths)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from amidmath.integrations.shared.arrow_lists import BATCH
 from amidmath.integrations.shared.chat_template import ChatTemplate
 from amidmath.integrations.shared.conversations import conversation, is_conversation
-from amidmath.integrations.shared.data import NUMBER, SOURCE, numbers_of
+from amidmath.integrations.shared.data import NUMBER, SOURCE, number_of
 from amidmath.integrations.shared.errors import InputError, UnfitRow
 from amidmath.integrations.shared.objective import NO_LABEL
 from amidmath.integrations.shared.row_settings import RowSettings
@@ -90,10 +90,11 @@ def tokenised(
         desc=f"Tokenizing {name} dataset",
     )
     cut, deaf = (np.flatnonzero(made.with_format("numpy")[c][:]) for c in ("cut", "deaf"))
-    numbers = numbers_of(made)
 
     def counted(which: NDArray[Any]) -> str:
-        return f"{len(which)} of {len(made)} {name} rows, first row {numbers[int(which[0])]}"
+        return (
+            f"{len(which)} of {len(made)} {name} rows, first row {number_of(made, int(which[0]))}"
+        )
 
     if len(cut):
         say(
