@@ -10,6 +10,7 @@ from amidmath._differentiated import Differentiated
 from amidmath._dispatch import scaled_sum
 from amidmath._rows import RowForm
 from amidmath._typing import Array, ClosedForm, Partials
+from amidmath._vocab_parallel import ShardedRows
 from amidmath.backends import torch_dynamo
 from amidmath.backends.torch_autograd import (
     Kept,
@@ -38,8 +39,6 @@ def run(
     """
     if torch.compiler.is_dynamo_compiling():
         with torch.no_grad():
-            if transformed():
-                return computed(form, operands, needs, backend)
             return torch_dynamo.value_and_partials(form, None, operands, needs, backend)
     if transformed() and any(moves(operand) for operand in operands):
         return _followed(form, operands, needs, backend)
@@ -230,6 +229,11 @@ class _ClosedForm(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Array | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if isinstance(ctx.how.form, ShardedRows):
+            raise NotImplementedError(
+                "no forward mode for a VocabParallel loss: its tangent would be added up over the "
+                "ranks; use reverse mode, or call the loss on the whole rows"
+            )
         token, *partials = ctx.kept.of(ctx)
         axis = ctx.how.axis
 

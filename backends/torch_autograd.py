@@ -59,13 +59,13 @@ def moves(array: Array) -> bool:
 
 def _level() -> int:
     """How many transformations of ``torch.func`` are at work."""
-    top = peek_interpreter_stack()  # type: ignore[no-untyped-call]
+    top = peek_interpreter_stack()
     return 0 if top is None else int(top.level())
 
 
 def tangent(array: Array) -> Array | None:
     """The array's tangent in forward mode."""
-    found: Array | None = forward_ad.unpack_dual(array).tangent
+    found: Array | None = forward_ad.unpack_dual(array).tangent  # type: ignore[no-untyped-call]
     return found
 
 
@@ -79,7 +79,7 @@ def refused(token: Array, partials: Sequence[Array]) -> Several:
     """The partial derivatives, as what depends on the token's operands in a way nobody knows."""
     if not partials:
         return ()
-    found: Several = _Refused.apply(token, *partials)
+    found: Several = _Refused.apply(token, *partials)  # type: ignore[no-untyped-call]
     return found
 
 

@@ -42,7 +42,7 @@ GROUPS: Groups = {
     "run folder and checkpoints": (
         *("output_dir", "overwrite_output_dir", "dry_run", "resume_from_checkpoint", "save_*"),
     ),
-    "reporting": ("logging_steps", "report_to", "run_name", "project", "disable_tqdm"),
+    "reporting": ("verbose", "logging_steps", "report_to", "run_name", "project", "disable_tqdm"),
 }
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")

@@ -6,7 +6,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import datasets
 import jax
 import jax.numpy as jnp
 from datasets import Dataset
@@ -99,7 +98,6 @@ def prepare(arguments: Arguments, say: Say, devices: Sequence[Any] | None = None
     """
     script, config = arguments.script, arguments.config
     mesh = make_mesh(config.mesh, devices)
-    datasets.disable_progress_bars()
     raw = load_splits(script, config.dataset_text_field, config.seed)
     tokenizer = load_tokenizer(STUDENT_FLAG, arguments.student, revision=script.model_revision)
     sizes = _sizes(arguments)

@@ -54,7 +54,7 @@ GROUPS: Groups = {
     ),
     "reporting": (
         *("logging_*", "log_*", "report_to", "run_name", "project", "trackio_*", "disable_tqdm"),
-        *("include_num_input_tokens_seen", "skip_memory_metrics"),
+        *("verbose", "include_num_input_tokens_seen", "skip_memory_metrics"),
     ),
     "publishing": ("push_to_hub", "hub_*"),
     "precision and speed": (

@@ -1,6 +1,7 @@
 """From arguments to a trainer: student, teacher and data, checked to fit together."""
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -9,8 +10,7 @@ import torch
 from accelerate import PartialState
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
-from transformers.utils import logging as transformers_logging
-from trl import SFTTrainer, get_peft_config, get_quantization_config
+from trl import ModelConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from amidmath.integrations.shared.cached_rows import open_for_run
 from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
@@ -52,7 +52,7 @@ def prepare(arguments: Arguments) -> AMiDTrainer:
         train_rows, test_rows = load_splits(
             arguments.script, config.dataset_text_field, config.seed
         )
-    fewer_bars(len(train_rows))
+    bars_for_many(len(train_rows))
     tokenizer = load_tokenizer(
         STUDENT_FLAG, arguments.student, revision=arguments.model.model_revision
     )
@@ -69,12 +69,24 @@ def prepare(arguments: Arguments) -> AMiDTrainer:
         train_dataset=train_rows,
         eval_dataset=test_rows,
         processing_class=tokenizer,
-        peft_config=get_peft_config(arguments.model),
+        peft_config=adapter_config(arguments.model),
     )
     trainer.get_train_dataloader()
     trainer.create_optimizer_and_scheduler(num_training_steps=1)
     trainer.optimizer = trainer.lr_scheduler = None  # train makes them anew
     return trainer
+
+
+def adapter_config(model: ModelConfig) -> Any:
+    """The adapter that the arguments describe; None where they ask for none.
+
+    TRL gives PEFT the only name of several as an expression that whole module names must match.
+    """
+    config: Any = get_peft_config(model)
+    names = getattr(config, "target_modules", None)
+    if isinstance(names, str) and names != "all-linear" and re.fullmatch(r"[\w.]+", names):
+        config.target_modules = {names}
+    return config
 
 
 def load_student(arguments: Arguments) -> PreTrainedModel:
@@ -142,11 +154,10 @@ def load_teacher_model(name: str, config: AMiDConfig) -> PreTrainedModel:
     )
 
 
-def fewer_bars(rows: int) -> None:
-    """No bars for loading, nor for preparing rows where that takes seconds."""
-    if rows < ROWS_WITHOUT_BARS:
-        datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
+def bars_for_many(rows: int) -> None:
+    """Bars for preparing rows where that takes more than seconds."""
+    if rows >= ROWS_WITHOUT_BARS:
+        datasets.enable_progress_bars()
 
 
 def _open_cache(arguments: Arguments, trainer: AMiDTrainer) -> CachedTeacher:
@@ -184,5 +195,5 @@ def cross_entropy_trainer(distilled: AMiDTrainer, arguments: Arguments) -> SFTTr
         config,
         train_dataset=distilled.train_rows,
         processing_class=distilled.tokenizer,
-        peft_config=get_peft_config(arguments.model),
+        peft_config=adapter_config(arguments.model),
     )

@@ -116,6 +116,45 @@ def test_a_function_of_the_loss():
     assert graphs(lambda s, t, loss: loss(s, t), *((*logits(4, 8), loss) for loss in losses)) <= 5
 
 
+HIDDEN_MASK = torch.tensor([True, False, True, True, True, True])
+LABELS = torch.tensor([1, -100, 2, 0, 5, 6])
+
+
+def hidden(rows=6, vocabulary=9):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((rows, 4), (vocabulary, 4), (rows, 5), (vocabulary, 5))
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda h, w, t, u: AB.linear(h, w, t, u),
+        lambda h, w, t, u: AB.linear(h, w, t, u, reduction="none").square(),
+        lambda h, w, t, u: AB.linear(h, w, t, u, HIDDEN_MASK, labels=LABELS, label_weight=0.3),
+        lambda h, w, t, u: AB.linear(h, am.Head(w, bias=w[:, 0], softcap=9.0), t, u),
+        lambda h, w, t, u: AB.linear(h, w, am.top_k(t @ u.T, 3)),
+        lambda h, w, t, u: am.AMiD(alpha=h[:, 0]).linear(h, w, t, u),
+        lambda h, w, t, u: AB.linear(h.half(), w, t, u),
+        lambda h, w, t, u: AB.linear_value_and_grad(h.detach(), w.detach(), t, u)[1] * h * w.sum(),
+    ],
+)
+def test_hidden_states(function):
+    def of_teacher(h, w, t, u):
+        return function(h, w, t.detach(), u.detach())
+
+    assert graphs(of_teacher, hidden()) == 1
+
+
+def test_hidden_states_under_a_schedule_and_of_any_number():
+    def function(h, w, t, u, alpha):
+        return am.AMiD(alpha=alpha).linear(h, w, t.detach(), u.detach())
+
+    calls = [(*hidden(rows), alpha) for rows, alpha in ((6, 0.1), (7, 0.2), (8, 1.0), (9, 0.3))]
+    assert graphs(function, *calls, dynamic=True) == 1
+    assert graphs(function, *calls) == 2
+
+
 @pytest.mark.parametrize("dynamic", [None, True])
 def test_inductor(dynamic):
     calls = [(*logits(n, 8), alpha) for n, alpha in ((4, 0.1), (5, 0.2), (6, 0.3))]

@@ -154,7 +154,6 @@ class TestTorch:
         close(torch.func.jacrev(f)(student).sum(dim=0), grad, eps)
         close(torch.func.jacfwd(f)(student).sum(dim=0), grad, eps)
 
-    @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
     @pytest.mark.parametrize("masked", [False, True], ids=["unmasked", "masked"])
     def test_compile_without_a_graph_break(self, masked):
         student, teacher = torch_logits("float32")
