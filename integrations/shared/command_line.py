@@ -14,7 +14,12 @@ from typing import Any, NoReturn, cast
 import yaml
 from transformers import HfArgumentParser
 
-from amidmath.integrations.shared.errors import InputError, TrainingError, first_paragraph
+from amidmath.integrations.shared.errors import (
+    InputError,
+    TrainingError,
+    first_paragraph,
+    while_preparing,
+)
 from amidmath.integrations.shared.full_disk import refused_room
 from amidmath.integrations.shared.memory import is_out_of_memory
 
@@ -78,7 +83,7 @@ def parse(
     if groups is not None:
         _regroup(parser, groups)
     words = _join_numbers(_expand_config(sys.argv[1:] if argv is None else argv))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), while_preparing():
         # TRL's own default sets the old name of activation_checkpointing.
         warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
         *found, unknown = parser.parse_args_into_dataclasses(

@@ -41,6 +41,18 @@ def own_template(
         args.chat_template_path = path
 
 
+@contextmanager
+def cut_here(args: AMiDConfig) -> Iterator[None]:
+    """Hide max_length where SFTTrainer refuses it, which thinks that rows would not be cut."""
+    before = args.max_length
+    if args.padding_free and not args.packing:
+        args.max_length = None
+    try:
+        yield
+    finally:
+        args.max_length = before
+
+
 def in_trl_words(rows: Any) -> Any:
     """Conversations of "from" and "value" with "role" and "content", by which TRL knows them."""
     if "conversations" not in getattr(rows, "column_names", ()):

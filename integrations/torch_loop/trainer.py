@@ -1,5 +1,6 @@
 """TRL's SFTTrainer with a distillation loss in place of cross-entropy."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -47,6 +48,7 @@ from amidmath.integrations.torch_loop.rollouts import Rollouts
 from amidmath.integrations.torch_loop.row_order import OrderedTrainer
 from amidmath.integrations.torch_loop.sft_inputs import (
     check_padding,
+    cut_here,
     in_trl_words,
     own_template,
 )
@@ -116,7 +118,8 @@ class AMiDTrainer(WholeCheckpoints, OrderedTrainer):
         if args.assistant_only_loss:
             for given in ("train_dataset", "eval_dataset"):
                 kwargs[given] = in_trl_words(kwargs.get(given))
-        with own_template(args, model, kwargs.get("processing_class")):
+        self.max_length = args.max_length
+        with own_template(args, model, kwargs.get("processing_class")), cut_here(args):
             super().__init__(model=model, args=args, **kwargs)
         check_padding(self.tokenizer, self.sizes)
         self.plain_collator = self.data_collator
@@ -392,6 +395,8 @@ class AMiDTrainer(WholeCheckpoints, OrderedTrainer):
         SFTTrainer itself prepares what they do not know: streams, and rows with a formatting
         function.
         """
+        args = copy.copy(args)
+        args.max_length = self.max_length
         if isinstance(dataset, Dataset) and formatting_func is None:
             cut = packing and args.packing_strategy in ("wrapped", "bfd_split")
             with PartialState().main_process_first():  # the others find what it has made
