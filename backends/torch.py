@@ -96,6 +96,8 @@ def total(
     # A loss scale comes with the cotangent: scaled before it, float16's gradients would underflow.
     half = any(a.dtype == torch.float16 for a in operands)
     late = half or tracing() or torch.compiler.is_dynamo_compiling()
+    if isinstance(scale, torch.Tensor):
+        scale = scale.detach()
     if late or backend == "reference" or not any(needs):
         return scaled_sum(differentiable(form, -1, operands, backend), scale, xp)
     with among_fakes(operands):
@@ -103,7 +105,7 @@ def total(
             first = operands[0]
             double = torch.float64 in (first.dtype, operands[1].dtype)
             dtype = torch.float64 if double else torch.float32
-            scale = torch.as_tensor(scale, dtype=dtype, device=first.device).detach()
+            scale = torch.as_tensor(scale, dtype=dtype, device=first.device)
             form = replace(form, scaled=True)
         return _Total.apply(How(form, -1, needs, backend), scale, *operands)[0]
 
