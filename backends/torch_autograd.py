@@ -42,8 +42,11 @@ def moves(array: Array) -> bool:
     recorded = torch.is_grad_enabled()
     if recorded and array.requires_grad:
         return True
-    if torch.compiler.is_dynamo_compiling() or not transformed():
+    if not transformed():
         return False
+    if torch.compiler.is_dynamo_compiling():
+        # Dynamo does not see that torch.func.grad has made an argument of a function require one.
+        return recorded and bool(array.view_as(array).requires_grad)
     # Each level of torch.func wraps the array once more, and shows what moves at its own alone.
     inner = array
     with ExitStack() as lowered:

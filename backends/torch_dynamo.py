@@ -6,6 +6,7 @@ meets another one.
 """
 
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def value_and_partials(
 ) -> tuple[Array, Partials]:
     """What the closed form gives, by the operator, or by operations that are traced."""
     if _traced(form):
-        return computed(form, operands, needs, backend)
+        return computed(known(form), operands, needs, backend)
     text, numbers = _named.described(form, class_name, kept)
     found = operator(
         list(operands), numbers_of(numbers), [0.0], text, axis, marks_of(needs), backend or ""
@@ -38,9 +39,24 @@ def value_and_partials(
 def value(how: Any, operands: tuple[Array, ...]) -> Array:
     """The value, by the operator, or by operations that are traced."""
     if _traced(how.form):
+        how = replace(how, form=known(how.form))
+        # Views, of which Dynamo knows that they require a gradient, as torch.func has it.
+        operands = tuple([a.view_as(a) for a in operands])
         found: Array = _Traced.apply(how, *operands)[0]  # type: ignore[no-untyped-call]
         return found
     return value_and_partials(how.form, how.axis, operands, how.needs, how.backend)[0]
+
+
+def known(value: Any) -> Any:
+    """A form for Dynamo to trace, which then needs to know its numbers: a graph for each."""
+    if isinstance(value, float):
+        return _number(f"{value}")
+    if isinstance(value, tuple):
+        return tuple([known(part) for part in value])
+    if is_dataclass(value):
+        cls: Any = type(value)
+        return cls(*[known(getattr(value, field.name)) for field in fields(value)])
+    return value
 
 
 def _traced(form: ClosedForm) -> bool:
@@ -95,3 +111,9 @@ def class_name(cls: type) -> str:
 def kept(value: Any) -> str:
     """Likewise."""
     return _named.kept(value)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _number(text: str) -> float:
+    """Likewise."""
+    return float(text)

@@ -12,7 +12,6 @@ from amidmath._dispatch import scaled_sum
 from amidmath._linear_rows import Chunks
 from amidmath._typing import Array
 from amidmath.backends.torch_autograd import refused, token_of
-from amidmath.backends.torch_dynamo import class_name, kept, numbers_of
 from amidmath.backends.torch_linear_call import Call, TorchLibrary, rows_of
 
 
@@ -37,8 +36,10 @@ def values_and_grads(
 def _told(call: Call) -> tuple[Array | None, list[float], str]:
     """The call as the operators are told it."""
     if torch.compiler.is_dynamo_compiling():
-        text, found = _named.described(call, class_name, kept)
-        return numbers_of(found), [0.0], text
+        from amidmath.backends import torch_dynamo  # which imports Dynamo
+
+        text, found = _named.described(call, torch_dynamo.class_name, torch_dynamo.kept)
+        return torch_dynamo.numbers_of(found), [0.0], text
     text, found = _named.described(call)
     return None, [*found, 0.0], text
 

@@ -1,8 +1,9 @@
 """Training and held-out text, from the hub, a folder or a file, in TRL's columns."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError
@@ -21,6 +22,10 @@ PAIR = ("prompt", "chosen", "rejected")
 
 SOURCE = "source"
 """The column that says who wrote a row's completion: 0 the teacher, 1 the student."""
+
+
+NUMBER = "row_in_dataset"
+"""The column that says which row of its split one is, by which messages name it."""
 
 
 class DataArguments(Protocol):
@@ -49,6 +54,7 @@ def load_splits(script: DataArguments, text_field: str, seed: int) -> tuple[Data
     splits = read("--dataset_name", str(script.dataset_name), script.dataset_config)
     train = _split(splits, script.dataset_train_split, "--dataset_train_split")
     check_rows("--dataset_name", train, text_field)
+    train = with_numbers(train)
     wanted = script.dataset_test_split
     asked_for = wanted != DEFAULT_TEST_SPLIT
     if script.eval_dataset_name is not None:
@@ -78,7 +84,11 @@ def is_paired(rows: Dataset) -> bool:
 
 
 def unpaired(rows: Dataset) -> Dataset:
-    """Two rows of each pair, one after the other: the teacher's completion, then the student's."""
+    """Two rows of each pair, one after the other: the teacher's completion, then the student's.
+
+    Both have the pair's number, if it has one.
+    """
+    kept = [NUMBER] if NUMBER in rows.column_names else []
 
     def both(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         columns = ([_in_one_form(value, name) for value in batch[name]] for name in PAIR)
@@ -87,9 +97,22 @@ def unpaired(rows: Dataset) -> Dataset:
             "prompt": [prompt for prompt, _, _ in pairs for _ in range(2)],
             "completion": [answer for _, *answers in pairs for answer in answers],
             SOURCE: [source for _ in pairs for source in range(2)],
+            **{name: [n for n in batch[name] for _ in range(2)] for name in kept},
         }
 
     return rows.map(both, batched=True, remove_columns=rows.column_names)
+
+
+def with_numbers(rows: Dataset) -> Dataset:
+    """The rows with their numbers; those that are drawn of them keep theirs."""
+    if NUMBER in rows.column_names:
+        return rows
+    return rows.add_column(NUMBER, cast("Any", np.arange(len(rows))))
+
+
+def number_of(rows: Dataset, place: int) -> int:
+    """What to call a row in messages: its number, or else its place."""
+    return int(rows[NUMBER][place]) if NUMBER in rows.column_names else place
 
 
 def _in_one_form(value: Any, column: str) -> Any:

@@ -182,13 +182,13 @@ def test_a_warm_up_beyond_the_last_step_is_said(
         ([{"prompt": "why?", "completion": ""}] * 4, ["no token to learn", "drop_unlearnable"]),
         (
             [{"messages": [{"role": "narrator", "content": "then"}]}] * 4,
-            ["train row 0", "'narrator'", "--drop_unlearnable_rows"],
+            ["train row ", "'narrator'", "--drop_unlearnable_rows"],
         ),
         (
             [{"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]}] * 4,
             ["row 0", "messages[0]", "'image'", "no text"],
         ),
-        ([{"input_ids": [3, 99999]}] * 4, ["train row 0", "token 99999", "position 1"]),
+        ([{"input_ids": [3, 99999]}] * 4, ["train row ", "token 99999", "position 1"]),
     ],
     ids=lambda value: None if isinstance(value, list) else str(value),
 )

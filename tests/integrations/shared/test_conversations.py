@@ -8,10 +8,11 @@ import pytest
 import trl
 from datasets import Dataset
 from tiny import byte_tokenizer, tiny_model, write_jsonl
+from trl import ScriptArguments
 
 from amidmath.integrations.shared.chat_template import ChatTemplate
 from amidmath.integrations.shared.conversations import ALIASES, ROLES, conversation, role
-from amidmath.integrations.shared.data import check_rows, read
+from amidmath.integrations.shared.data import check_rows, load_splits, read
 from amidmath.integrations.shared.errors import InputError, UnfitRow
 from amidmath.integrations.shared.prompts import encode_prompts
 from amidmath.integrations.shared.rows import prepare_rows
@@ -200,6 +201,23 @@ def test_a_row_that_a_template_refuses_is_named_or_left_out(name: str) -> None:
     assert len(made) == 2
     assert said[0].startswith("Left out: 1 of 3 train rows cannot be learned from, first row 1: it")
     assert says in said[0]
+
+
+def test_rows_are_named_by_their_place_in_the_dataset(tmp_path: Path) -> None:
+    """Held-out rows are drawn of them, and of a pair there are two."""
+    fine, bad = chat(("user", "why"), ("assistant", "so")), chat(("narrator", "then"))
+    path = str(write_jsonl(tmp_path / "rows.jsonl", [*[fine] * 20, bad, *[fine] * 9]))
+    for seed in range(4):
+        script: Any = ScriptArguments(dataset_name=path)
+        script.eval_dataset_name, script.eval_fraction = None, 0.3
+        for part in load_splits(script, "text", seed):
+            if bad["messages"][0]["role"] in str(part["messages"][:]):
+                with pytest.raises(InputError, match=r"train row 20 .*'narrator'"):
+                    prepare_rows(part, tokenizer(ANY_ROLE), Settings())
+    pairs = [{"prompt": "why", "chosen": "so", "rejected": "no"}] * 3
+    pairs.append({"prompt": "why", "chosen": "so", "rejected": ""})
+    with pytest.raises(InputError, match=r"1 of 8 train rows .* first row 3: it has no token"):
+        prepare_rows(Dataset.from_list(pairs), byte_tokenizer(), Settings(), pairs=True)
 
 
 def test_a_short_text_that_stands_elsewhere_is_missed_all_the_same() -> None:
