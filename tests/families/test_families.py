@@ -31,7 +31,7 @@ def test_some_families(model_type):
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", every_family())
 def test_every_family(model_type):
-    family = run(model_type, tuple(SCRIPTS))
+    _, family = run(model_type, tuple(SCRIPTS))
     if family.unavailable:
         pytest.skip(family.unavailable)
     assert not family.is_wrong, report.line(model_type, family)

@@ -10,7 +10,7 @@ import argparse
 import multiprocessing
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,13 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = options.only or every_family()
     found: dict[str, Family] = {}
     context = multiprocessing.get_context("spawn")
+    take = partial(run, scripts=tuple(options.scripts))
     # A process keeps something of every model that it has had.
-    with ProcessPoolExecutor(options.workers, mp_context=context, max_tasks_per_child=8) as pool:
-        waiting = {pool.submit(run, name, tuple(options.scripts)): name for name in names}
-        for future in as_completed(waiting):
-            name = waiting[future]
-            found[name] = future.result()
-            print(f"{len(found)} of {len(names)}: {report.line(name, found[name])}", flush=True)
+    with context.Pool(options.workers, maxtasksperchild=8) as pool:
+        for name, family in pool.imap_unordered(take, names):
+            found[name] = family
+            print(f"{len(found)} of {len(names)}: {report.line(name, family)}", flush=True)
     ordered = {name: found[name] for name in names}
     out = options.out or (None if options.only else OUT)
     if out is not None:

@@ -34,8 +34,8 @@ class Family:
         return any(outcome.verdict in ("wrong", "failed") for outcome in every)
 
 
-def run(model_type: str, scripts: tuple[str, ...]) -> Family:
-    """Take a family through the scripts that know it."""
+def run(model_type: str, scripts: tuple[str, ...]) -> tuple[str, Family]:
+    """Take a family through the scripts that know it; gives its name too."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     transformers.utils.logging.set_verbosity_error()
@@ -50,7 +50,7 @@ def run(model_type: str, scripts: tuple[str, ...]) -> Family:
             said = str(error).strip().splitlines() or [""]
             family.unavailable = f"{type(error).__name__}: {said[0]}"
             break
-    return family
+    return model_type, family
 
 
 def _in_jax(model_type: str) -> bool:
