@@ -4,9 +4,7 @@ import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-import array_api_compat
-
-from amidmath import _arrays, _checks
+from amidmath import _arrays, _checks, _libraries
 from amidmath._typing import Array
 
 if TYPE_CHECKING:
@@ -143,7 +141,7 @@ def _array_as(like: float | Array, value: Any) -> Any:
     """The value, an array where it is made of one: NumPy makes numbers of those without axes."""
     if not _checks.is_array(like) or _checks.is_array(value):
         return value
-    return array_api_compat.array_namespace(like).asarray(value)
+    return _libraries.array_namespace(like).asarray(value)
 
 
 def _name(value: Any) -> str:

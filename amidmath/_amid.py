@@ -14,6 +14,11 @@ ORDERS = ("pr", "rp", "qr", "rq")
 """The four losses D(p‖r), D(r‖p), D(q‖r), D(r‖q): teacher p, student q, assistant r."""
 
 
+def _default() -> Divergence:
+    """KL, by a function, since torch.compile does not call a class that is a default."""
+    return KL()
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class AMiD(Loss):
     """Distillation loss with the α-mixture assistant distribution.
@@ -61,7 +66,7 @@ class AMiD(Loss):
         0.09297 [-0.0863  0.0288  0.0288  0.0288]
     """
 
-    divergence: Divergence = field(default_factory=KL)
+    divergence: Divergence = field(default_factory=_default)
     order: str = "pr"
     alpha: float | Array = -1.0
     lam: float | Array = 0.1

@@ -9,8 +9,7 @@ would not notice.
 import sys
 from typing import Any, cast
 
-import array_api_compat
-
+from amidmath import _libraries
 from amidmath._typing import Array, Namespace
 
 HALF_BITS = 16
@@ -29,16 +28,16 @@ def check(name: str, array: Array) -> None:
         TypeError: not an array, or one of a kind that is not taken.
         ValueError: a view or a buffer that has to be turned into numbers first.
     """
-    if not array_api_compat.is_array_api_obj(array):
+    if not _libraries.is_array(array):
         raise TypeError(
             f"{name} must be an array (NumPy, torch, JAX, CuPy or another Array API library), "
             f"got {type(array).__name__}: {shortened(array)}{remedy(array)}"
         )
-    if array_api_compat.is_torch_array(array):
+    if _libraries.is_torch_array(array):
         _check_torch(name, array)
-    elif array_api_compat.is_jax_array(array):
+    elif _libraries.is_jax_array(array):
         _check_jax(name, array)
-    elif array_api_compat.is_numpy_array(array):
+    elif _libraries.is_numpy_array(array):
         _check_numpy(name, array)
 
 

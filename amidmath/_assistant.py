@@ -252,8 +252,8 @@ def _anchored_power(
     """Those at a finite k that is not 0.
 
     The ratio to the other source v, less the same number, is the one to u plus l, and the one to v
-    plus the base: of the two the one whose terms are smaller. Where v counts and both are large,
-    the weights know it: r̃ᵏ/vᵏ is the weight of v over its share.
+    plus the base; and where v counts the weights know it: r̃ᵏ/vᵏ is the weight of v over its share.
+    Whichever has the smaller terms is taken.
     """
     odds = log_odds(lam, xp)
     ratios = power_ratios(log_ratio, base, k, odds, xp)
@@ -269,7 +269,8 @@ def _anchored_power(
     heavier = q_lighter if side == "p" else ~q_lighter
     log_share_there = xp.where(heavier, log_heavier, log_heavier - size)
     known = (log_share_there - sign * odds - log_share) / k
-    apart = (share > 0.25) & (xp.abs(k * log_ratio) > 1.0)
+    smaller = abs(odds) - log_share_there < xp.abs(k * base)
+    apart = (share > 0.25) & (xp.abs(k * log_ratio) > 1.0) & smaller
     by_base = xp.abs(base) < xp.abs(log_ratio)
     other = xp.where(by_base, to_v + sign * base, own + sign * log_ratio)
     other = xp.where(apart, known, other)

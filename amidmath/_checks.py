@@ -9,9 +9,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-import array_api_compat
-
-from amidmath import _arrays, _dispatch
+from amidmath import _arrays, _dispatch, _libraries
 from amidmath._arrays import shortened as shortened
 from amidmath._numbers import flag as flag
 from amidmath._numbers import is_array as is_array
@@ -39,7 +37,7 @@ def namespace(**arrays: Array) -> Namespace:
     first = ""
     for name, array in arrays.items():
         _arrays.check(name, array)
-        xp = array_api_compat.array_namespace(array, use_compat=None)
+        xp = _libraries.array_namespace(array)
         if found is not None and xp is not found:
             raise TypeError(
                 f"{first} and {name} must come from one array library, got "
@@ -87,7 +85,7 @@ def same_device(**arrays: Array) -> None:
     """Raise ValueError unless the named arrays are on one device."""
     (first, reference), *others = arrays.items()
     for name, array in others:
-        here, there = array_api_compat.device(reference), array_api_compat.device(array)
+        here, there = _libraries.device(reference), _libraries.device(array)
         # JAX tracers have no device to compare; JAX itself refuses to mix them.
         if None not in (here, there) and here != there:
             raise ValueError(
@@ -112,7 +110,7 @@ def denominator(name: str, logits: Array, value: Any) -> None:
             f"denominator must be a number or a scalar array of numbers, got dtype {value.dtype}"
         )
     # torch takes a scalar of the CPU beside tensors of any device.
-    if not array_api_compat.is_torch_array(value) or str(value.device) != "cpu":
+    if not _libraries.is_torch_array(value) or str(value.device) != "cpu":
         same_device(**{name: logits, "denominator": value})
     values_hold("denominator", value, ~(xp.astype(value, xp.float32) > 0.0), "positive")
 
@@ -225,7 +223,7 @@ def values_hold(name: str, value: Array, broken: Array, wanted: str) -> None:
     """
     if not _dispatch.at_hand(broken):
         return
-    xp = array_api_compat.array_namespace(broken)
+    xp = _libraries.array_namespace(broken)
     count = int(xp.sum(xp.astype(broken, xp.int32)))
     if count:
         where = int(xp.argmax(xp.astype(xp.reshape(broken, (-1,)), xp.int32)))

@@ -1,7 +1,6 @@
 """Cross-entropy with hard labels, by rows of logits."""
 
-import array_api_compat
-
+from amidmath import _libraries
 from amidmath._mean_forms import log_softmax
 from amidmath._typing import Array, Namespace
 
@@ -30,6 +29,6 @@ def cross_entropy(
     value = xp.where(ignored, 0.0, xp.where(token < 0, xp.nan, -picked))[:, 0]
     if not need:
         return value, None
-    index = xp.arange(vocabulary, device=array_api_compat.device(logits))
+    index = xp.arange(vocabulary, device=_libraries.device(logits))
     grad = xp.where(index == token, xp.expm1(log_q), xp.exp(log_q))
     return value, xp.where(ignored, 0.0, xp.where(token < 0, xp.nan, grad))

@@ -19,12 +19,12 @@ class Differentiated:
 
     def __init__(self, xp: Namespace, held: Callable[[Array], Array]) -> None:
         """Keep both."""
-        self._xp = xp
+        self.plain = xp
         self.held = held
 
     def __getattr__(self, name: str) -> Any:
         """A function of the library."""
-        return getattr(self._xp, name)
+        return getattr(self.plain, name)
 
 
 def differentiates(xp: Namespace) -> bool:
@@ -43,3 +43,8 @@ def held_but_for(part: Array, array: Array, xp: Namespace) -> Array:
         return array
     still = xp.held(part)
     return xp.held(array) + xp.where(xp.abs(still) < xp.inf, part - still, 0.0)
+
+
+def undifferentiated(xp: Namespace) -> Namespace:
+    """The library's namespace alone."""
+    return xp.plain if differentiates(xp) else xp

@@ -9,8 +9,7 @@ use it, and they are the only places that know about them.
 
 from typing import TYPE_CHECKING
 
-import array_api_compat
-
+from amidmath import _libraries
 from amidmath._typing import Array, ClosedForm, Namespace
 
 if TYPE_CHECKING:
@@ -49,16 +48,16 @@ def total(
     Returns:
         A scalar array.
     """
-    if array_api_compat.is_torch_array(operands[0]):
+    if _libraries.is_torch_array(operands[0]):
         from amidmath.backends import torch as torch_backend
 
         return torch_backend.total(form, scale, operands, backend)
-    if array_api_compat.is_jax_array(operands[0]) and backend != "reference":
+    if _libraries.is_jax_array(operands[0]) and backend != "reference":
         from amidmath.backends import jax as jax_backend
 
         return jax_backend.total(form, scale, operands, backend)
     values = apply(form, -1, *operands, backend=backend)
-    return scaled_sum(values, scale, array_api_compat.array_namespace(values))
+    return scaled_sum(values, scale, _libraries.array_namespace(values))
 
 
 def scaled_sum(values: Array, scale: Array | float | None, xp: Namespace) -> Array:
@@ -98,13 +97,13 @@ def _run(
 ) -> tuple[Array, tuple[Array | None, ...]]:
     first = operands[0]
     none = (False,) * len(operands)
-    if array_api_compat.is_torch_array(first):
+    if _libraries.is_torch_array(first):
         from amidmath.backends import torch as torch_backend
 
         if needs is None:
             return torch_backend.differentiable(form, axis, operands, backend), none
         return torch_backend.run(form, operands, needs, backend, overwrite)
-    if array_api_compat.is_jax_array(first):
+    if _libraries.is_jax_array(first):
         from amidmath.backends import jax as jax_backend
 
         if needs is None and backend == "reference":
@@ -112,11 +111,11 @@ def _run(
         if needs is None:
             return jax_backend.differentiable(form, axis, backend, *operands), none
         return jax_backend.run(form, operands, needs, backend)
-    if array_api_compat.is_numpy_array(first):
+    if _libraries.is_numpy_array(first):
         from amidmath.backends import numpy as numpy_backend
 
         return numpy_backend.run(form, operands, needs or none, backend, overwrite)
-    if array_api_compat.is_cupy_array(first):
+    if _libraries.is_cupy_array(first):
         from amidmath.backends import cupy as cupy_backend
 
         return cupy_backend.run(form, operands, needs or none, backend, overwrite)
@@ -125,25 +124,25 @@ def _run(
             "backend 'compiled' is for arrays of NumPy, torch, JAX and CuPy, "
             f"got {type(first).__module__}.{type(first).__name__}"
         )
-    return form(*operands, needs=needs or none, xp=array_api_compat.array_namespace(first))
+    return form(*operands, needs=needs or none, xp=_libraries.array_namespace(first))
 
 
 def at_hand(array: Array) -> bool:
     """Whether the array's values can be looked at without waiting for a device or a trace."""
-    if array_api_compat.is_torch_array(array):
+    if _libraries.is_torch_array(array):
         from amidmath.backends import torch as torch_backend
 
         return torch_backend.at_hand(array)
-    if array_api_compat.is_jax_array(array):
+    if _libraries.is_jax_array(array):
         from amidmath.backends import jax as jax_backend
 
         return jax_backend.at_hand(array)
-    return not (array_api_compat.is_cupy_array(array) or array_api_compat.is_dask_array(array))
+    return not (_libraries.is_cupy_array(array) or _libraries.is_dask_array(array))
 
 
 def on_cpu(array: Array) -> bool:
     """Whether the array is in the memory of the CPU; if JAX traces it, whether it would be."""
-    if array_api_compat.is_jax_array(array):
+    if _libraries.is_jax_array(array):
         from amidmath.backends import jax as jax_backend
 
         return jax_backend.on_cpu(array)

@@ -1,7 +1,6 @@
 """Whether logarithms are those of probabilities."""
 
-import array_api_compat
-
+from amidmath import _libraries
 from amidmath._arrays import eps
 from amidmath._checks import computing_dtype
 from amidmath._dispatch import at_hand
@@ -25,7 +24,7 @@ def check_normalized(**rows: Array) -> None:
     for name, log_x in rows.items():
         if not at_hand(log_x):
             continue
-        xp = array_api_compat.array_namespace(log_x)
+        xp = _libraries.array_namespace(log_x)
         step = rows_per_chunk(log_x)
         for start in range(0, log_x.shape[0], step):
             part = log_x[start : min(start + step, log_x.shape[0]), :]

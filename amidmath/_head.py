@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import array_api_compat
-
-from amidmath import _arrays, _checks
+from amidmath import _arrays, _checks, _libraries
 from amidmath._typing import Array, Namespace
 
 
@@ -110,7 +108,7 @@ def as_head(name: str, head: Any) -> Head:
     """The argument as a Head; raises TypeError unless it is one, or the weight of one."""
     if isinstance(head, Head):
         return head
-    if not array_api_compat.is_array_api_obj(head):
+    if not _libraries.is_array(head):
         raise TypeError(
             f"{name} must be a weight of shape (V, H), as torch.nn.Linear's, or an am.Head, "
             f"got {type(head).__name__}: {_checks.shortened(head)}{_arrays.remedy(head)}"

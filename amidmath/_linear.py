@@ -2,9 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, cast
 
-import array_api_compat
-
-from amidmath import _positions
+from amidmath import _libraries, _positions
 from amidmath._head import Head
 from amidmath._linear_arguments import given
 from amidmath._linear_layer import Library
@@ -121,12 +119,12 @@ class LinearLoss:
             *(denominator, vocab, labels, label_weight, ignore_index, chunk_rows),
         )
         loss = cast("Loss", self)
-        if array_api_compat.is_torch_array(student_hidden):
+        if _libraries.is_torch_array(student_hidden):
             from amidmath.backends import torch_linear
 
             return torch_linear.linear(loss, arguments)
         of = given(loss, *arguments)
-        if array_api_compat.is_jax_array(student_hidden):
+        if _libraries.is_jax_array(student_hidden):
             from amidmath.backends import jax_linear
 
             return jax_linear.linear(of)
@@ -195,11 +193,11 @@ class LinearLoss:
         wanted = _positions.wanted_of(wrt, of.differentiable)
         names = [part for name in wanted for part in _parts(name)]
         xp = of.xp
-        if array_api_compat.is_torch_array(student_hidden):
+        if _libraries.is_torch_array(student_hidden):
             from amidmath.backends import torch_linear
 
             values, grads = torch_linear.values_and_grads(of, names)
-        elif array_api_compat.is_jax_array(student_hidden):
+        elif _libraries.is_jax_array(student_hidden):
             from amidmath.backends import jax_linear
 
             values, grads = jax_linear.values_and_grads(of, names)

@@ -5,9 +5,7 @@ import numbers
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import array_api_compat
-
-from amidmath import _arrays, _checks, _dispatch, _positions
+from amidmath import _arrays, _checks, _dispatch, _libraries, _positions
 from amidmath._head import Head, as_head
 from amidmath._linear_form import LinearForm
 from amidmath._linear_teacher import INDICES, LOG_PROBS, DenseTeacher, SparseTeacher, Teacher
@@ -216,7 +214,7 @@ def _labels(
     _checks.integral(xp, labels=labels)
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, numbers.Integral):
         raise TypeError(f"ignore_index must be an integer, got {ignore_index!r}")
-    index = xp.arange(1, device=array_api_compat.device(labels))  # the library's own kind of index
+    index = xp.arange(1, device=_libraries.device(labels))  # the library's own kind of index
     labels = xp.reshape(xp.astype(labels, index.dtype), (-1,))
     if keep is not None:
         labels = xp.where(keep, labels, int(ignore_index))

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import array_api_compat
-
+from amidmath import _libraries
 from amidmath._checks import computing_dtype
 from amidmath._head import Projection
 from amidmath._typing import Array, Namespace
@@ -43,11 +42,11 @@ class Library:
 
     def buffer(self, shape: tuple[int, ...], dtype: Any, like: Array) -> Array | None:
         """Memory for outputs of one chunk after the other."""
-        return self.xp.empty(shape, dtype=dtype, device=array_api_compat.device(like))
+        return self.xp.empty(shape, dtype=dtype, device=_libraries.device(like))
 
     def product(self, a: Array, b: Array, out: Array | None) -> Array:
         """A @ b, in ``out`` where the library can write there."""
-        if array_api_compat.is_numpy_array(a) or array_api_compat.is_cupy_array(a):
+        if _libraries.is_numpy_array(a) or _libraries.is_cupy_array(a):
             return self.xp.matmul(a, b, out=out)
         return self.xp.matmul(a, b)
 
@@ -63,7 +62,7 @@ class Library:
 
     def kept(self, keep: Array) -> Array | None:
         """The indices of the rows that are kept; None where the library cannot tell."""
-        if array_api_compat.is_numpy_array(keep) or array_api_compat.is_cupy_array(keep):
+        if _libraries.is_numpy_array(keep) or _libraries.is_cupy_array(keep):
             return self.xp.nonzero(keep)[0]
         return None
 

@@ -9,8 +9,7 @@ parts. Arrays go by the names of the arguments: ``student_hidden`` (N, H), ``stu
 from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
-import array_api_compat
-
+from amidmath import _libraries
 from amidmath._checks import computing_dtype
 from amidmath._linear_form import LinearForm
 from amidmath._linear_layer import Layer, Library
@@ -53,7 +52,7 @@ class Chunks:
         """Values and gradients to add to: zeros, in float32 for sums in half precision."""
         xp, hidden = self.library.xp, self.student.hidden
         computing = computing_dtype(xp, *self.form.pair(arrays))
-        device = array_api_compat.device(hidden)
+        device = _libraries.device(hidden)
         values = xp.zeros((hidden.shape[0],), dtype=computing, device=device)
         grads = {}
         for name in wanted:

@@ -3,13 +3,12 @@
 import math
 from dataclasses import dataclass
 
-import array_api_compat
-
-from amidmath import _checks, _dispatch
+from amidmath import _checks, _dispatch, _libraries
 from amidmath._assistant import exponents, log_mixture, mixture_ratios_of
+from amidmath._differentiated import differentiates, held, undifferentiated
 from amidmath._knobs import by_alpha, by_lam, kl_rate, shares
 from amidmath._pointwise import expm1_quotient, log_near_one, ratio_of, weighted
-from amidmath._typing import Array, Namespace, Partials
+from amidmath._typing import Array, ClosedForm, Namespace, Partials
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,10 @@ class Mean:
         self, sources: Array, *knobs: Array, needs: tuple[bool, ...], xp: Namespace
     ) -> tuple[Array, Partials]:
         """The means, without the axis, and the derivatives asked for; docs: mixtures, M1, M2."""
+        if knobs and differentiates(xp):
+            return _with_moving_knobs(self, (sources,), knobs, self.axis, self.linear, xp), (
+                None,
+            ) * len(needs)
         dtype = _checks.computing_dtype(xp, sources)
         x = xp.astype(sources, dtype, copy=False)
         remaining = [xp.astype(knob, dtype, copy=False) for knob in knobs]
@@ -90,7 +93,7 @@ def along(weights: tuple[float, ...], like: Array, axis: int, xp: Namespace) -> 
     """Numbers as an array along an axis, in the dtype and on the device of another one."""
     shape = [1] * like.ndim
     shape[axis] = len(weights)
-    device = array_api_compat.device(like)
+    device = _libraries.device(like)
     return xp.reshape(xp.asarray(weights, dtype=like.dtype, device=device), tuple(shape))
 
 
@@ -182,6 +185,9 @@ class Mixture:
         self, log_p: Array, log_q: Array, *knobs: Array, needs: tuple[bool, ...], xp: Namespace
     ) -> tuple[Array, Partials]:
         """Log r̃ and its derivatives; docs: mixtures, M3 to M6, M8, M9."""
+        if knobs and differentiates(xp):
+            moving = _with_moving_knobs(self, (log_p, log_q), knobs, None, False, xp)
+            return moving, (None,) * len(needs)
         dtype = _checks.computing_dtype(xp, log_p, log_q)
         p, q, *remaining = (xp.astype(a, dtype, copy=False) for a in (log_p, log_q, *knobs))
         k = exponents(remaining.pop(0), xp) if self.k is None else self.k
@@ -234,11 +240,46 @@ def log_softmax(logits: Array, axis: int, xp: Namespace) -> tuple[Array, Array, 
     return peak, log_total, below - xp.where(empty, 0.0, log_total)
 
 
-def log_normalized(logs: Array, axis: int, xp: Namespace) -> Array:
+def log_normalized(logs: Array, axis: int, xp: Namespace, backend: str | None = None) -> Array:
     """The logarithms less that of their total along an axis; -inf where all are."""
-    log_z = xp.expand_dims(_dispatch.apply(LogTotal(axis), axis, logs), axis=axis)
+    log_z = _dispatch.apply(LogTotal(axis), axis, logs, backend=backend)
+    log_z = xp.expand_dims(log_z, axis=axis)
     exists = log_z > -xp.inf
     return xp.where(exists, logs - xp.where(exists, log_z, 0.0), -xp.inf)
+
+
+def _with_moving_knobs(
+    form: ClosedForm,
+    sources: tuple[Array, ...],
+    knobs: tuple[Array, ...],
+    axis: int | None,
+    linear: bool,
+    xp: Namespace,
+) -> Array:
+    """The value with the knobs held, and what it owes to them; docs: mixtures, M13.
+
+    The limits do not contain the knobs, whose derivatives are those of the closed form.
+    """
+    plain = undifferentiated(xp)
+    still = tuple(held(knob, xp) for knob in knobs)
+    value, _ = form(*sources, *still, needs=(False,) * (len(sources) + len(knobs)), xp=plain)
+    middle = tuple(
+        xp.where(xp.isinf(constant), constant, 0.5 * (knob + constant))
+        for knob, constant in zip(knobs, still, strict=True)
+    )
+    needs = (*(False for _ in sources), *(True for _ in knobs))
+    there, partials = form(*sources, *middle, needs=needs, xp=plain)
+    owed = xp.zeros_like(value)
+    for knob, constant, by in zip(knobs, still, partials[len(sources) :], strict=True):
+        change = xp.where(xp.isinf(constant), 0.0, knob - constant)
+        moved = change * xp.where(xp.isfinite(by), by, 0.0)
+        owed = owed + (moved if axis is None else xp.sum(moved, axis=axis))
+    if not linear:
+        return value + owed
+    # As a factor, since the limits of the mean by which its derivatives are scaled lack them too.
+    zero = (there == 0.0) | ~xp.isfinite(there)
+    factor = xp.where(zero, 0.0, value)
+    return value + factor * xp.expm1(xp.where(zero, 0.0, owed / xp.where(zero, 1.0, there)))
 
 
 def _wanted(

@@ -16,6 +16,7 @@ def log_falpha_mean(
     weights: Sequence[float] | Array | None = None,
     axis: int = 0,
     keepdims: bool = False,
+    backend: str | None = None,
 ) -> Array:
     """Logarithm of the f_α-mean of K positive sources given by their logarithms.
 
@@ -35,6 +36,8 @@ def log_falpha_mean(
             that broadcasts to ``logs``; equal weights if None.
         axis: the axis that runs over the sources, an integer.
         keepdims: keep that axis, with one entry.
+        backend: None, or "reference" for operations that torch and JAX differentiate as often as
+            asked.
 
     Returns:
         log M, of the shape without ``axis``; float16 and bfloat16 are computed and returned in
@@ -51,7 +54,7 @@ def log_falpha_mean(
         >>> [round(float(np.exp(am.log_falpha_mean(logs, alpha=a))[0]), 4) for a in (-1, 1, 3)]
         [0.5, 0.4, 0.32]
     """
-    return _mean(logs, "logs", alpha, weights, axis, keepdims, linear=False)
+    return _mean(logs, "logs", alpha, weights, axis, keepdims, backend, linear=False)
 
 
 def falpha_mean(
@@ -61,6 +64,7 @@ def falpha_mean(
     weights: Sequence[float] | Array | None = None,
     axis: int = 0,
     keepdims: bool = False,
+    backend: str | None = None,
 ) -> Array:
     """f_α-mean of K non-negative sources, M = (Σ_j λ_j x_jᵏ)^(1/k) with k = (1-α)/2.
 
@@ -75,6 +79,7 @@ def falpha_mean(
         weights: as for :func:`log_falpha_mean`.
         axis: the axis that runs over the sources.
         keepdims: as for :func:`log_falpha_mean`.
+        backend: as for :func:`log_falpha_mean`.
 
     Returns:
         M, of the shape without ``axis``; float16 and bfloat16 are computed and returned in
@@ -89,7 +94,7 @@ def falpha_mean(
         >>> [float(am.falpha_mean(np.asarray([0.2, 0.8]), alpha=a).round(4)) for a in (-1, 1, 3)]
         [0.5, 0.4, 0.32]
     """
-    return _mean(values, "values", alpha, weights, axis, keepdims, linear=True)
+    return _mean(values, "values", alpha, weights, axis, keepdims, backend, linear=True)
 
 
 def alpha_mixture(
@@ -100,6 +105,7 @@ def alpha_mixture(
     lam: float | Array,
     axis: int = -1,
     normalize: bool = True,
+    backend: str | None = None,
 ) -> Array:
     """Return log r of the α-mixture assistant r ∝ (λpᵏ + (1-λ)qᵏ)^(1/k), k = (1-α)/2.
 
@@ -118,6 +124,7 @@ def alpha_mixture(
         lam: λ in [0, 1], the weight of the teacher; likewise.
         axis: the axis that runs over the outcomes.
         normalize: divide by Z = Σ r̃; if False, log r̃ is returned.
+        backend: as for :func:`log_falpha_mean`.
 
     Returns:
         log r, of the inputs' shape, in float32 (float64 if an input is).
@@ -134,6 +141,7 @@ def alpha_mixture(
         >>> print(r.round(3))
         [0.5 0.5]
     """
+    _check_backend(backend)
     xp = _checks.namespace(log_p=log_p, log_q=log_q)
     _checks.real_floating(xp, log_p=log_p, log_q=log_q)
     _checks.same_shape(log_p=log_p, log_q=log_q)
@@ -152,8 +160,8 @@ def alpha_mixture(
         exponent(alpha) if isinstance(alpha, float) else None,
         lam if isinstance(lam, float) else None,
     )
-    log_r = _dispatch.apply(form, None, log_p, log_q, *knobs)
-    return log_normalized(log_r, axis, xp) if normalize else log_r
+    log_r = _dispatch.apply(form, None, log_p, log_q, *knobs, backend=backend)
+    return log_normalized(log_r, axis, xp, backend) if normalize else log_r
 
 
 def _mean(
@@ -163,9 +171,11 @@ def _mean(
     weights: Sequence[float] | Array | None,
     axis: int,
     keepdims: bool,
+    backend: str | None,
     *,
     linear: bool,
 ) -> Array:
+    _check_backend(backend)
     xp = _checks.namespace(**{name: sources})
     _checks.real_floating(xp, **{name: sources})
     axis = _checks.axis_in_range(axis, sources.ndim, name)
@@ -186,8 +196,16 @@ def _mean(
         shape = sources.shape[:axis] + sources.shape[axis + 1 :]
         checked = _checks.broadcast("alpha", checked, shape, xp)
         operands.append(xp.expand_dims(checked, axis=axis))
-    mean = _dispatch.apply(Mean(k, fixed, axis, linear), axis, *operands)
+    mean = _dispatch.apply(Mean(k, fixed, axis, linear), axis, *operands, backend=backend)
     return xp.expand_dims(mean, axis=axis) if keepdims else mean
+
+
+def _check_backend(backend: str | None) -> None:
+    _checks.backend(backend)
+    if backend == "compiled":
+        raise ValueError(
+            "backend 'compiled' computes losses and divergences, not means; leave it out"
+        )
 
 
 def _weight_array(weights: Array, name: str, sources: Array, axis: int, xp: Namespace) -> Array:

@@ -4,15 +4,13 @@ import math
 import numbers
 from typing import Any
 
-import array_api_compat
-
-from amidmath import _arrays
+from amidmath import _arrays, _libraries
 from amidmath._arrays import shortened
 
 
 def is_array(value: Any) -> bool:
     """Whether the value is an array, where numbers are accepted too (NumPy's scalars are)."""
-    return not isinstance(value, numbers.Real) and array_api_compat.is_array_api_obj(value)
+    return not isinstance(value, numbers.Real) and _libraries.is_array(value)
 
 
 def number(
@@ -49,7 +47,8 @@ def number(
         ) from error
     except OverflowError:
         result = math.inf
-    if math.isnan(result) or (finite and math.isinf(result)):
+    # Comparisons, which torch.compile takes of numbers that it does not know yet.
+    if not (-math.inf < result < math.inf if finite else -math.inf <= result <= math.inf):
         raise ValueError(
             f"{name} must be {'finite' if finite else 'a number or ±inf'}, got {shortened(value)}"
         )
@@ -63,7 +62,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_number_array(value: Any) -> bool:
-    xp = array_api_compat.array_namespace(value)
+    xp = _libraries.array_namespace(value)
     kinds = ("integral", "real floating")
     return tuple(value.shape) == () and any(_arrays.is_of(value, kind, xp) for kind in kinds)
 

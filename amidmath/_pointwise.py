@@ -173,8 +173,15 @@ def shared_support(
 
     A token that neither distribution has (a padded vocabulary entry) takes no part in them.
     """
-    nothing = absent(log_x, log_y, xp)
-    return tuple(xp.where(nothing, 0.0, a) for a in (log_x, log_y, log_ratio))
+    return without(absent(log_x, log_y, xp), log_x, log_y, log_ratio, xp)
+
+
+def without(
+    nothing: Array, log_x: Array, log_y: Array, log_ratio: Array, xp: Namespace
+) -> tuple[Array, Array, Array]:
+    """The three arguments, with x = y = 1 put where ``nothing`` is true."""
+    x, y, ratio = (xp.where(nothing, 0.0, a) for a in (log_x, log_y, log_ratio))
+    return x, y, ratio
 
 
 def ratio_of(log_x: Array, log_y: Array, log_ratio: Array, xp: Namespace) -> Array:

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import array_api_compat
-
-from amidmath import _arrays, _checks, _dispatch
+from amidmath import _arrays, _checks, _dispatch, _libraries
 from amidmath._typing import Array, Namespace
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -118,7 +116,7 @@ def row_scale(scale: Array | float, operands: tuple[Array, ...], xp: Namespace) 
     Not made of the logits: where they are shards, JAX would take it to differ between them.
     """
     dtype = _checks.computing_dtype(xp, *operands[:2])
-    device = array_api_compat.device(operands[0])
+    device = _libraries.device(operands[0])
     return xp.zeros(operands[0].shape[0], dtype=dtype, device=device) + scale
 
 

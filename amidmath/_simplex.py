@@ -1,7 +1,6 @@
 """Rows of logits and of probabilities: log-softmax of a pair, and derivatives on the simplex."""
 
-import array_api_compat
-
+from amidmath import _libraries
 from amidmath._mean_forms import log_softmax
 from amidmath._pointwise import (
     difference_parts,
@@ -70,7 +69,7 @@ def project(by_log: Array, mass: Array, xp: Namespace) -> Array:
 
 def top_outcome(logs: Array, xp: Namespace) -> Array:
     """True at the first of the largest entries of every row, and nowhere else."""
-    index = xp.arange(logs.shape[-1], device=array_api_compat.device(logs))
+    index = xp.arange(logs.shape[-1], device=_libraries.device(logs))
     return index == xp.argmax(logs, axis=-1, keepdims=True)
 
 

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import array_api_compat
-
+from amidmath import _libraries
 from amidmath._checks import computing_dtype
 from amidmath._mean_forms import log_sum_exp
 from amidmath._pointwise import log_near_one
@@ -198,15 +197,15 @@ class Entries:
 
 def _put_along_last_axis(rows: Array, at: Array, values: Array, xp: Namespace) -> Array:
     """A copy of the rows with the values at their places; the standard has no such function."""
-    if array_api_compat.is_torch_array(rows):
+    if _libraries.is_torch_array(rows):
         return rows.scatter(-1, at, values)
-    if array_api_compat.is_jax_array(rows):
+    if _libraries.is_jax_array(rows):
         return xp.put_along_axis(rows, at, values, axis=-1, inplace=False)
-    if array_api_compat.is_numpy_array(rows) or array_api_compat.is_cupy_array(rows):
+    if _libraries.is_numpy_array(rows) or _libraries.is_cupy_array(rows):
         written = xp.asarray(rows, copy=True)
         written[xp.arange(rows.shape[0], device=rows.device)[:, None], at] = values
         return written
-    index = xp.arange(rows.shape[-1], device=array_api_compat.device(rows))
+    index = xp.arange(rows.shape[-1], device=_libraries.device(rows))
     for j in range(at.shape[-1]):
         part = slice(j, j + 1)
         rows = xp.where(index == at[..., part], values[..., part], rows)

@@ -3,10 +3,9 @@
 import numbers
 from typing import NamedTuple
 
-import array_api_compat
 import array_api_extra as xpx
 
-from amidmath import _checks, _positions
+from amidmath import _checks, _libraries, _positions
 from amidmath._distributions import TOLERANCE, mass
 from amidmath._mean_forms import log_softmax
 from amidmath._rows import rows_per_chunk
@@ -77,7 +76,7 @@ def top_k(teacher_logits: Array, k: int, temperature: float = 1.0) -> TopK:
         )
     # XLA plans its own temporaries, and would compile a loop chunk by chunk.
     count = rows.shape[0]
-    step = count if array_api_compat.is_jax_array(rows) else rows_per_chunk(rows)
+    step = count if _libraries.is_jax_array(rows) else rows_per_chunk(rows)
     found = [
         _top_rows(rows[start : min(start + step, count), ...], int(k), temperature, xp)
         for start in range(0, max(1, count), max(1, step))
@@ -89,7 +88,7 @@ def top_k(teacher_logits: Array, k: int, temperature: float = 1.0) -> TopK:
 def _top_rows(logits: Array, k: int, temperature: float, xp: Namespace) -> tuple[Array, Array]:
     wide = xp.astype(logits, _checks.computing_dtype(xp, logits), copy=False)
     _, _, logs = log_softmax(wide / temperature, -1, xp)
-    if array_api_compat.is_torch_array(logs):
+    if _libraries.is_torch_array(logs):
         found: tuple[Array, Array] = logs.topk(k, dim=-1)
         return found[0], found[1]
     indices = xpx.argpartition(-logs, k - 1, axis=-1, xp=xp)[..., :k]

@@ -3,9 +3,7 @@
 from dataclasses import fields, is_dataclass
 from typing import Any, Self
 
-import array_api_compat
-
-from amidmath import _arrays, _checks, _dispatch, _trees
+from amidmath import _arrays, _checks, _dispatch, _libraries, _trees
 from amidmath._typing import Array
 
 
@@ -67,7 +65,7 @@ def _equal(a: Array, b: Array) -> bool:
         return False
     if not (_dispatch.at_hand(a) and _dispatch.at_hand(b)):
         return False
-    return bool(array_api_compat.array_namespace(a).all(a == b))
+    return bool(_libraries.array_namespace(a).all(a == b))
 
 
 def _shown(value: Any) -> str:

@@ -7,9 +7,7 @@ one definition serves here too, run with a namespace in which those go over all 
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import array_api_compat
-
-from amidmath import _checks, _dispatch
+from amidmath import _checks, _dispatch, _libraries
 from amidmath._loss import Loss
 from amidmath._rows import Block, RowForm, in_chunks
 from amidmath._typing import Array, Namespace, Partials
@@ -279,7 +277,7 @@ class VocabParallel(Loss):
         backend: str | None,
     ) -> Array:
         values = self._values(operands, masked, backend)
-        return _dispatch.scaled_sum(values, scale, array_api_compat.array_namespace(values))
+        return _dispatch.scaled_sum(values, scale, _libraries.array_namespace(values))
 
     def _partials(
         self,
@@ -298,11 +296,11 @@ class VocabParallel(Loss):
 
     def _ranks(self, logits: Array) -> Ranks:
         """The ranks of the group, by the library of the logits."""
-        if array_api_compat.is_torch_array(logits):
+        if _libraries.is_torch_array(logits):
             from amidmath.backends import torch_vocab
 
             return torch_vocab.ranks(self.group)
-        if array_api_compat.is_jax_array(logits):
+        if _libraries.is_jax_array(logits):
             from amidmath.backends import jax_vocab
 
             return jax_vocab.ranks(self.group)

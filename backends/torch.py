@@ -1,24 +1,28 @@
 """torch: closed forms under autograd, torch.func and torch.compile."""
 
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import array_api_compat.torch as xp
 import torch
-from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor
-from torch._subclasses.fake_tensor import is_fake
-from torch.autograd.forward_ad import unpack_dual
-from torch.autograd.function import once_differentiable
 
 from amidmath._differentiated import Differentiated
 from amidmath._dispatch import scaled_sum
 from amidmath._rows import RowForm
 from amidmath._typing import Array, ClosedForm, Partials
-from amidmath.backends import choice
-
-if TYPE_CHECKING:
-    from amidmath.backends import cpu
+from amidmath.backends import torch_dynamo
+from amidmath.backends.torch_autograd import (
+    Kept,
+    along,
+    moves,
+    refused,
+    times,
+    token_of,
+    transformed,
+)
+from amidmath.backends.torch_operators import among_fakes, recorded, value_and_partials
+from amidmath.backends.torch_rows import at_hand as at_hand
+from amidmath.backends.torch_rows import computed, plain, tracing
 
 
 def run(
@@ -32,8 +36,26 @@ def run(
 
     With ``overwrite`` the first operand's gradient may take its place in memory.
     """
-    with torch.no_grad():
-        return _evaluated(form, operands, needs, backend, overwrite)
+    if torch.compiler.is_dynamo_compiling():
+        with torch.no_grad():
+            if transformed():
+                return computed(form, operands, needs, backend)
+            return torch_dynamo.value_and_partials(form, None, operands, needs, backend)
+    if transformed() and any(moves(operand) for operand in operands):
+        return _followed(form, operands, needs, backend)
+    with torch.no_grad(), among_fakes(operands):
+        return _evaluated(form, None, operands, needs, backend, overwrite)
+
+
+def _followed(
+    form: ClosedForm, operands: tuple[Array, ...], needs: tuple[bool, ...], backend: str | None
+) -> tuple[Array, Partials]:
+    """The same of rows, where ``torch.func`` or forward mode differentiates what comes out."""
+    every = tuple(need or moves(a) for need, a in zip(needs, operands, strict=True))
+    value, token, *partials = _ClosedForm.apply(How(form, -1, every, backend), *operands)
+    given = iter(refused(token, partials))
+    found = [next(given) if need else None for need in every]
+    return value, tuple(p if need else None for p, need in zip(found, needs, strict=True))
 
 
 def differentiable(
@@ -46,10 +68,15 @@ def differentiable(
     none = (False,) * len(operands)
     if backend == "reference":
         return form(*operands, needs=none, xp=_DIFFERENTIATED)[0]
-    needs = tuple(operand.requires_grad for operand in operands)
-    if not any(needs) or not torch.is_grad_enabled():
+    needs = tuple(moves(operand) for operand in operands)
+    if not any(needs):
         return run(form, operands, none, backend)[0]
-    return _ClosedForm.apply(form, axis, needs, backend, *operands)[0]
+    if torch.compiler.is_dynamo_compiling():
+        return torch_dynamo.value(How(form, axis, needs, backend), operands)
+    if tracing() and recorded(form, operands):  # where a function of Python would be recorded
+        return value_and_partials(form, axis, operands, needs, backend)[0]
+    with among_fakes(operands):
+        return _ClosedForm.apply(How(form, axis, needs, backend), *operands)[0]
 
 
 _DIFFERENTIATED = Differentiated(xp, torch.Tensor.detach)
@@ -59,125 +86,55 @@ def total(
     form: RowForm, scale: Any, operands: tuple[Array, ...], backend: str | None = None
 ) -> Array:
     """The sum of the rows' values times ``scale``, with the gradient made in its final scale."""
-    needs = tuple(operand.requires_grad for operand in operands)
+    needs = tuple(moves(operand) for operand in operands)
     # A loss scale comes with the cotangent: scaled before it, float16's gradients would underflow.
     half = any(a.dtype == torch.float16 for a in operands)
-    if half or backend == "reference" or not any(needs) or not torch.is_grad_enabled():
+    late = half or tracing() or torch.compiler.is_dynamo_compiling()
+    if late or backend == "reference" or not any(needs):
         return scaled_sum(differentiable(form, -1, operands, backend), scale, xp)
-    if scale is not None:
-        first = operands[0]
-        double = torch.float64 in (first.dtype, operands[1].dtype)
-        dtype = torch.float64 if double else torch.float32
-        scale = torch.as_tensor(scale, dtype=dtype, device=first.device).detach()
-        form = replace(form, scaled=True)
-    return _Total.apply(form, needs, backend, scale, *operands)[0]
+    with among_fakes(operands):
+        if scale is not None:
+            first = operands[0]
+            double = torch.float64 in (first.dtype, operands[1].dtype)
+            dtype = torch.float64 if double else torch.float32
+            scale = torch.as_tensor(scale, dtype=dtype, device=first.device).detach()
+            form = replace(form, scaled=True)
+        return _Total.apply(How(form, -1, needs, backend), scale, *operands)[0]
 
 
 def _evaluated(
     form: ClosedForm,
+    axis: int | None,
     operands: tuple[Array, ...],
     needs: tuple[bool, ...],
     backend: str | None,
     overwrite: bool = False,
 ) -> tuple[Array, Partials]:
-    first = operands[0]
-    kernel = _KERNELS.get(first.device.type)
-    if kernel is not None and all(_plain(a) for a in operands):
-        executor, run_rows = kernel
-        run_rows = partial(run_rows, overwrite=overwrite)
-        result = choice.compiled(executor, run_rows, form, operands, needs, backend)
-        if result is not None:
-            _note_overwritten(first, result[1][0])
-            return result
-    elif backend == "compiled":
-        raise ValueError(
-            "backend 'compiled' computes plain tensors on the CPU and CUDA, outside of compile "
-            f"and torch.func; got a {type(first).__name__} on {first.device}"
-        )
-    return form(*operands, needs=needs, xp=xp)
+    """By an operator that can be recorded, where something records."""
+    if recorded(form, operands):
+        return value_and_partials(form, axis, operands, needs, backend)
+    return computed(form, operands, needs, backend, overwrite)
 
 
-def _on_cuda(
-    form: RowForm, operands: tuple[Array, ...], needs: tuple[bool, ...], overwrite: bool
-) -> tuple[Array, Partials]:
-    from amidmath.backends import triton_rows
+@dataclass(frozen=True)
+class How:
+    """What of a call is no tensor; one leaf to ``torch.func``, whatever it holds.
 
-    return triton_rows.run(form, operands, needs, overwrite)
+    Args:
+        form: what is computed.
+        axis: the axis over which the tangent is summed, None for no sum.
+        needs: which operands' partial derivatives are wanted.
+        backend: "reference", "compiled" or None.
+    """
 
-
-def _on_cpu(
-    form: RowForm, operands: tuple[Array, ...], needs: tuple[bool, ...], overwrite: bool
-) -> tuple[Array, Partials]:
-    from amidmath.backends import cpu
-
-    rows, vocabulary = operands[0].shape
-    held = [side_by_side(a.detach()) for a in operands]  # copies live until the kernel has run
-    double = torch.float64 in (operands[0].dtype, operands[1].dtype)
-
-    def empty(which: int | None) -> tuple[Array, "cpu.View"]:
-        if which is None:
-            made = torch.empty(rows, dtype=torch.float64 if double else torch.float32)
-        else:
-            made = torch.empty(operands[which].shape, dtype=operands[which].dtype)
-        return made, _view(made)
-
-    views = [_view(a) for a in held]
-    over = (held[0], views[0]) if overwrite and writable(operands[0]) else None
-    return cpu.run(form, needs, views, rows, vocabulary, empty, torch.get_num_threads(), over)
-
-
-def _note_overwritten(first: Array, grad: Array | None) -> None:
-    """Let autograd know, if the gradient lies where the operand was, which it may have saved."""
-    if grad is not None and grad.data_ptr() == first.data_ptr() and not first.is_inference():
-        torch.autograd.graph.increment_version(first)
-
-
-_KERNELS = {"cpu": (choice.CPU, _on_cpu), "cuda": (choice.TRITON, _on_cuda)}
-"""By the type of device."""
-
-
-def side_by_side(a: Array) -> Array:
-    """The tensor, or a copy where the numbers of a row do not lie side by side."""
-    return a if _together(a) else a.contiguous()
-
-
-def writable(a: Array) -> bool:
-    """Whether each number of rows that lie side by side has a place of its own."""
-    return _together(a) and bool(a.shape[0] == 1 or a.stride(0) >= a.shape[1])
-
-
-def _together(a: Array) -> bool:
-    return bool(a.ndim == 1 or a.shape[-1] == 1 or a.stride(-1) == 1)
-
-
-def _view(a: Array) -> "cpu.View":
-    from amidmath.backends import cpu
-
-    name = str(a.dtype).removeprefix("torch.")
-    return cpu.View(a.data_ptr(), a.stride(0) * a.element_size(), name)
-
-
-def at_hand(array: Array) -> bool:
-    """Whether the values can be read: on the CPU, and neither compiled, faked nor batched."""
-    return array.device.type == "cpu" and _real(array)
-
-
-def _real(array: Array) -> bool:
-    """Whether there are values in memory: neither compiled, faked nor batched."""
-    if torch.compiler.is_compiling():
-        return False
-    return not (is_fake(array) or is_batchedtensor(array) or is_functorch_wrapped_tensor(array))
-
-
-def _plain(array: Array) -> bool:
-    """Whether a kernel may read it: a tensor of torch's own, with values, and no tangent."""
-    if type(array) not in (torch.Tensor, torch.nn.Parameter) or not _real(array):
-        return False
-    return unpack_dual(array).tangent is None
+    form: ClosedForm
+    axis: int | None
+    needs: tuple[bool, ...]
+    backend: str | None
 
 
 class _Total(torch.autograd.Function):
-    """The same for a sum over all rows, whose gradient usually needs no further scaling.
+    """The sum over all rows, whose gradient usually needs no further scaling.
 
     The partial derivatives themselves become the gradients, in the first backward pass: nobody
     else may hold them, or autograd would copy them. Another pass, through a graph that was
@@ -187,64 +144,57 @@ class _Total(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        form: RowForm,
-        needs: tuple[bool, ...],
-        backend: str | None,
-        scale: Array | None,
-        *operands: Array,
-    ) -> Any:
-        values, partials = _scaled(form, needs, backend, scale, operands)
-        return (scaled_sum(values, scale, xp), *partials)
+    def forward(how: How, scale: Array | None, *operands: Array) -> Any:
+        values, partials = _scaled(how, scale, operands)
+        return (scaled_sum(values, scale, xp), token_of(operands[0]), *partials)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
-        ctx.form, ctx.needs, ctx.backend, ctx.scale, *operands = inputs
-        ctx.mark_non_differentiable(*output[1:])
+        ctx.how, ctx.scale, *operands = inputs
+        ctx.dtype = output[0].dtype
+        token, *partials = output[1:]
+        ctx.mark_non_differentiable(*partials)
         ctx.set_materialize_grads(False)  # zeros for the partials would cost as much as they do
-        ctx.own = all(_plain(a) for a in output)
-        ctx.partials = output[1:] if ctx.own else None
-        ctx.save_for_backward(*(operands if ctx.own else output[1:]))
+        ctx.own = all(plain(a) for a in output)
+        ctx.partials = tuple(partials) if ctx.own else None
+        ctx.kept = Kept(ctx, (token, *(operands if ctx.own else partials)))
 
     @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # by the decorator
-        ctx: Any, *cotangents: Array | None
-    ) -> Any:
+    def backward(ctx: Any, *cotangents: Array | None) -> Any:
         cotangent = cotangents[0]
         if cotangent is None:
-            return (None,) * (4 + len(ctx.needs))
+            return (None,) * (2 + len(ctx.how.needs))
+        token, *kept = ctx.kept.of(ctx)
+        partials: tuple[Array, ...] = tuple(kept)
         if ctx.partials is not None:
             partials, ctx.partials = ctx.partials, None
         elif ctx.own:
-            _, partials = _scaled(ctx.form, ctx.needs, ctx.backend, ctx.scale, ctx.saved_tensors)
-        else:
-            partials = ctx.saved_tensors
+            with torch.no_grad():
+                _, partials = _scaled(ctx.how, ctx.scale, partials)
+        if torch.is_grad_enabled():
+            partials = refused(token, partials)
         # Where looking costs nothing; elsewhere it would wait for the device.
-        if not (at_hand(cotangent) and bool(cotangent == 1.0)):
-            partials = tuple(_times(p, cotangent) for p in partials)
+        if cotangent.requires_grad or not (at_hand(cotangent) and bool(cotangent == 1.0)):
+            partials = tuple(times(p, cotangent) for p in partials)
         given = iter(partials)
-        return (None, None, None, None, *(next(given) if need else None for need in ctx.needs))
+        return (None, None, *(next(given) if need else None for need in ctx.how.needs))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Array | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        token, *kept = ctx.kept.of(ctx)
+        partials = refused(token, kept if ctx.partials is None else ctx.partials)
+        moved = along(partials, ctx.how.needs, tangents[2:], torch.sum, ctx.dtype)
+        return (moved, torch.zeros_like(token), *(None for _ in partials))
 
 
 def _scaled(
-    form: RowForm,
-    needs: tuple[bool, ...],
-    backend: str | None,
-    scale: Array | None,
-    operands: tuple[Array, ...],
+    how: How, scale: Array | None, operands: tuple[Array, ...]
 ) -> tuple[Array, tuple[Array, ...]]:
     """Values, and the partial derivatives asked for, times the scale of the sum."""
     extra = () if scale is None else (scale.expand(operands[0].shape[0]),)
-    asked = (*needs, *(False for _ in extra))
-    values, partials = _evaluated(form, (*operands, *extra), asked, backend)
+    asked = (*how.needs, *(False for _ in extra))
+    values, partials = _evaluated(how.form, how.axis, (*operands, *extra), asked, how.backend)
     return values, tuple(p for p in partials if p is not None)
-
-
-def _times(partial: Array, cotangent: Array) -> Array:
-    """The product in the partial's dtype, rounded once: no scalar of another dtype in it."""
-    factor = cotangent.reshape((1,)) if cotangent.ndim == 0 else cotangent
-    return (partial * factor).to(partial.dtype)
 
 
 class _ClosedForm(torch.autograd.Function):
@@ -253,36 +203,39 @@ class _ClosedForm(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        form: ClosedForm,
-        axis: int | None,
-        needs: tuple[bool, ...],
-        backend: str | None,
-        *operands: Array,
-    ) -> Any:
-        value, partials = _evaluated(form, operands, needs, backend)
-        return (value, *(p for p in partials if p is not None))
+    def forward(how: How, *operands: Array) -> Any:
+        value, partials = _evaluated(how.form, how.axis, operands, how.needs, how.backend)
+        return (value, token_of(operands[0]), *(p for p in partials if p is not None))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
-        _, ctx.axis, ctx.needs, _, *_ = inputs
-        ctx.mark_non_differentiable(*output[1:])
+        ctx.how, ctx.dtype = inputs[0], output[0].dtype
+        ctx.mark_non_differentiable(*output[2:])
         ctx.set_materialize_grads(False)  # zeros for the partials would cost as much as they do
-        ctx.save_for_backward(*output[1:])
+        ctx.kept = Kept(ctx, output[1:])
 
     @staticmethod
-    @once_differentiable  # autograd sees constants in the partials; an error, not a wrong Hessian
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # by the decorator
-        ctx: Any, *cotangents: Array | None
-    ) -> Any:
+    def backward(ctx: Any, *cotangents: Array | None) -> Any:
         cotangent = cotangents[0]
         if cotangent is None:
-            return (None,) * (4 + len(ctx.needs))
-        if ctx.axis is not None:
-            cotangent = cotangent.unsqueeze(ctx.axis)
-        partials = iter(ctx.saved_tensors)
-        grads = []
-        for needed in ctx.needs:
-            partial = next(partials) if needed else None
-            grads.append(None if partial is None else _times(partial, cotangent))
-        return (None, None, None, None, *grads)
+            return (None,) * (1 + len(ctx.how.needs))
+        if ctx.how.axis is not None:
+            cotangent = cotangent.unsqueeze(ctx.how.axis)
+        token, *partials = ctx.kept.of(ctx)
+        if torch.is_grad_enabled():
+            partials = refused(token, partials)
+        given = iter(partials)
+        grads = (times(next(given), cotangent) if need else None for need in ctx.how.needs)
+        return (None, *grads)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Array | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        token, *partials = ctx.kept.of(ctx)
+        axis = ctx.how.axis
+
+        def summed(product: Array) -> Array:
+            return product if axis is None else product.sum(dim=axis)
+
+        partials = refused(token, partials)
+        moved = along(partials, ctx.how.needs, tangents[1:], summed, ctx.dtype)
+        return (moved, torch.zeros_like(token), *(None for _ in partials))

@@ -6,9 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import array_api_compat.torch as xp
 import torch
-from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor
-from torch._subclasses.fake_tensor import is_fake
-from torch.autograd.function import once_differentiable
 
 from amidmath._checks import computing_dtype
 from amidmath._dispatch import scaled_sum
@@ -17,7 +14,8 @@ from amidmath._linear_form import LinearForm
 from amidmath._linear_layer import Library
 from amidmath._linear_rows import Sums, run
 from amidmath._typing import Array
-from amidmath.backends.torch import at_hand
+from amidmath.backends.torch_autograd import Kept, along, moves, refused, token_of
+from amidmath.backends.torch_rows import at_hand, real
 
 if TYPE_CHECKING:
     from amidmath._loss import Loss
@@ -59,7 +57,7 @@ class TorchLibrary(Library):
 
     def kept(self, keep: Array) -> Array | None:
         """On CUDA this waits for the device, once a call."""
-        if is_fake(keep) or is_batchedtensor(keep) or is_functorch_wrapped_tensor(keep):
+        if not real(keep):
             return None
         return torch.nonzero(keep)[:, 0]
 
@@ -99,8 +97,7 @@ def linear(loss: "Loss", arguments: tuple[Any, ...]) -> Array:
     """The reduced loss, or values in the shape of the positions, under autograd."""
     of = given(loss, *arguments)
     arrays = _plain(of)
-    wanted = tuple(name for name, array in arrays.items() if array.requires_grad)
-    call = _call(of, arrays, wanted if torch.is_grad_enabled() else ())
+    call = _call(of, arrays, tuple(name for name, array in arrays.items() if moves(array)))
     scale = _scale(of)
     if call.wanted:
         result = _Linear.apply(call, scale, *arrays.values())[0]  # type: ignore[no-untyped-call]
@@ -134,7 +131,7 @@ def _plain(of: Given) -> dict[str, Array]:
     """The arrays as plain tensors; the teacher's must be constant."""
     arrays = {}
     for name, array in of.arrays.items():
-        if name.startswith("teacher_") and array.requires_grad and torch.is_grad_enabled():
+        if name.startswith("teacher_") and moves(array):
             raise ValueError(
                 f"{name} must not require a gradient, since the teacher is constant here: pass "
                 f"{name}.detach(), or turn requires_grad_(False) on the teacher"
@@ -177,6 +174,8 @@ def _finished(grad: Array, factor: Array | None, dtype: torch.dtype) -> Array:
     # Where looking costs nothing; elsewhere it would wait for the device.
     if factor is None or (at_hand(factor) and bool(factor == 1.0)):
         return grad.to(dtype)
+    if not real(factor):
+        return (grad.to(factor.dtype) * factor).to(dtype)
     if grad.dtype in (torch.float32, torch.float64):
         return grad.mul_(factor).to(dtype)
     # A factor of this dtype would be rounded.
@@ -186,48 +185,99 @@ def _finished(grad: Array, factor: Array | None, dtype: torch.dtype) -> Array:
     return grad.to(dtype)
 
 
+class _Gradients(torch.autograd.Function):
+    """Gradients of the sum of the values times a factor each; constants."""
+
+    @staticmethod
+    def forward(call: Call, factor: Array, *arrays: Array) -> Any:
+        _, grads = call.run(arrays, call.wanted, factor)
+        return tuple(grads[name] for name in call.wanted)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], *inputs: Any) -> Any:
+        """One after the other."""
+        return _one_by_one(_Gradients, info.batch_size, dims, inputs)
+
+
 class _Linear(torch.autograd.Function):
     """Gradients of a sum are made with it, of single values in the backward pass."""
 
     @staticmethod
     def forward(call: Call, scale: Array | None, *arrays: Array) -> Any:
+        token = token_of(arrays[0])
         if not call.reduced:
-            return (call.run(arrays, (), None)[0],)
+            return (call.run(arrays, (), None)[0], token)
         named = dict(zip(call.names, arrays, strict=True))
         values, grads = call.run(arrays, call.wanted, None if call.late else _by_rows(scale, named))
         if not call.late:
             grads = {k: g.to(named[k].dtype) for k, g in grads.items()}
-        return (scaled_sum(values, scale, xp), *(grads[k] for k in call.wanted))
+        return (scaled_sum(values, scale, xp), token, *(grads[k] for k in call.wanted))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Array, ...]) -> None:
         ctx.call, ctx.scale, *arrays = inputs
-        ctx.mark_non_differentiable(*output[1:])
+        ctx.mark_non_differentiable(*output[2:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*arrays)
+        ctx.dtype, ctx.kept = output[0].dtype, Kept(ctx, (output[1], *arrays))
         ctx.dtypes = {k: a.dtype for k, a in zip(ctx.call.names, arrays, strict=True)}
         # Not saved tensors: nobody else may hold them, so that they become .grad without a copy.
-        ctx.grads = output[1:] if ctx.call.reduced else None
+        ctx.grads = output[2:] if ctx.call.reduced else None
 
     @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # by the decorator
-        ctx: Any, *cotangents: Array
-    ) -> Any:
+    def backward(ctx: Any, *cotangents: Array | None) -> Any:
         call, factor = ctx.call, cotangents[0]
         if factor is None:
             return (None, None, *(None for _ in call.names))
+        token, *arrays = ctx.kept.of(ctx)
+        if call.reduced and ctx.scale is not None and (call.late or ctx.grads is None):
+            factor = factor * ctx.scale
         if ctx.grads is not None:
-            grads, ctx.grads = dict(zip(call.wanted, ctx.grads, strict=True)), None
-            if call.late and ctx.scale is not None:
-                factor = factor * ctx.scale
+            found, ctx.grads = ctx.grads, None
         else:
             # Single values, or once more through a graph that was retained.
-            arrays = ctx.saved_tensors
-            if call.reduced and ctx.scale is not None:
-                factor = factor * ctx.scale
             rows = factor.expand(arrays[0].shape[0])
-            _, grads = call.run(arrays, call.wanted, rows)
+            found = _Gradients.apply(call, rows, *arrays)  # type: ignore[no-untyped-call]
             factor = None
-        wanted = {k: _finished(grads.pop(k), factor, ctx.dtypes[k]) for k in call.wanted}
+        grads, found = dict(zip(call.wanted, found, strict=True)), None
+        with torch.no_grad():
+            wanted = {k: _finished(grads.pop(k), factor, ctx.dtypes[k]) for k in call.wanted}
+        if torch.is_grad_enabled():
+            known = refused(token, tuple(wanted.values()))
+            wanted = dict(zip(wanted, known, strict=True))
         return (None, None, *(wanted.get(k) for k in call.names))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Array | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        call, (token, *_) = ctx.call, ctx.kept.of(ctx)
+        if not call.reduced:
+            raise NotImplementedError(
+                "forward mode is for the sum and the mean of a loss from hidden states, got "
+                "reduction 'none': make the logits, and call the loss on them"
+            )
+        needs = tuple(name in call.wanted for name in call.names)
+        in_order = (ctx.grads[call.wanted.index(k)] for k in call.names if k in call.wanted)
+        moved = along(refused(token, tuple(in_order)), needs, tangents[2:], torch.sum, ctx.dtype)
+        if call.late and ctx.scale is not None:
+            moved = moved * ctx.scale
+        return (moved, torch.zeros_like(token), *(None for _ in ctx.grads))
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], *inputs: Any) -> Any:
+        """One after the other."""
+        return _one_by_one(_Linear, info.batch_size, dims, inputs)
+
+
+def _one_by_one(
+    function: Any, count: int, dims: tuple[int | None, ...], inputs: tuple[Any, ...]
+) -> tuple[tuple[Array, ...], tuple[int, ...]]:
+    """What a function gives for each along the axes of its inputs, stacked, as ``vmap`` has it."""
+    found = []
+    for j in range(count):
+        pairs = zip(inputs, dims, strict=True)
+        found.append(function.apply(*(a if dim is None else a.select(dim, j) for a, dim in pairs)))
+    outputs = tuple(torch.stack(parts) for parts in zip(*found, strict=True))
+    return outputs, (0,) * len(outputs)

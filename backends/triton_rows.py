@@ -22,7 +22,7 @@ from amidmath._rows import RowForm
 from amidmath._typing import Array, Partials
 from amidmath.backends import triton_math
 from amidmath.backends.recent import Recent
-from amidmath.backends.torch import side_by_side, writable
+from amidmath.backends.torch_rows import side_by_side, writable
 from amidmath.backends.triton_source import Source, source
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

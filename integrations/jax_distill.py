@@ -28,18 +28,20 @@ from amidmath.integrations.jax_loop.hosts import is_main, join, together, wait_f
 from amidmath.integrations.jax_loop.loading import Prepared, cross_entropy_trainer, prepare
 from amidmath.integrations.jax_loop.report import card, memory_in_words, print_header, record
 from amidmath.integrations.jax_loop.task_scores import student_scores
-from amidmath.integrations.jax_loop.teachers import CachedTeacher
+from amidmath.integrations.jax_loop.teachers import CachedTeacher, ModelTeacher
 from amidmath.integrations.jax_loop.trackers import forget, reporting
 from amidmath.integrations.jax_loop.trainer import JaxTrainer
 from amidmath.integrations.shared import run_folder
 from amidmath.integrations.shared.checkpoints import step_of
 from amidmath.integrations.shared.command_line import exit_status
 from amidmath.integrations.shared.errors import while_preparing
+from amidmath.integrations.shared.memory import EVALUATION, LOADING, TRAINING, within_memory
 from amidmath.integrations.shared.model_card import write_card
 from amidmath.integrations.shared.plots import plot
 from amidmath.integrations.shared.progress import MetricsFile
 from amidmath.integrations.shared.quality import Quality, as_table, plain, warnings_about
 from amidmath.integrations.shared.task_scores import in_words
+from amidmath.integrations.shared.vocabularies import compared_in_words
 
 
 def distill(arguments: Arguments, console: Console) -> Path:
@@ -51,7 +53,7 @@ def distill(arguments: Arguments, console: Console) -> Path:
     """
     folder, config = arguments.output_dir, arguments.config
     limit = arguments.script.max_eval_samples
-    with together(), while_preparing():
+    with together(), while_preparing(), within_memory("loading the models", LOADING):
         start = run_folder.claim(
             folder,
             record(arguments),
@@ -67,7 +69,7 @@ def distill(arguments: Arguments, console: Console) -> Path:
         trainer = prepared.trainer
         print_header(console, prepared, arguments)
         if arguments.script.dry_run:
-            console.print(memory_in_words(trainer), highlight=False, soft_wrap=True)
+            console.print(memory_in_words(prepared), highlight=False, soft_wrap=True)
             return folder
         saved = run_folder.read_figures(folder / run_folder.BEFORE)
     with while_preparing():
@@ -127,7 +129,8 @@ def train(
         with together():
             trainer.report = stack.enter_context(report)
         stack.enter_context(trainer.progress(title, config.disable_tqdm or not is_main()))
-        trainer.train(checkpoint)
+        with within_memory("training", TRAINING):
+            trainer.train(checkpoint)
 
 
 def judge(
@@ -143,7 +146,8 @@ def judge(
         dynamic_ncols=True,
         disable=trainer.config.disable_tqdm or not is_main(),
     )
-    return prepared.judge(models, bar)
+    with within_memory("evaluating", EVALUATION):
+        return prepared.judge(models, bar)
 
 
 def finish(
@@ -165,8 +169,12 @@ def finish(
 def caption(trainer: JaxTrainer, results: Mapping[str, Quality]) -> str:
     """What the figures of the table are."""
     count, teacher = next(iter(results.values())).tokens, trainer.teacher
-    knows = isinstance(teacher, CachedTeacher) and teacher.rows.held_out is not None
-    over = f", {teacher.rows.compared()}" if knows and isinstance(teacher, CachedTeacher) else ""
+    over = ""
+    if isinstance(teacher, CachedTeacher):
+        over = f", {teacher.rows.compared()}" if teacher.rows.held_out is not None else ""
+    elif isinstance(teacher, ModelTeacher):
+        ours, theirs = (m.config.vocabulary for m in (trainer.student, teacher.model))
+        over = compared_in_words(ours, theirs, trainer.config.vocab)
     return f"on {count:,} held-out tokens; KL in nats a token{over}"
 
 

@@ -76,17 +76,21 @@ class JaxModels:
         """What computes, and in which type."""
         return f"{jax.default_backend()}, {self.models[STUDENT].decoder.head().weight.dtype}"
 
-    def judge(self, texts: HeldOut, batch_size: int) -> dict[str, Quality]:
+    def judge(self, texts: HeldOut, batch_size: int, vocab: str) -> dict[str, Quality]:
         """KL, agreement and perplexity; of a student without teacher, the perplexity is all."""
         rows = Dataset.from_dict({"input_ids": texts.input_ids, "labels": texts.labels})
-        batches = held_out(rows, batch_size=batch_size, pad=padding(self.tokenizer, [0]))
+        batches = held_out(
+            rows,
+            batch_size=batch_size,
+            pad=padding(self.tokenizer, [0], min(self.vocabularies.values())),
+        )
         shown = bar(list(batches), desc="held-out text")
         mesh = make_mesh("data=1", jax.devices()[:1])
         student = self.models[STUDENT].decoder
         if TEACHER not in self.models:
             return {STUDENT: Judge(ModelTeacher(student, STUDENT), mesh)({}, shown)["teacher"]}
         teacher = ModelTeacher(self.models[TEACHER].decoder, TEACHER)
-        return Judge(teacher, mesh)({STUDENT: student}, shown)
+        return Judge(teacher, mesh, vocab)({STUDENT: student}, shown)
 
     def answer(
         self,

@@ -29,6 +29,7 @@ from trl import SFTTrainer
 from amidmath.integrations.shared import run_folder
 from amidmath.integrations.shared.command_line import exit_status
 from amidmath.integrations.shared.errors import while_preparing
+from amidmath.integrations.shared.memory import LOADING, TRAINING, within_memory
 from amidmath.integrations.shared.model_card import write_card
 from amidmath.integrations.shared.plots import plot
 from amidmath.integrations.shared.quality import Quality, as_table, plain, warnings_about
@@ -66,7 +67,7 @@ def distill(arguments: Arguments, console: Console) -> Path:
     )
     before: dict[str, Quality] = {}
     try:
-        with while_preparing():
+        with while_preparing(), within_memory("loading the models", LOADING):
             start = on_main_process(claim)
             for message in start.messages:
                 console.print(message, highlight=False, soft_wrap=True)
@@ -135,7 +136,8 @@ def train(
     if not trainer.args.disable_tqdm:
         trainer.add_callback(ProgressBar(title))
     set_seed(trainer.args.seed)  # preparing has drawn from the generators
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with within_memory("training", TRAINING):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def finish(

@@ -78,15 +78,15 @@ class TorchModels:
         student = self.models[STUDENT]
         return f"{student.device.type}, {str(student.dtype).removeprefix('torch.')}"
 
-    def judge(self, texts: HeldOut, batch_size: int) -> dict[str, Quality]:
+    def judge(self, texts: HeldOut, batch_size: int, vocab: str) -> dict[str, Quality]:
         """KL, agreement and perplexity; of a student without teacher, the perplexity is all."""
         student = self.models[STUDENT]
-        pad = padding(self.tokenizer, [0])
+        pad = padding(self.tokenizer, [0], min(self.vocabularies.values()))
         batches = bar(collated(texts, pad, batch_size), desc="held-out text")
         teacher = self.models.get(TEACHER)
         if teacher is None:
             return {STUDENT: evaluate({}, student, batches, student.device)["teacher"]}
-        return evaluate({STUDENT: student}, teacher, batches, student.device)
+        return evaluate({STUDENT: student}, teacher, batches, student.device, vocab)
 
     def answer(
         self,

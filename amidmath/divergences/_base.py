@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from amidmath import _checks, _dispatch
@@ -127,7 +127,7 @@ class Divergence(ABC):
         """
         _checks.backend(backend)
         x, y, shape, axis, xp = self._rows(log_x, log_y, axis)
-        values = _dispatch.apply(RowForm(self._block), -1, x, y, backend=backend)
+        values = _dispatch.apply(RowForm(DivergenceBlock(self)), -1, x, y, backend=backend)
         return _placed(values, shape, axis, keepdims, xp)
 
     def value_and_grad(
@@ -163,7 +163,7 @@ class Divergence(ABC):
         _checks.backend(backend)
         x, y, shape, axis, xp = self._rows(log_x, log_y, axis)
         value, grads = _dispatch.value_and_partials(
-            RowForm(self._block), (True, True), x, y, backend=backend
+            RowForm(DivergenceBlock(self)), (True, True), x, y, backend=backend
         )
         moved = (*shape, x.shape[-1])
         last = len(moved) - 1
@@ -186,10 +186,18 @@ class Divergence(ABC):
             check_normalized(log_x=x, log_y=y)
         return x, y, shape, axis, xp
 
-    def _block(
+
+@dataclass(frozen=True)
+class DivergenceBlock:
+    """Rows of both arguments to values and partial derivatives."""
+
+    divergence: Divergence
+
+    def __call__(
         self, log_x: Array, log_y: Array, *, needs: tuple[bool, ...], xp: Namespace
     ) -> tuple[Array, Partials]:
-        value, partials = self.evaluate(log_x, log_y, log_x - log_y, any(needs), xp)
+        """The divergence's own; docs: design."""
+        value, partials = self.divergence.evaluate(log_x, log_y, log_x - log_y, any(needs), xp)
         return value, (None, None) if partials is None else partials[:2]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from amidmath._pointwise import ratio_of
+from amidmath._pointwise import absent, ratio_of
 from amidmath._simplex import log_softmax_pair, through_normalization
 from amidmath._typing import Array, Namespace
 from amidmath.divergences._base import Divergence, Evaluated
@@ -69,9 +69,13 @@ class Gamma(Divergence):
     ) -> Evaluated:
         """Rényi's divergence of the escorts, over 1 + γ."""
         s = 1.0 + self.gamma
+        # A token of small mass is of much smaller mass in the escorts, and counts all the same.
+        nothing = absent(log_x, log_y, xp)
         difference = s * ratio_of(log_x, log_y, log_ratio, xp)
         log_y, log_x, log_ratio = log_softmax_pair(s * log_y, s * log_x, xp, difference)
-        value, partials = renyi(log_x, log_y, log_ratio, 1.0 / s, self.gamma / s, with_partials, xp)
+        value, partials = renyi(
+            log_x, log_y, log_ratio, 1.0 / s, self.gamma / s, with_partials, nothing, xp
+        )
         if partials is None:
             return value / s, None
         raw_x, raw_y, both = partials

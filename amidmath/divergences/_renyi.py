@@ -14,8 +14,8 @@ from amidmath._pointwise import (
     exp_quotient,
     is_near_one,
     log_near_one,
-    shared_support,
     weighted,
+    without,
 )
 from amidmath._typing import Array, Namespace
 from amidmath.divergences._base import Checks, Divergence, Evaluated
@@ -29,19 +29,20 @@ def renyi(
     rho: float,
     one_minus: float,
     with_partials: bool,
+    nothing: Array,
     xp: Namespace,
 ) -> Evaluated:
     """Rows of the Rényi divergence of order ρ and its partials; docs: divergences, D16, D17.
 
     Σ x^ρ y^{1-ρ} = 1 + ρ(ρ-1) Σ term, the terms of the power divergence, which keep their
     precision near x = y; far from there its logarithm is summed directly, and cannot underflow.
+    ``nothing`` says which tokens take no part.
     """
-    nothing = absent(log_x, log_y, xp)
-    log_x, log_y, log_ratio = shared_support(log_x, log_y, log_ratio, xp)
+    log_x, log_y, log_ratio = without(nothing, log_x, log_y, log_ratio, xp)
     mid = power_mean(log_x, log_y, rho, one_minus, xp)
     beyond = mid > math.log(xp.finfo(mid.dtype).max)
-    within = (xp.where(beyond, 0.0, a) for a in (log_x, log_y, log_ratio))
-    terms = xp.where(beyond, xp.inf, power_term(*within, rho, one_minus, xp))
+    x, y, d = (xp.where(beyond, 0.0, a) for a in (log_x, log_y, log_ratio))
+    terms = xp.where(beyond, xp.inf, power_term(x, y, d, rho, one_minus, xp))
     power = xp.sum(terms, axis=-1, keepdims=True)
     if abs(one_minus) < NEGLIGIBLE:
         log_total, value = xp.zeros_like(power), power
@@ -65,6 +66,19 @@ def renyi(
     both = terms - weighted(xp.exp(share), xp.where(small, power, 0.0), xp)
     both = xp.where(small, rho * both, rho * slope - gap)
     return value[..., 0], tuple(xp.where(nothing, 0.0, a) for a in (rho * slope, -gap, both))
+
+
+def _renyi(
+    log_x: Array,
+    log_y: Array,
+    log_ratio: Array,
+    rho: float,
+    one_minus: float,
+    with_partials: bool,
+    xp: Namespace,
+) -> Evaluated:
+    nothing = absent(log_x, log_y, xp)
+    return renyi(log_x, log_y, log_ratio, rho, one_minus, with_partials, nothing, xp)
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,7 @@ class Renyi(Divergence):
         self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
     ) -> Evaluated:
         """See :func:`renyi`."""
-        return renyi(log_x, log_y, log_ratio, self.rho, 1.0 - self.rho, with_partials, xp)
+        return _renyi(log_x, log_y, log_ratio, self.rho, 1.0 - self.rho, with_partials, xp)
 
 
 @dataclass(frozen=True)
@@ -139,7 +153,7 @@ class Bhattacharyya(Divergence):
         self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
     ) -> Evaluated:
         """Half of Rényi's."""
-        return _scaled(0.5, renyi(log_x, log_y, log_ratio, 0.5, 0.5, with_partials, xp))
+        return _scaled(0.5, _renyi(log_x, log_y, log_ratio, 0.5, 0.5, with_partials, xp))
 
 
 @dataclass(frozen=True)
@@ -186,7 +200,7 @@ class Chernoff(Divergence):
     ) -> Evaluated:
         """1 - ρ times Rényi's."""
         other = 1.0 - self.rho
-        return _scaled(other, renyi(log_x, log_y, log_ratio, self.rho, other, with_partials, xp))
+        return _scaled(other, _renyi(log_x, log_y, log_ratio, self.rho, other, with_partials, xp))
 
 
 def _scaled(factor: float, evaluated: Evaluated) -> Evaluated:

@@ -1,7 +1,6 @@
 """The Fisher metric of the simplex in logit coordinates."""
 
-import array_api_compat
-
+from amidmath import _libraries
 from amidmath._typing import Array
 from amidmath.geometry import _points
 
@@ -69,6 +68,6 @@ def fisher_information(log_p: Array) -> Array:
     _, xp, (log_p,) = _points.checked(-1, {"log_p": log_p})
     p = xp.exp(log_p)
     products = xp.expand_dims(p, axis=-1) * xp.expand_dims(p, axis=-2)
-    on_diagonal = xp.eye(p.shape[-1], dtype=p.dtype, device=array_api_compat.device(p)) > 0.5
+    on_diagonal = xp.eye(p.shape[-1], dtype=p.dtype, device=_libraries.device(p)) > 0.5
     off = xp.where(on_diagonal, 0.0, products)
     return xp.where(on_diagonal, xp.sum(off, axis=-1, keepdims=True), -off)

@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import array_api_compat
-
-from amidmath import _checks
+from amidmath import _checks, _libraries
 from amidmath._typing import Array
 from amidmath.methods._method import between
 
@@ -49,7 +47,7 @@ def distillm2_skew(gap: float | Array, anchor: float | Array, base: float = 0.1)
         gain = (1.0 - base) * anchor / size if size != 0.0 else 0.0
         return min(max(1.0 - gain, _SMALLEST), base)
     anchor = _checks.real(other, anchor, like=(name, gap))
-    xp = array_api_compat.array_namespace(gap)
+    xp = _libraries.array_namespace(gap)
     zero = size == 0.0
     gain = xp.where(zero, 0.0, (1.0 - base) * anchor / xp.where(zero, 1.0, size))
     return xp.clip(1.0 - gain, min=_SMALLEST, max=base)

@@ -33,6 +33,7 @@ from amidmath.integrations.shared.data import load_splits
 from amidmath.integrations.shared.prepared import PreparedRows
 from amidmath.integrations.shared.tokenizers import load_tokenizer, padding
 from amidmath.integrations.shared.top_k_format import Lists
+from amidmath.integrations.shared.vocabularies import COMMON_ONLY
 
 # Positions whose logits are held at a time.
 _CHUNK = 256
@@ -48,6 +49,7 @@ class JaxSource:
         model: the teacher, on the mesh.
         mesh: of devices, which share the rows of a batch.
         prepared: the rows.
+        vocabulary: over how many first tokens its probabilities are.
         common: how many first tokens are the same for the tokenizer that prepared the rows.
         pad: the token that fills rows.
         config: temperature and batch size.
@@ -56,12 +58,13 @@ class JaxSource:
     model: Decoder
     mesh: Mesh
     prepared: PreparedRows
+    vocabulary: int
     common: int
     pad: int
     config: JaxConfig
 
     @property
-    def vocabulary(self) -> int:
+    def logits(self) -> int:
         """How many logits the teacher gives."""
         return self.model.config.vocabulary
 
@@ -92,7 +95,8 @@ class JaxSource:
 
     @cached_property
     def _lists(self) -> Callable[..., tuple[jax.Array, ...]]:
-        return jax.jit(partial(_lists_of, self._parts[0]), static_argnames="k")
+        asked = partial(_lists_of, self._parts[0], tokens=self.vocabulary)
+        return jax.jit(asked, static_argnames="k")
 
     def ask(self, rows: Sequence[int], k: int) -> dict[int, Lists]:
         """The lists of some rows, one forward pass."""
@@ -119,16 +123,22 @@ class JaxSource:
 
 
 def _lists_of(
-    graph: Any, parameters: Any, batch: dict[str, jax.Array], temperature: jax.Array, *, k: int
+    graph: Any,
+    parameters: Any,
+    batch: dict[str, jax.Array],
+    temperature: jax.Array,
+    *,
+    tokens: int,
+    k: int,
 ) -> tuple[jax.Array, ...]:
-    """The k most probable tokens of the positions of a batch (B, L), and what they leave.
+    """The k most probable of the first tokens, at the positions of a batch (B, L), and their rest.
 
     Returns:
         Log-probabilities (B L, k) in float32, tokens (B L, k), and the logarithm of the mass of
         the others (B L,), added up rather than subtracted; positions that count come first, in
         their order, and there is nothing of the others.
     """
-    states = states_of(nnx.merge(graph, parameters), batch)
+    states = states_of(nnx.merge(graph, parameters), batch).first(tokens)
     keep = counted(batch).reshape(-1)
     order = jnp.argsort(~keep, stable=True)
 
@@ -163,10 +173,11 @@ def load(request: CacheRequest, console: Console) -> JaxSource:
     theirs = load_tokenizer(TEACHER_FLAG, request.teacher, revision=config.teacher_model_revision)
     model = load_teacher_model(request.teacher, config, mesh)
     size = model.decoder.config.vocabulary
-    check_k(script.k, size)
-    tokenizer, common = tokenizer_for(request, theirs, size, console)
+    tokenizer, common, sizes = tokenizer_for(request, theirs, size, console)
+    asked = common if config.vocab == COMMON_ONLY else size
+    check_k(script.k, asked)
     name, part = ("eval", splits[1]) if script.held_out else ("train", splits[0])
     say = partial(console.print, highlight=False, soft_wrap=True)
-    prepared = as_cached(rows_of(part, name, tokenizer, config, say), tokenizer, config)
-    pad = padding(tokenizer, end_tokens(model, theirs))
-    return JaxSource(model.decoder, mesh, prepared, common, pad, config)
+    prepared = as_cached(rows_of(part, name, tokenizer, config, say, sizes), tokenizer, config)
+    pad = padding(tokenizer, end_tokens(model, theirs), size)
+    return JaxSource(model.decoder, mesh, prepared, asked, common, pad, config)

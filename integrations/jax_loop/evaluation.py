@@ -20,9 +20,11 @@ from amidmath.integrations.jax_loop.step import positions_of, reference_of, stat
 from amidmath.integrations.jax_loop.teachers import CachedTeacher, InMemory, Teacher, bare
 from amidmath.integrations.shared.objective import KL_TO_TEACHER
 from amidmath.integrations.shared.quality import Quality
+from amidmath.integrations.shared.vocabularies import compared_first, measured_first
 
-# Positions whose logits are held at a time, of a model and of its teacher.
-_CHUNK = 256
+CHUNK_BYTES = 2**25
+"""Logits in float32 that are held at a time, the teacher's and a model's together; what is
+computed of them takes a few times as much."""
 
 
 class Judge:
@@ -32,15 +34,18 @@ class Judge:
         teacher: the reference; of a cache, over its tokens and the others as one, and KL and
             agreement are NaN where the held-out rows are not cached.
         mesh: of devices.
+        vocab: "common_only" leaves out what one side has alone, and so does any where the teacher
+            has more tokens, as KL would be infinite.
     """
 
-    def __init__(self, teacher: Teacher, mesh: Mesh) -> None:
+    def __init__(self, teacher: Teacher, mesh: Mesh, vocab: str = "common") -> None:
         """See the class."""
         self.teacher, self.mesh = teacher, mesh
-        kl, self.knows = KL_TO_TEACHER, True
+        kl, tokens, self.knows = KL_TO_TEACHER, None, True
         if isinstance(teacher, CachedTeacher):
-            kl, self.knows = teacher.rows.kl_to_teacher, teacher.rows.held_out is not None
-        self._figures = spread(mesh, partial(_figures, kl), by_vocabulary=False)
+            kl, tokens = teacher.rows.kl_to_teacher, teacher.rows.tokens
+            self.knows = teacher.rows.held_out is not None
+        self._figures = spread(mesh, partial(_figures, kl, tokens, vocab), by_vocabulary=False)
         self._reference = jax.jit(partial(reference_of, teacher.graph))
         self._of_model = jax.jit(self._judge, static_argnums=0)
         self._of_states = jax.jit(self._compare)
@@ -82,6 +87,29 @@ class Judge:
             name: Quality.of_sums(of[:3].tolist(), count, self.knows) for name, of in sums.items()
         }
 
+    def temporary_bytes(self, model: Decoder, batch: Mapping[str, np.ndarray[Any, Any]]) -> int:
+        """What judging a model on a batch takes beside weights, as XLA has planned it; 0 unknown.
+
+        Args:
+            model: to judge.
+            batch: of held-out rows; nothing is run.
+        """
+        teacher = self.teacher
+        placed = on_mesh(self.mesh, batch, teacher.with_lists if self.knows else bare)
+        now = teacher.current() if isinstance(teacher, InMemory) else None
+        theirs, graph = None, nnx.split(model)
+        plans = []
+        if self.knows:
+            plans.append(self._reference.lower(now, placed))
+            theirs = jax.eval_shape(self._reference, now, placed)
+        plans.append(self._of_model.lower(graph[0], graph[1], theirs, placed))
+        held = sum(
+            a.size * a.dtype.itemsize for a in jax.tree.leaves(getattr(theirs, "hidden", ()))
+        )
+        found: list[Any] = [plan.compile().memory_analysis() for plan in plans]
+        temporary = [0 if of is None else int(of.temp_size_in_bytes) for of in found]
+        return held + max(temporary)
+
     def _judge(
         self, graph: Any, parameters: Any, theirs: Reference | None, batch: Mapping[str, Array]
     ) -> Array:
@@ -95,6 +123,8 @@ class Judge:
 
 def _figures(
     kl: am.AMiD,
+    tokens: int | None,
+    vocab: str,
     values: Mapping[str, Any],
     student: States,
     reference: Reference,
@@ -103,23 +133,30 @@ def _figures(
     """Sums over positions: KL, agreements, negative log-likelihood, and the count; (4,)."""
     del values
     theirs = reference.hidden if isinstance(reference, States) else reference
+    width = student.weight.shape[0]
+    if isinstance(reference, States):
+        size = reference.weight.shape[0]
+        tokens = measured_first(width, size, compared_first(vocab, width, size))
+        width += size
 
     def of_chunk(chunk: tuple[Array, Any, Array, Array]) -> Array:
         hidden, theirs, keep, targets = chunk
         logits = student.logits(hidden)
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(keep, targets, 0))
         if isinstance(reference, States):
-            ours, of_teacher = logits, reference.logits(theirs)
+            ours, of_teacher = logits[:, :tokens], reference.logits(theirs)[:, :tokens]
             if ours.shape[-1] != of_teacher.shape[-1]:
                 common = min(ours.shape[-1], of_teacher.shape[-1])
                 ours, of_teacher = fold(ours, common, jnp), fold(of_teacher, common, jnp)
             distance = kl(ours, of_teacher, keep, reduction="sum")
             agree = jnp.argmax(ours, -1) == jnp.argmax(of_teacher, -1)
         else:  # the first of a list is the most probable
-            distance = kl.sparse(logits, theirs, keep, reduction="sum")
-            agree = jnp.argmax(logits, -1) == theirs.indices[:, 0]
+            ours = logits[:, :tokens]
+            distance = kl.sparse(ours, theirs, keep, reduction="sum")
+            agree = jnp.argmax(ours, -1) == theirs.indices[:, 0]
         sums = (jnp.sum(jnp.where(keep, a, 0.0)) for a in (agree, nll, jnp.ones_like(nll)))
         return jnp.stack([distance, *sums])
 
     operands = (student.hidden, theirs, positions.mask, positions.targets)
-    return jnp.sum(in_chunks(of_chunk, operands, min(_CHUNK, positions.mask.size)), axis=0)
+    step = max(1, CHUNK_BYTES // (4 * width))
+    return jnp.sum(in_chunks(of_chunk, operands, min(step, positions.mask.size)), axis=0)

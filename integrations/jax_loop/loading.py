@@ -1,6 +1,6 @@
 """From arguments to a trainer: student, teacher and data, checked to fit together."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -38,7 +38,7 @@ from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.prepared import PreparedRows
 from amidmath.integrations.shared.rows import prepare_rows
 from amidmath.integrations.shared.task_scores import TaskScores
-from amidmath.integrations.shared.tokenizers import load_tokenizer, padding
+from amidmath.integrations.shared.tokenizers import load_tokenizer, padding, vocabulary_size
 from amidmath.integrations.shared.vocabularies import compare_vocabularies
 
 Say = Callable[[str], object]
@@ -70,7 +70,7 @@ class Prepared:
     @cached_property
     def judge(self) -> Judge:
         """Compares models with the teacher."""
-        return Judge(self.trainer.teacher, self.trainer.mesh)
+        return Judge(self.trainer.teacher, self.trainer.mesh, self.trainer.config.vocab)
 
     def save(self, folder: Path, arguments: Arguments) -> None:
         """Write the student as it is now: a whole model, or its adapter.
@@ -102,15 +102,18 @@ def prepare(arguments: Arguments, say: Say, devices: Sequence[Any] | None = None
     datasets.disable_progress_bars()
     raw = load_splits(script, config.dataset_text_field, config.seed)
     tokenizer = load_tokenizer(STUDENT_FLAG, arguments.student, revision=script.model_revision)
+    sizes = _sizes(arguments)
     rows = tuple(
-        rows_of(part, name, tokenizer, config, say)
+        rows_of(part, name, tokenizer, config, say, sizes)
         for name, part in zip(("train", "eval"), raw, strict=True)
     )
     student = load_student(arguments, mesh)
     check_context(config.max_length, student=student)
     check_temperature(config, student)
     check_tensor_axis(config, mesh.shape["tensor"], student.decoder.config.vocabulary)
-    asked = TaskScores.read(arguments.scores, tokenizer, student.decoder.config.context)
+    asked = TaskScores.read(
+        arguments.scores, tokenizer, student.decoder.config.context, sizes["student"]
+    )
     if config.teacher_cache is not None:
         teacher, rows = _open_cache(config, student, tokenizer, rows)
     elif config.teacher_is_base:
@@ -119,12 +122,13 @@ def prepare(arguments: Arguments, say: Say, devices: Sequence[Any] | None = None
     else:
         teacher = _load_teacher(arguments, student, tokenizer, mesh)
     ends = end_tokens(student, tokenizer)
+    pad = padding(tokenizer, ends, min(sizes.values()))
     trainer = JaxTrainer(
         student.decoder,
         teacher,
         config,
-        _batches(rows[0], config, mesh, padding(tokenizer, ends)),
-        partial(_once, rows[1], config, mesh, padding(tokenizer, ends)),
+        _batches(rows[0], config, mesh, pad),
+        partial(_once, rows[1], config, mesh, pad),
         mesh,
         ends,
         task_scores=asked,
@@ -165,11 +169,26 @@ def cross_entropy_trainer(distilled: Prepared, arguments: Arguments) -> JaxTrain
 
 
 def rows_of(
-    part: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, config: JaxConfig, say: Say
+    part: Dataset,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    config: JaxConfig,
+    say: Say,
+    sizes: Mapping[str, int],
 ) -> Dataset:
-    """The tokenised rows of the split that messages call ``name``."""
+    """The tokenised rows of the split that messages call ``name``; see ``prepare_rows``."""
     pairs = "any" not in config.recipe().method.sources
-    return prepare_rows(part, tokenizer, config, name=name, pairs=pairs, say=say)
+    return prepare_rows(part, tokenizer, config, name=name, pairs=pairs, say=say, sizes=sizes)
+
+
+def _sizes(arguments: Arguments) -> dict[str, int]:
+    """How many tokens the models that read rows have embeddings for, by their roles."""
+    script, config = arguments.script, arguments.config
+    found = {"student": vocabulary_size(STUDENT_FLAG, arguments.student, script.model_revision)}
+    if config.teacher_cache is None and not config.teacher_is_base:
+        name, revision = str(arguments.teacher), config.teacher_model_revision
+        found["teacher"] = vocabulary_size(TEACHER_FLAG, name, revision)
+    return found
 
 
 def as_cached(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: JaxConfig) -> PreparedRows:
@@ -297,8 +316,8 @@ def _load_teacher(
         )
     if sizes[0] != sizes[1] and mesh.shape["tensor"] > 1:
         raise InputError(
-            f"--vocab common with {sizes[0]} and {sizes[1]} logits cannot be spread over a tensor "
-            "axis: leave it out of --mesh"
+            f"--vocab {config.vocab} with {sizes[0]} and {sizes[1]} logits cannot be spread over a "
+            "tensor axis: leave it out of --mesh"
         )
     return ModelTeacher(model.decoder, name)
 

@@ -190,9 +190,9 @@ def row_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in ROWS)
 
 
-def comparer(mesh: Mesh, vocab: str) -> Comparer:
-    """How a device takes losses of its rows."""
-    return Whole(vocab) if mesh.shape["tensor"] == 1 else ByVocabulary("tensor")
+def comparer(mesh: Mesh, vocab: str, tokens: int | None = None) -> Comparer:
+    """How a device takes losses of its rows; of the first ``tokens`` alone, or of all."""
+    return Whole(vocab, tokens) if mesh.shape["tensor"] == 1 else ByVocabulary("tensor")
 
 
 def spread(

@@ -12,9 +12,11 @@ import amidmath as am
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.objective import (
     KL_TO_TEACHER,
+    NO_LABEL,
     SAMPLE,
     STUDENT_ROWS,
     TOTAL_VARIATION,
+    first_tokens,
     to_reference,
 )
 from amidmath.integrations.shared.recipe import Recipe
@@ -47,6 +49,10 @@ class States:
     def head(self) -> am.Head:
         """The head."""
         return am.Head(self.weight, bias=self.bias, softcap=self.softcap, scale=self.scale)
+
+    def first(self, tokens: int | None) -> "States":
+        """States of logits for the first so many tokens alone; None for all."""
+        return States.of(self.hidden, first_tokens(self.head, tokens))
 
     def logits(self, hidden: Array) -> Array:
         """The logits (…, V) of some hidden states (…, H), whole, in float32."""
@@ -111,10 +117,12 @@ class Whole:
     """One device has the whole vocabulary.
 
     Args:
-        vocab: "strict" or "common", as ``am.Loss.linear`` takes it.
+        vocab: "common" where a side's further tokens are one more token.
+        tokens: how many first tokens are compared, where all others are left out.
     """
 
     vocab: str = "strict"
+    tokens: int | None = None
 
     def __call__(
         self,
@@ -129,13 +137,18 @@ class Whole:
     ) -> Array:
         """See :class:`Comparer`."""
         others: dict[str, Any] = {"mask": mask, "reduction": reduction}
-        if label_weight:
+        if label_weight and labels is not None:
+            if self.tokens is not None:
+                labels = jnp.where(labels < self.tokens, labels, NO_LABEL)
             others |= {"labels": labels, "label_weight": label_weight}
         teacher: Any = reference
         if isinstance(reference, States):
-            teacher = reference.held().hidden
-            others |= {"teacher_head": reference.held().head, "vocab": self.vocab}
-        value: Array = loss.linear(student.hidden, student.head, teacher, **others)
+            held = reference.held()
+            teacher = held.hidden
+            vocab = "common" if self.vocab == "common" and self.tokens is None else "strict"
+            others |= {"teacher_head": first_tokens(held.head, self.tokens), "vocab": vocab}
+        head = first_tokens(student.head, self.tokens)
+        value: Array = loss.linear(student.hidden, head, teacher, **others)
         return value
 
 
@@ -147,11 +160,13 @@ class Objective:
         recipe: the method, its parameters and schedules.
         compare: how one loss is taken.
         label_weight: what cross-entropy with the labels adds; 0 for none.
+        measure: how KL and overlap are taken for the log; None for as the loss.
     """
 
     recipe: Recipe
     compare: Comparer
     label_weight: float = 0.0
+    measure: Comparer | None = None
 
     def loss(
         self,
@@ -201,8 +216,9 @@ class Objective:
         little.
         """
         chosen = sampled(positions.mask)
+        measure = self.compare if self.measure is None else self.measure
         kl, distance = (
-            self.compare(self._measure(loss, reference), student.held(), reference, chosen)
+            measure(self._measure(loss, reference), student.held(), reference, chosen)
             for loss in (KL_TO_TEACHER, TOTAL_VARIATION)
         )
         count = jnp.sum(chosen)

@@ -109,7 +109,8 @@ def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> 
             + (", then the same with plain cross-entropy" if script.baseline else ""),
             "device": f"{jax.device_count()} {jax.default_backend()}"
             + (f" ({axes})" if axes else "")
-            + f", {np.dtype(computing_dtype(config)).name}{anew}",
+            + anew,
+            "precision": _precision(trainer, config),
             **({"not divided": _not_divided(trainer.mesh, whole)} if whole else {}),
             "output": f"{arguments.output_dir}/",
             **({} if asked is None else {"scores": asked.describe()}),
@@ -118,8 +119,9 @@ def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> 
     )
 
 
-def memory_in_words(trainer: JaxTrainer) -> str:
-    """What XLA says that a training step takes on a device, without running it."""
+def memory_in_words(prepared: Prepared) -> str:
+    """What XLA says that a training step and an evaluation take on a device; neither is run."""
+    trainer = prepared.trainer
     found: Any = trainer.compiled_step().memory_analysis()
     if found is None:
         return "Memory: this backend does not say what a step takes."
@@ -128,11 +130,26 @@ def memory_in_words(trainer: JaxTrainer) -> str:
         "gradients and activations": found.temp_size_in_bytes,
     }
     total = sum(parts.values())
+    judging = prepared.judge.temporary_bytes(trainer.student, next(prepared.held_out(None)))
     listed = ", ".join(f"{size / 1e9:.2f} GB {name}" for name, size in parts.items())
     return (
         f"Memory of a training step on each device, as XLA has planned it: {total / 1e9:.2f} GB "
-        f"({listed}). Libraries and what an allocator keeps back come on top."
+        f"({listed}). An evaluation takes {judging / 1e9:.2f} GB beside weights, with "
+        f"{trainer.config.per_device_eval_batch_size} sequences at a time. Libraries and what an "
+        "allocator keeps back come on top."
     )
+
+
+def _precision(trainer: JaxTrainer, config: JaxConfig) -> str:
+    """In which types the student's weights are and are multiplied."""
+    trained, frozen = (
+        sorted({np.dtype(a.dtype).name for a in jax.tree.leaves(of) if a.ndim})
+        for of in (trainer.state.trained, trainer.state.frozen)
+    )
+    found = f"trained weights and optimiser states in {' and '.join(trained)}"
+    if frozen and frozen != trained:
+        found += f", frozen weights in {' and '.join(frozen)}"
+    return f"{found}, multiplied in {np.dtype(computing_dtype(config)).name}"
 
 
 def _not_divided(mesh: Mesh, whole: Mapping[str, tuple[int, float]]) -> str:

@@ -46,7 +46,7 @@ def answer(
             model,
             given,
             end_tokens=ends,
-            pad=padding(tokenizer, ends),
+            pad=padding(tokenizer, ends, model.config.vocabulary),
             max_new_tokens=how.max_new_tokens,
             key=jax.random.key(seed),
             temperature=how.temperature,

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from amidmath.integrations.jax_loop.decoder import Decoder
 from amidmath.integrations.shared.cached_rows import CachedRows
 from amidmath.integrations.shared.prepared import ROW
+from amidmath.integrations.shared.recipe import Recipe
+from amidmath.integrations.shared.supports import check_finite
+from amidmath.integrations.shared.vocabularies import compared_first
 
 Batch = Mapping[str, NDArray[Any]]
 
@@ -135,3 +138,24 @@ Teacher = ModelTeacher | BaseTeacher | CachedTeacher | NoTeacher
 def bare(batch: Batch) -> dict[str, NDArray[Any]]:
     """A batch without what no model and no loss takes: the rows' numbers."""
     return {name: array for name, array in batch.items() if name != ROW}
+
+
+def compared_with(
+    teacher: Teacher, ours: int, vocab: str, recipe: Recipe
+) -> tuple[int, int | None]:
+    """How many logits a teacher has for a student of ``ours``, and how many first ones count.
+
+    Returns:
+        The teacher's, and over how many first tokens the loss is where others are left out, None
+        where none are.
+
+    Raises:
+        InputError: the loss would be infinite whatever the student learns.
+    """
+    if isinstance(teacher, CachedTeacher):
+        return ours, teacher.rows.tokens
+    if not isinstance(teacher, ModelTeacher):
+        return ours, None
+    theirs = teacher.model.config.vocabulary
+    check_finite(recipe, vocab, ours, theirs)
+    return theirs, compared_first(vocab, ours, theirs)

@@ -25,7 +25,7 @@ from amidmath.integrations.jax_loop.optimizers import learning_rate, optimizer
 from amidmath.integrations.jax_loop.rollouts import Rollouts
 from amidmath.integrations.jax_loop.step import Fixed, Steps, TrainState
 from amidmath.integrations.jax_loop.task_scores import student_scores
-from amidmath.integrations.jax_loop.teachers import Teacher
+from amidmath.integrations.jax_loop.teachers import Teacher, compared_with
 from amidmath.integrations.jax_loop.trackers import Report
 from amidmath.integrations.shared.batches import Batches, counted
 from amidmath.integrations.shared.checkpoints import ExtraState, step_of
@@ -38,6 +38,7 @@ from amidmath.integrations.shared.progress import (
     resident_bytes,
 )
 from amidmath.integrations.shared.task_scores import TaskScores, with_prefix
+from amidmath.integrations.shared.vocabularies import measured_first
 
 
 class JaxTrainer:
@@ -81,7 +82,14 @@ class JaxTrainer:
         self.graph, trained, frozen = parts
         rule = optimizer(config, self.total, decays)
         self.state = TrainState(trained, frozen, placed_like(rule, trained, mesh))
-        of_recipe = Objective(self.recipe, comparer(mesh, config.vocab), config.label_weight)
+        ours = student.config.vocabulary
+        theirs, tokens = compared_with(teacher, ours, config.vocab, self.recipe)
+        of_recipe = Objective(
+            self.recipe,
+            comparer(mesh, config.vocab, tokens),
+            config.label_weight,
+            comparer(mesh, config.vocab, measured_first(ours, theirs, tokens)),
+        )
         measured = of_recipe if objective is None else objective
         self.steps = Steps(
             self.graph,

@@ -13,6 +13,11 @@ class Source(Protocol):
 
     @property
     def vocabulary(self) -> int:
+        """Over how many first tokens its probabilities are cached."""
+        ...
+
+    @property
+    def logits(self) -> int:
         """How many logits the teacher gives."""
         ...
 

@@ -24,6 +24,7 @@ from amidmath.integrations.shared.top_k_store import (
     TopKStore,
     check_fingerprints,
 )
+from amidmath.integrations.shared.vocabularies import BOTH_MODES, COMMON_ONLY
 
 NO_ROW = -1
 """The number of a row that only fills a batch: it has no lists."""
@@ -40,11 +41,13 @@ class CachedRows:
         held_out: that of the held-out rows; None if there is none.
         common: how many tokens student and teacher share. Listed tokens beyond are left out of
             the lists, so that their mass goes to the tail; None for all.
+        tokens: how many first tokens of the student are compared, where all others are left out.
     """
 
     store: TopKStore
     held_out: TopKStore | None = None
     common: int | None = None
+    tokens: int | None = None
 
     @classmethod
     def open(
@@ -119,24 +122,41 @@ class CachedRows:
 
         Args:
             logits: how many the student gives.
-            vocab: "strict" or "common".
+            vocab: "strict", "common" or "common_only".
 
         Raises:
-            InputError: strict, and not all tokens are the same.
+            InputError: strict, and not all tokens are the same; or the cached probabilities are
+                not over the tokens that this compares.
         """
-        teacher = self.store.header.vocabulary
-        same = teacher if self.store.header.common is None else self.store.header.common
+        header, folder = self.store.header, self.store.folder
+        teacher = header.vocabulary
+        same = teacher if header.common is None else header.common
+        if header.of_logits is not None and vocab != COMMON_ONLY:
+            raise InputError(
+                f"--vocab {vocab}: the cache {folder} is of the first {teacher} of the teacher's "
+                f"{header.of_logits} logits alone; give --vocab common_only, or make a cache "
+                f"with --vocab {vocab}"
+            )
+        if vocab == COMMON_ONLY:
+            if same < teacher or logits < teacher:
+                raise InputError(
+                    f"--vocab common_only: the cache {folder} is of {teacher} tokens, of which "
+                    f"the student has {min(same, logits)}, and what the others leave is not "
+                    "known; make a cache with --vocab common_only and this student, or give "
+                    "--vocab common"
+                )
+            return replace(self, tokens=None if logits == teacher else teacher)
         if vocab == "common":
             return replace(self, common=min(same, logits))
         if logits != teacher:
             raise InputError(
                 f"the student gives {logits} logits and the cached teacher {teacher}: one is "
-                "padded. --vocab common compares the tokens that both have, and the others as one"
+                f"padded. {BOTH_MODES}"
             )
         if same < teacher:
             raise InputError(
                 f"the cached teacher's tokens are the student's up to {same} of {teacher} only. "
-                "--vocab common compares those, and the others as one"
+                f"{BOTH_MODES}"
             )
         return self
 

@@ -7,19 +7,20 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from rich.console import Console
 from tqdm.auto import tqdm
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from amidmath.integrations.shared.cache_estimate import print_estimate, print_summary
 from amidmath.integrations.shared.cache_settings import Request
 from amidmath.integrations.shared.cache_source import Source, batches
 from amidmath.integrations.shared.command_line import STUDENT_FLAG
 from amidmath.integrations.shared.errors import InputError, while_preparing
+from amidmath.integrations.shared.memory import EVALUATION, within_memory
 from amidmath.integrations.shared.prepared import model_fingerprint
-from amidmath.integrations.shared.tokenizers import load_tokenizer, not_loaded, own_or_base
+from amidmath.integrations.shared.tokenizers import load_tokenizer, vocabulary_size
 from amidmath.integrations.shared.top_k_format import INDEX, Header, Lists, other_than, read_index
 from amidmath.integrations.shared.top_k_store import TopKStore, data_arguments
 from amidmath.integrations.shared.top_k_writer import TopKWriter, check_folder
-from amidmath.integrations.shared.vocabularies import compare_vocabularies
+from amidmath.integrations.shared.vocabularies import COMMON_ONLY, compare_vocabularies
 
 T = TypeVar("T")
 
@@ -80,7 +81,7 @@ def make_cache(
     folder, script, made = request.folder, request.script, request.output_dir
     is_new, is_main = not made.exists(), processes.index == 0
     try:
-        with while_preparing():
+        with while_preparing(), within_memory("asking the teacher", EVALUATION):
             check_folder(made)
             console.print("Reading the data and loading the teacher")
             source = load()
@@ -102,7 +103,8 @@ def make_cache(
 
             missing = processes.on_main(missing_shards)
         if not script.dry_run:
-            write(source, writer, missing, processes, bar=not request.config.disable_tqdm)
+            with within_memory("asking the teacher", EVALUATION):
+                write(source, writer, missing, processes, bar=not request.config.disable_tqdm)
     finally:
         if is_main and is_new and made.is_dir() and not any(made.iterdir()):
             made.rmdir()  # a trainer makes it early
@@ -133,6 +135,7 @@ def header_of(request: Request[Any, Any], source: Source) -> Header:
             "precision": source.precision,
         },
         common=source.common,
+        of_logits=None if source.logits == source.vocabulary else source.logits,
         arguments=data_arguments(script, config),
     )
     if script.held_out and (request.output_dir / INDEX).is_file():
@@ -182,8 +185,8 @@ def write(
 
 def tokenizer_for(
     request: Request[Any, Any], theirs: PreTrainedTokenizerBase, size: int, console: Console
-) -> tuple[PreTrainedTokenizerBase, int]:
-    """The student's tokenizer, or the teacher's without one, and for how many tokens both agree.
+) -> tuple[PreTrainedTokenizerBase, int, dict[str, int]]:
+    """The tokenizer of the rows, and which tokens it may write.
 
     Args:
         request: names the student, or none.
@@ -191,25 +194,28 @@ def tokenizer_for(
         size: how many logits the teacher gives.
         console: is told what was found.
 
+    Returns:
+        The student's tokenizer, or the teacher's without one; for how many tokens both agree; and
+        how many tokens each model reads, by its role.
+
     Raises:
-        InputError: the student's is not there, or another one.
+        InputError: the student's is not there, or another one; or there is no student, which
+            --vocab common_only needs.
     """
     if request.student is None:
-        return theirs, size
+        if request.config.vocab == COMMON_ONLY:
+            raise InputError(
+                f"--vocab common_only: which tokens are common depends on the student; give "
+                f"{STUDENT_FLAG}, or leave --vocab out"
+            )
+        return theirs, size, {"teacher": size}
     revision = request.student_revision
     ours = load_tokenizer(STUDENT_FLAG, request.student, revision=revision)
-    name, at = own_or_base(request.student, revision)
-    try:
-        config = AutoConfig.from_pretrained(name, revision=at, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(not_loaded(STUDENT_FLAG, "model", name, error)) from error
+    logits = vocabulary_size(STUDENT_FLAG, request.student, revision)
     found = compare_vocabularies(
-        ours.get_vocab(),
-        theirs.get_vocab(),
-        int(config.get_text_config().vocab_size),
-        size,
-        request.config.vocab,
-        cached=True,
+        ours.get_vocab(), theirs.get_vocab(), logits, size, request.config.vocab, cached=True
     )
     console.print(f"Vocabularies: {found.describe()}", highlight=False)
-    return ours, found.common
+    # From the first token on that is another one for the teacher, it would read something else.
+    known = found.common if found.common < min(logits, size) else size
+    return ours, found.common, {"student": logits, "teacher": known}

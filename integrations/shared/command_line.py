@@ -15,6 +15,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from amidmath.integrations.shared.errors import InputError, TrainingError, first_paragraph
+from amidmath.integrations.shared.memory import is_out_of_memory
 
 STUDENT_FLAG, TEACHER_FLAG = "--model_name_or_path", "--teacher_model_name_or_path"
 
@@ -116,6 +117,11 @@ def exit_status(work: Callable[[], object], when_interrupted: str) -> int:
         return 2
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: out of memory: {first_paragraph(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted; {when_interrupted}", file=sys.stderr)

@@ -7,7 +7,8 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
 from amidmath._checks import shortened
-from amidmath.integrations.shared.errors import InputError, first_paragraph
+from amidmath.integrations.shared.conversations import conversation, is_conversation
+from amidmath.integrations.shared.errors import InputError, UnfitRow, first_paragraph
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text", ".csv": "csv"}
 
@@ -79,7 +80,8 @@ def unpaired(rows: Dataset) -> Dataset:
     """Two rows of each pair, one after the other: the teacher's completion, then the student's."""
 
     def both(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        pairs = list(zip(*(batch[name] for name in PAIR), strict=True))
+        columns = ([_in_one_form(value, name) for value in batch[name]] for name in PAIR)
+        pairs = list(zip(*columns, strict=True))
         return {
             "prompt": [prompt for prompt, _, _ in pairs for _ in range(2)],
             "completion": [answer for _, *answers in pairs for answer in answers],
@@ -87,6 +89,11 @@ def unpaired(rows: Dataset) -> Dataset:
         }
 
     return rows.map(both, batched=True, remove_columns=rows.column_names)
+
+
+def _in_one_form(value: Any, column: str) -> Any:
+    """A text as it is, or messages whose contents are texts, which fit one table."""
+    return conversation(value, column) if is_conversation(value) else value
 
 
 def read(flag: str, name: str, config_name: str | None) -> DatasetDict:
@@ -139,12 +146,32 @@ def check_rows(flag: str, rows: Dataset, text_field: str) -> None:
     if len(rows) == 0:
         raise InputError(f"{flag}: the dataset has no rows")
     for name in needed or ():
+        first = ""
         for number, value in enumerate(rows[name]):
-            if not _is_text(value) and not _is_conversation(value):
+            kind = _kind(value)
+            if not kind:
                 raise InputError(
                     f"{flag}: row {number} has no text in column {name!r}, but {shortened(value)}; "
                     "expected a string, or a list of messages with 'role' and 'content'"
                 )
+            first = first or kind
+            if kind != first:
+                raise InputError(
+                    f"{flag}: row {number} has {kind} in column {name!r}, and row 0 {first}: all "
+                    "rows must have one or the other"
+                )
+            if is_conversation(value):
+                try:
+                    conversation(value, name)
+                except UnfitRow as error:
+                    raise InputError(f"{flag}: row {number} {error}") from error
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in words; "" for what nothing is learned from."""
+    if isinstance(value, str):
+        return "a text"
+    return "messages" if is_conversation(value) else ""
 
 
 def _split(splits: DatasetDict, name: str, flag: str) -> Dataset:
@@ -176,14 +203,3 @@ def _read(flag: str, name: str, path: Path, config_name: str | None) -> DatasetD
 def _paragraphs(splits: DatasetDict) -> DatasetDict:
     """One row a paragraph of a text file; blank lines only separate."""
     return splits.filter(lambda row: row["text"].strip() != "")
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_conversation(value: Any) -> bool:
-    if not isinstance(value, list) or not value:
-        return False
-    keys = ({"role", "content"}, {"from", "value"})
-    return all(isinstance(turn, dict) and any(k <= turn.keys() for k in keys) for turn in value)

@@ -12,6 +12,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says what happened, what is kept, and what may help."""
 
 
+class UnfitRow(Exception):  # noqa: N818
+    """A row that cannot be used, and why; what knows its number and its place adds them."""
+
+
 def first_paragraph(error: BaseException) -> str:
     """The first lines of a library's message, on one line, without what follows a blank one."""
     text = str(error).strip().split("\n\n")[0]
@@ -29,5 +33,7 @@ def while_preparing() -> Iterator[None]:
         yield
     except InputError:
         raise
+    except TrainingError as error:  # nothing has begun that could be kept
+        raise InputError(str(error)) from error
     except (ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError) as error:
         raise InputError(f"{type(error).__name__}: {first_paragraph(error)}") from error

@@ -17,6 +17,7 @@ from amidmath.integrations.shared.command_line import (
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.prompts import PROMPT_STYLE_HELP, PROMPT_STYLES
 from amidmath.integrations.shared.tasks import TASKS, Languages, Task
+from amidmath.integrations.shared.vocabularies import MODES, VOCAB_HELP
 
 
 def _help(text: str, default: Any = None, **more: Any) -> Any:
@@ -40,12 +41,7 @@ class ModelArguments:
         "on a CPU, auto on a GPU.",
         choices=["auto", "float32", "bfloat16", "float16"],
     )
-    vocab: str = _help(
-        "strict: student and teacher have logits over the same tokens; common: over the first "
-        "tokens that both have, all others being one more token.",
-        "strict",
-        choices=["strict", "common"],
-    )
+    vocab: str = _help(VOCAB_HELP, "strict", choices=list(MODES))
 
 
 @dataclass

@@ -23,11 +23,13 @@ from amidmath.integrations.shared.eval_report import (
     print_table,
     write,
 )
+from amidmath.integrations.shared.memory import TASK, within_memory
 from amidmath.integrations.shared.prompts import HeldOut, encode_prompts, held_out
 from amidmath.integrations.shared.quality import Quality
 from amidmath.integrations.shared.tasks import Task, read_rows
+from amidmath.integrations.shared.token_range import check_prompts
 from amidmath.integrations.shared.tokenizers import check_lengths, load_tokenizer
-from amidmath.integrations.shared.vocabularies import compare_vocabularies
+from amidmath.integrations.shared.vocabularies import compare_vocabularies, compared_in_words
 
 bar = partial(tqdm, leave=False, dynamic_ncols=True)
 """A progress bar that goes when it is done."""
@@ -64,7 +66,7 @@ class Models(Protocol):
     @property
     def device(self) -> str: ...  # noqa: D102
 
-    def judge(self, texts: HeldOut, batch_size: int) -> Mapping[str, Quality]:
+    def judge(self, texts: HeldOut, batch_size: int, vocab: str) -> Mapping[str, Quality]:
         """Figures of each model on held-out text.
 
         Without a teacher, the student's perplexity is all that counts.
@@ -72,6 +74,7 @@ class Models(Protocol):
         Args:
             texts: the text.
             batch_size: rows at a time.
+            vocab: how vocabularies that differ are compared.
         """
         ...
 
@@ -124,12 +127,15 @@ def run(arguments: Arguments, console: Console, load: Load, libraries: Sequence[
             split=data.dataset_split,
             config_name=data.dataset_config,
         )
-        tokenizer, models = _loaded(arguments, load)
+        tokenizer, models = _loaded(arguments, load, console)
         prompts = encode_prompts(
             tokenizer, rows.rows, style=data.prompt_style, max_length=data.max_prompt_length
         )
         longest = _max_length(data.max_length, models.contexts)
         texts = held_out(tokenizer, rows.rows, prompts, max_length=longest)
+        for ids in (prompts.ids, texts.input_ids):
+            numbers = [row.number for row in rows.rows]
+            check_prompts(ids, numbers, models.vocabularies, tokenizer)
         for role in _who_answers(arguments):
             check_lengths(
                 models.contexts[role],
@@ -138,13 +144,17 @@ def run(arguments: Arguments, console: Console, load: Load, libraries: Sequence[
                 [row.number for row in rows.rows],
             )
     print_header(console, arguments, rows, prompts, texts, models.device)
-    judged = models.judge(texts, arguments.generation.batch_size)
+    with within_memory("evaluating", TASK):
+        judged = models.judge(texts, arguments.generation.batch_size, arguments.models.vocab)
     figures = {role: judged[role] for role in (STUDENT, TEACHER) if role in judged}
     answers: dict[str, TaskResult] = {}
     for role in _who_answers(arguments):
         how = arguments.decoding()
         total = len(rows.rows) * len(how.seeds)
-        with bar(desc=f"answers of the {role}", total=total, unit="row") as shown:
+        with (
+            within_memory("generating", TASK),
+            bar(desc=f"answers of the {role}", total=total, unit="row") as shown,
+        ):
             found = models.answer(role, prompts.ids, arguments.task, how, shown.update)
         of_teacher = answers[TEACHER].answers if TEACHER in answers else None
         answers[role] = TaskResult.of(found, rows.rows, arguments.task, of_teacher)
@@ -155,7 +165,9 @@ def run(arguments: Arguments, console: Console, load: Load, libraries: Sequence[
     return arguments.folder
 
 
-def _loaded(arguments: Arguments, load: Load) -> tuple[PreTrainedTokenizerBase, Models]:
+def _loaded(
+    arguments: Arguments, load: Load, console: Console
+) -> tuple[PreTrainedTokenizerBase, Models]:
     """The student's tokenizer and the models, found to fit together."""
     given = arguments.models
     named = {STUDENT: Named(STUDENT_FLAG, str(given.model_name_or_path), given.model_revision)}
@@ -171,6 +183,9 @@ def _loaded(arguments: Arguments, load: Load) -> tuple[PreTrainedTokenizerBase, 
         ours, theirs = (tokenizers[role].get_vocab() for role in (STUDENT, TEACHER))
         sizes = (models.vocabularies[STUDENT], models.vocabularies[TEACHER])
         compare_vocabularies(ours, theirs, *sizes, given.vocab)
+        compared = compared_in_words(*sizes, given.vocab)
+        if compared:
+            console.print(f"KL and agreement are{compared[1:]}", highlight=False)
     return tokenizers[STUDENT], models
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from amidmath.integrations.shared.errors import InputError, first_paragraph
+from amidmath.integrations.shared.chat_template import ChatTemplate
+from amidmath.integrations.shared.errors import InputError, UnfitRow
 from amidmath.integrations.shared.objective import NO_LABEL
 from amidmath.integrations.shared.tasks import Row, as_messages, as_text
 
@@ -52,7 +53,8 @@ def encode_prompts(
     """
     if style not in PROMPT_STYLES:
         raise ValueError(f"style must be one of {', '.join(PROMPT_STYLES)}, got {style!r}")
-    ids = [_prompt_ids(tokenizer, row, style, flag) for row in rows]
+    template = ChatTemplate(tokenizer)
+    ids = [_prompt_ids(tokenizer, template, row, style, flag) for row in rows]
     cut = sum(max_length is not None and len(prompt) > max_length for prompt in ids)
     return Prompts([prompt[:max_length] for prompt in ids], cut)
 
@@ -119,22 +121,22 @@ def held_out(
     return HeldOut(input_ids, labels, cut)
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, row: Row, style: str, flag: str) -> list[int]:
+def _prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, row: Row, style: str, flag: str
+) -> list[int]:
     if style == "plain" or (style == "published" and isinstance(row.prompt, str)):
         return _text_ids(tokenizer, as_text(row.prompt))
-    if not tokenizer.chat_template:
+    if not template:
         raise InputError(
             f"the prompts are chats, but the tokenizer has no chat template: give {flag} plain"
         )
     try:
-        text = tokenizer.apply_chat_template(
-            as_messages(row.prompt), tokenize=False, add_generation_prompt=True
-        )
-    except Exception as error:
-        raise InputError(
-            f"row {row.number}: the chat template refuses its prompt: {first_paragraph(error)}"
-        ) from error
-    return list(tokenizer(str(text), add_special_tokens=False).input_ids)
+        messages = template.messages(as_messages(row.prompt))
+        text = template.write(messages, {}, answer_follows=True)
+        template.check_whole(messages, {}, text, answer_follows=True)
+    except UnfitRow as error:
+        raise InputError(f"row {row.number} {error}") from error
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def _text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -4,22 +4,22 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features
+from datasets import Dataset
 from numpy.typing import NDArray
 
 from amidmath.integrations.shared.arrow_lists import BATCH, lists_of
 from amidmath.integrations.shared.data import SOURCE, is_paired, unpaired
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.given_rows import given_rows
 from amidmath.integrations.shared.objective import NO_LABEL
 from amidmath.integrations.shared.packing import cut, packed_apart, packed_on
 from amidmath.integrations.shared.row_settings import STRATEGIES, RowSettings
+from amidmath.integrations.shared.token_range import check_tokens
 from amidmath.integrations.shared.tokenised_rows import (
     ANSWERED,
-    FOR_TEMPLATES,
-    IDS,
-    masked,
     tokenised,
 )
+from amidmath.integrations.shared.written_chats import FOR_TEMPLATES
 
 
 def prepare_rows(
@@ -30,6 +30,7 @@ def prepare_rows(
     name: str = "train",
     pairs: bool = False,
     say: Callable[[str], object] = print,
+    sizes: Mapping[str, int] | None = None,
 ) -> Dataset:
     """Tokenised rows.
 
@@ -40,6 +41,7 @@ def prepare_rows(
         name: what the rows are called in messages.
         pairs: whether the method trains on pairs of answers.
         say: takes what should be known of the rows, a line each.
+        sizes: how many tokens each model reads, by its role.
 
     Returns:
         ``input_ids`` and ``labels`` (-100 where a token is not learned); ``seq_lengths``, the
@@ -50,31 +52,17 @@ def prepare_rows(
         InputError: rows or settings that do not fit, or a row without a token to learn.
     """
     _check(settings)
-    rows = in_one_format(
+    limit, wrapped = settings.max_length, settings.packing_strategy == "wrapped"
+    made = whole_rows(
         rows,
-        settings.dataset_text_field,
+        tokenizer,
+        settings,
+        None if settings.packing and wrapped else limit,
+        name=name,
         pairs=pairs,
         joined=settings.packing,
-        num_proc=settings.dataset_num_proc,
-    )
-    columns = set(rows.column_names)
-    if settings.completion_only_loss is None:
-        completions = columns >= ANSWERED
-        if "completion_mask" in columns and not completions:
-            say(f"The {name} rows' completion_mask is not used: --completion_only_loss true does.")
-    else:
-        completions = settings.completion_only_loss
-    if "input_ids" in columns:
-        made = _given(rows, settings, completions, name)
-    else:
-        made = tokenised(rows, tokenizer, settings, completions, name, say)
-    limit = settings.max_length
-    made = learnable(
-        made,
-        None if settings.packing and settings.packing_strategy == "wrapped" else limit,
-        name,
-        drop=settings.drop_unlearnable_rows,
         say=say,
+        sizes=sizes,
     )
     if limit is None:
         return made
@@ -85,9 +73,57 @@ def prepare_rows(
     return _map(made, cut, settings, f"Truncating {name} dataset", size=limit)
 
 
-def in_one_format(
-    rows: Dataset, text_field: str, *, pairs: bool, joined: bool, num_proc: int | None = None
+def whole_rows(
+    rows: Dataset,
+    tokenizer: Any,
+    settings: RowSettings,
+    limit: int | None,
+    *,
+    name: str,
+    pairs: bool,
+    joined: bool,
+    say: Callable[[str], object],
+    sizes: Mapping[str, int] | None = None,
+    template: str | None = None,
 ) -> Dataset:
+    """Tokenised rows before they are cut or packed, each with a token to learn.
+
+    Args:
+        rows: as for :func:`prepare_rows`, and so are ``tokenizer``, ``settings``, ``name``,
+            ``pairs``, ``say`` and ``sizes``.
+        tokenizer: likewise.
+        settings: likewise.
+        limit: of a row only so many first tokens will be kept; None for all.
+        name: likewise.
+        pairs: likewise.
+        joined: whether rows are packed, or laid end to end.
+        say: likewise.
+        sizes: likewise.
+        template: the chat template, in place of the tokenizer's.
+
+    Returns:
+        ``input_ids`` and ``labels``; ``source`` where the rows were pairs.
+
+    Raises:
+        InputError: as for :func:`prepare_rows`.
+    """
+    rows = in_one_format(rows, settings.dataset_text_field, pairs=pairs, joined=joined)
+    columns = set(rows.column_names)
+    if settings.completion_only_loss is None:
+        completions = columns >= ANSWERED
+        if "completion_mask" in columns and not completions:
+            say(f"The {name} rows' completion_mask is not used: --completion_only_loss true does.")
+    else:
+        completions = settings.completion_only_loss
+    if "input_ids" in columns:
+        made = given_rows(rows, settings, completions, name)
+    else:
+        made = tokenised(rows, tokenizer, settings, completions, name, say, template)
+    check_tokens(made, sizes or {}, name, tokenizer)
+    return learnable(made, limit, name, drop=settings.drop_unlearnable_rows, say=say)
+
+
+def in_one_format(rows: Dataset, text_field: str, *, pairs: bool, joined: bool) -> Dataset:
     """The columns that are trained on, where rows are not tokenised already.
 
     Further columns do not count: not a text beside prompts and completions, nor a prompt alone
@@ -98,11 +134,10 @@ def in_one_format(
         text_field: the column of rows that are text only.
         pairs: whether the method trains on pairs of answers, of which each makes two rows.
         joined: whether rows are packed, or laid end to end.
-        num_proc: how many processes convert conversations.
 
     Returns:
         "prompt" and "completion", or "messages", or the text; "tools" and "chat_template_kwargs"
-        beside messages. Messages have "role" and "content", not "from" and "value".
+        beside messages. Messages are as they were given.
 
     Raises:
         InputError: no such format; or pairs, which are not wanted, or rows would be joined.
@@ -132,12 +167,6 @@ def in_one_format(
     chats = _are_chats(rows, wanted)
     carried = [c for c in (SOURCE, *(FOR_TEMPLATES if chats else ())) if c in columns]
     rows = rows.select_columns(wanted + carried)
-    if not chats:
-        return rows
-    if any("from" in rows[0][name][0] for name in wanted):
-        rows = rows.map(
-            _with_roles, fn_kwargs={"columns": wanted}, num_proc=num_proc, desc="Naming roles"
-        )
     return rows.rename_column("conversations", "messages") if "conversations" in wanted else rows
 
 
@@ -152,7 +181,7 @@ def learnable(
     """The rows with a token to learn.
 
     Args:
-        rows: with ``labels``.
+        rows: with ``labels``; with ``refused`` if for some it is known why they have none.
         limit: only so many first tokens of a row are kept; None for all.
         name: what the rows are called in messages.
         drop: whether other rows are left out.
@@ -163,10 +192,14 @@ def learnable(
     """
     firsts = first_targets(rows)
     kept = firsts < (np.inf if limit is None else limit)
+    reasons = rows["refused"] if "refused" in rows.column_names else None
+    rows = rows if reasons is None else rows.remove_columns("refused")
     if kept.all():
         return rows
     lost = int(np.argmin(kept))
-    if np.isinf(firsts[lost]):
+    if reasons is not None and reasons[lost]:
+        reason, advice = f"it {reasons[lost]}", "mend or remove such rows"
+    elif np.isinf(firsts[lost]):
         reason = "it has no token to learn (no answer, or all of it masked)"
         advice = "complete or remove such rows"
     else:
@@ -241,52 +274,3 @@ def _are_chats(rows: Dataset, columns: Sequence[str]) -> bool:
             f"the column {text!r} is text and {chat!r} has messages: both must be one or the other"
         )
     return kinds[columns[0]]
-
-
-def _with_roles(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
-    """Messages of "from" and "value" as such of "role" and "content"."""
-    names = {"from": "role", "value": "content"}
-    return {
-        column: [{names.get(key, key): part for key, part in turn.items()} for turn in row[column]]
-        for column in columns
-    }
-
-
-def _given(rows: Dataset, settings: RowSettings, completions: bool, name: str) -> Dataset:
-    """Rows that are tokenised already, with labels or masks if they have them."""
-    columns = rows.column_names
-    masks = ["completion_mask"] if completions else []
-    masks = ["labels"] if "labels" in columns else [*masks, "assistant_masks"]
-    used = ["input_ids", *(mask for mask in masks if mask in columns)]
-    kept = [c for c in (SOURCE,) if c in columns]
-    chosen = rows.select_columns([*used, *kept])
-    made: Dataset = chosen.map(
-        _take_labels,
-        batched=True,
-        batch_size=BATCH,
-        with_indices=True,
-        remove_columns=chosen.column_names,
-        features=Features({"input_ids": IDS, "labels": IDS, **{c: rows.features[c] for c in kept}}),
-        num_proc=settings.dataset_num_proc,
-        fn_kwargs={"used": used, "name": name},
-        desc=f"Building labels for {name} dataset",
-    )
-    return made
-
-
-def _take_labels(
-    batch: Mapping[str, list[Any]], numbers: Sequence[int], used: Sequence[str], name: str
-) -> dict[str, list[Any]]:
-    ids = batch["input_ids"]
-    for column in used[1:]:
-        for number, row, values in zip(numbers, ids, batch[column], strict=True):
-            if len(values) != len(row):
-                raise InputError(
-                    f"{name} row {number}: {column} has {len(values)} entries and input_ids "
-                    f"{len(row)}; expected one for each token"
-                )
-    labels = ids
-    for column in used[1:]:
-        labels = batch[column] if column == "labels" else list(map(masked, labels, batch[column]))
-    made = {"input_ids": ids, "labels": labels}
-    return made | ({SOURCE: batch[SOURCE]} if SOURCE in batch else {})

@@ -12,6 +12,7 @@ from amidmath.integrations.shared.policies import POLICIES, REPLAY_RATIOS, Polic
 from amidmath.integrations.shared.recipe import Recipe
 from amidmath.integrations.shared.replay_buffer import ReplayBuffer
 from amidmath.integrations.shared.schedules import Schedules
+from amidmath.integrations.shared.vocabularies import MODES, VOCAB_HELP
 
 DIVERGENCES = tuple(sorted(am.divergences.REGISTRY))
 METHODS = tuple(sorted(am.methods.METHODS))
@@ -241,11 +242,7 @@ class TeacherSettings:
     )
     vocab: str = field(
         default="strict",
-        metadata={
-            "help": "strict: student and teacher have logits over the same tokens; common: over "
-            "the first tokens that both have, all others being one more token.",
-            "choices": ["strict", "common"],
-        },
+        metadata={"help": VOCAB_HELP, "choices": list(MODES)},
     )
     label_weight: float = field(
         default=0.0,

@@ -11,6 +11,7 @@ from amidmath.integrations.shared.metrics import NAMES
 from amidmath.integrations.shared.prompts import encode_prompts
 from amidmath.integrations.shared.task_settings import TaskScoreSettings
 from amidmath.integrations.shared.tasks import Row, Task, TaskRows, read_rows
+from amidmath.integrations.shared.token_range import check_prompts
 
 UNFINISHED = "unfinished"
 """The share of answers, in percent, that reached max_new_tokens without an end."""
@@ -40,7 +41,11 @@ class TaskScores:
 
     @classmethod
     def read(
-        cls, settings: TaskScoreSettings, tokenizer: PreTrainedTokenizerBase, context: int | None
+        cls,
+        settings: TaskScoreSettings,
+        tokenizer: PreTrainedTokenizerBase,
+        context: int | None,
+        size: int,
     ) -> "TaskScores | None":
         """What the settings name, read and found to fit the student; None if they name nothing.
 
@@ -48,6 +53,7 @@ class TaskScores:
             settings: the task and its rows.
             tokenizer: the student's.
             context: how many tokens the student can read; None for any number.
+            size: how many tokens it has embeddings for.
 
         Raises:
             InputError: rows that cannot be read, or a prompt that leaves no room for an answer.
@@ -68,6 +74,11 @@ class TaskScores:
             style=settings.eval_task_prompt_style,
             flag="--eval_task_prompt_style",
         ).ids
+        numbers = [row.number for row in found.rows]
+        try:
+            check_prompts(prompts, numbers, {"student": size}, tokenizer)
+        except InputError as error:
+            raise InputError(f"--eval_task_dataset: {error}") from error
         longest = settings.eval_task_max_new_tokens or task.max_new_tokens
         _check_room(found, prompts, longest, context)
         about = f"{task.name}, {len(found.rows):,} of {found.total:,} rows"

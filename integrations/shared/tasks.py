@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from amidmath._checks import shortened
-from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.conversations import (
+    Message,
+    conversation,
+    is_conversation,
+    usual_role,
+)
+from amidmath.integrations.shared.errors import InputError, UnfitRow
 from amidmath.integrations.shared.metrics import marked_number
 
 Record = Mapping[str, Any]
-Message = dict[str, str]
 Prompt = str | list[Message]
 
 INSTRUCTION_ONLY = (
@@ -70,7 +75,7 @@ class Task:
         name: as ``--task`` gives it.
         about: what it is, in one line.
         expects: the columns of a row, in words.
-        convert: a record and the languages to a row; raises ``_Unfit`` on what it cannot read.
+        convert: a record and the languages to a row; raises ``UnfitRow`` on what it cannot read.
         metrics: names in ``metrics.METRICS``; none where nothing is generated.
         max_new_tokens: length of an answer, as published.
         stop: an answer ends before the first of these, as published.
@@ -116,10 +121,6 @@ class TaskRows:
         return f"{len(self.rows):,} of {self.total:,} rows{tail}"
 
 
-class _Unfit(Exception):  # noqa: N818
-    """A record that has not what its task needs; read_rows adds the file and the row."""
-
-
 def read_rows(
     name: str,
     task: Task,
@@ -154,7 +155,7 @@ def read_rows(
         try:
             row = task.convert(record, languages or Languages())
             _check(row)
-        except _Unfit as error:
+        except UnfitRow as error:
             raise InputError(
                 f"{flag}: {name}: row {number} {error}; task {task.name} expects {task.expects}"
             ) from None
@@ -175,7 +176,7 @@ def as_text(prompt: Prompt) -> str:
     """A prompt without roles: the contents of its messages, a blank line between them."""
     if isinstance(prompt, str):
         return prompt
-    return "\n\n".join(message["content"] for message in prompt)
+    return "\n\n".join(message["content"] or "" for message in prompt)
 
 
 def as_messages(prompt: Prompt) -> list[Message]:
@@ -192,11 +193,11 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
 def _check(row: Row) -> None:
     empty = [i for i, reference in enumerate(row.references) if not reference.strip()]
     if not row.references:
-        raise _Unfit("has an empty list of references")
+        raise UnfitRow("has an empty list of references")
     if empty:
-        raise _Unfit(f"has an empty reference (number {empty[0]})")
+        raise UnfitRow(f"has an empty reference (number {empty[0]})")
     if not isinstance(row.prompt, str) and not row.prompt:
-        raise _Unfit("has a prompt without messages")
+        raise UnfitRow("has a prompt without messages")
 
 
 def _words(text: str) -> int:
@@ -208,9 +209,9 @@ def _words(text: str) -> int:
 
 def _text(record: Record, name: str) -> str:
     if name not in record:
-        raise _Unfit(f"has no {name!r}, only {sorted(map(str, record))}")
+        raise UnfitRow(f"has no {name!r}, only {sorted(map(str, record))}")
     if not isinstance(record[name], str):
-        raise _Unfit(f"has {name!r} = {shortened(record[name])}, which is no text")
+        raise UnfitRow(f"has {name!r} = {shortened(record[name])}, which is no text")
     return str(record[name])
 
 
@@ -219,7 +220,7 @@ def _texts(record: Record, name: str) -> tuple[str, ...]:
     value = record.get(name)
     if isinstance(value, list):
         if not all(isinstance(text, str) for text in value):
-            raise _Unfit(f"has {name!r} = {shortened(value)}, which is no list of texts")
+            raise UnfitRow(f"has {name!r} = {shortened(value)}, which is no list of texts")
         return tuple(value)
     return (_text(record, name),)
 
@@ -247,7 +248,7 @@ def _gsm8k(record: Record, languages: Languages) -> Row:
         prompt = f"Q: {_text(record, 'question')} \n\nA:"
         row = Row(_user(prompt), (_text(record, "answer"),))
     if marked_number(row.references[0]) is None:
-        raise _Unfit(f"has an answer without '#### NUMBER': {shortened(row.references[0])}")
+        raise UnfitRow(f"has an answer without '#### NUMBER': {shortened(row.references[0])}")
     return row
 
 
@@ -256,7 +257,7 @@ def _translation(record: Record, languages: Languages) -> Row:
         return _instruction_response(record)
     pair = record.get("translation", record)
     if not isinstance(pair, Mapping):
-        raise _Unfit(f"has 'translation' = {shortened(pair)}, which maps no languages to texts")
+        raise UnfitRow(f"has 'translation' = {shortened(pair)}, which maps no languages to texts")
     source, target = (
         _text(pair, _column(pair, column or name))
         for column, name in (
@@ -275,7 +276,7 @@ def _column(pair: Record, name: str) -> str:
     """The column itself, or as FLORES names it."""
     found = next((key for key in (name, f"sentence_{name}") if key in pair), None)
     if found is None:
-        raise _Unfit(
+        raise UnfitRow(
             f"has no text under {name!r}, only under {sorted(map(str, pair))}: name its columns "
             "with --source_column and --target_column"
         )
@@ -297,33 +298,26 @@ def _instruction_response(record: Record) -> Row:
 
 def _completion(record: Record, languages: Languages) -> Row:
     """TRL's: "prompt" and "completion", or "messages" of which the last is the answer."""
-    if "messages" in record:
-        messages = _messages(record, "messages")
-        if messages[-1]["role"] != "assistant":
-            raise _Unfit(f"has 'messages' that end with {messages[-1]['role']!r}, no answer")
-        return Row(messages[:-1], (messages[-1]["content"],))
-    if isinstance(record.get("prompt"), list):
-        completion = _messages(record, "completion")
+    name = next((c for c in ("messages", "conversations") if is_conversation(record.get(c))), None)
+    if name is not None:
+        *prompt, last = conversation(record[name], name)
+        return Row(prompt, (_answer(name, last),))
+    if is_conversation(record.get("prompt")):
+        completion = conversation(record.get("completion"), "completion")
         if len(completion) != 1:
-            raise _Unfit(f"has a completion of {len(completion)} messages, not of one")
-        return Row(_messages(record, "prompt"), (completion[0]["content"],))
+            raise UnfitRow(f"has a completion of {len(completion)} messages, not of one")
+        return Row(
+            conversation(record["prompt"], "prompt"), (_answer("completion", completion[0]),)
+        )
     return Row(_text(record, "prompt"), _texts(record, "completion"))
 
 
-def _messages(record: Record, name: str) -> list[Message]:
-    value = record.get(name)
-    if not isinstance(value, list) or not value or not all(map(_is_message, value)):
-        raise _Unfit(
-            f"has {name!r} = {shortened(value)}, which is no list of messages with 'role' and "
-            "'content'"
-        )
-    return [{"role": turn["role"], "content": turn["content"]} for turn in value]
-
-
-def _is_message(turn: Any) -> bool:
-    return isinstance(turn, Mapping) and all(
-        isinstance(turn.get(key), str) for key in ("role", "content")
-    )
+def _answer(name: str, message: Message) -> str:
+    if usual_role(message["role"]) != "assistant":
+        raise UnfitRow(f"has {name!r} that end with {message['role']!r}, no answer")
+    if message["content"] is None:
+        raise UnfitRow(f"has {name!r} that end with the call of a tool, no text")
+    return str(message["content"])
 
 
 def _plain_text(record: Record, languages: Languages) -> Row:
@@ -408,7 +402,7 @@ def _records(flag: str, name: str, split: str, config_name: str | None) -> Itera
         return _from_datasets(flag, name, split, config_name)
     try:
         return reader(path)
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError, _Unfit) as error:
+    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError, UnfitRow) as error:
         raise InputError(f"{flag}: {name} cannot be read: {error}") from error
 
 
@@ -430,9 +424,9 @@ def _json_lines(path: Path) -> list[Record]:
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError as error:
-                raise _Unfit(f"line {number} is no JSON: {error}") from error
+                raise UnfitRow(f"line {number} is no JSON: {error}") from error
             if not isinstance(records[-1], dict):
-                raise _Unfit(f"line {number} is no JSON object but {shortened(records[-1])}")
+                raise UnfitRow(f"line {number} is no JSON object but {shortened(records[-1])}")
     return records
 
 
@@ -447,7 +441,7 @@ def _json(path: Path) -> list[Record]:
     records: list[Any] = content if isinstance(content, list) else [content]
     for number, record in enumerate(records):
         if not isinstance(record, dict):
-            raise _Unfit(f"row {number} is no JSON object but {shortened(record)}")
+            raise UnfitRow(f"row {number} is no JSON object but {shortened(record)}")
     return records
 
 
@@ -457,7 +451,7 @@ def _table(delimiter: str) -> Callable[[Path], list[Record]]:
             rows = list(csv.DictReader(file, delimiter=delimiter, strict=True))
         for number, row in enumerate(rows):
             if None in row or None in row.values():
-                raise _Unfit(f"row {number} has not as many cells as the header")
+                raise UnfitRow(f"row {number} has not as many cells as the header")
         return list(rows)
 
     return read

@@ -1,7 +1,5 @@
 """Texts and conversations as rows of token ids and labels, as TRL's SFTTrainer makes them."""
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from operator import add
 from typing import Any
@@ -11,19 +9,23 @@ from datasets import Dataset, Features, Value
 from datasets import List as ListOf
 
 from amidmath.integrations.shared.arrow_lists import BATCH
+from amidmath.integrations.shared.chat_template import ChatTemplate
+from amidmath.integrations.shared.conversations import conversation, is_conversation
 from amidmath.integrations.shared.data import SOURCE
-from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.errors import InputError, UnfitRow
 from amidmath.integrations.shared.objective import NO_LABEL
 from amidmath.integrations.shared.row_settings import RowSettings
+from amidmath.integrations.shared.written_chats import (
+    FOR_TEMPLATES,
+    WrittenChat,
+    options_of,
+    written,
+)
 
 ANSWERED = frozenset({"prompt", "completion"})
 """The columns of rows that are prompts with an answer."""
 
-FOR_TEMPLATES = ("tools", "chat_template_kwargs")
-"""What a chat template is given beside the messages."""
-
 IDS = ListOf(Value("int32"))
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def tokenised(
@@ -33,15 +35,31 @@ def tokenised(
     completions: bool,
     name: str,
     say: Callable[[str], object],
+    template: str | None = None,
 ) -> Dataset:
-    """Rows of texts or conversations as token ids."""
+    """Rows of texts or conversations as token ids.
+
+    Args:
+        rows: as ``rows.in_one_format`` gives them.
+        tokenizer: one of transformers'.
+        settings: how.
+        completions: whether prompts are not learned.
+        name: what the rows are called in messages.
+        say: takes what should be known of the rows, a line each.
+        template: the chat template, in place of the tokenizer's.
+
+    Returns:
+        ``input_ids``, ``labels`` and ``refused``, why a row has none of them: "" but where
+        ``settings.drop_unlearnable_rows`` leaves rows out that cannot be used; and ``source``.
+
+    Raises:
+        InputError: rows or settings that do not fit, or a row that its chat template refuses.
+    """
     carried = [c for c in (SOURCE, *FOR_TEMPLATES) if c in rows.column_names]
     wanted = [c for c in rows.column_names if c not in carried]
     if ANSWERED.issubset(wanted):
         wanted.sort(reverse=True)  # prompts come first
-    chats = isinstance(rows[0][wanted[0]], list)
-    if chats and settings.assistant_only_loss:
-        _check_template(tokenizer)
+    chats = is_conversation(rows[0][wanted[0]])
     if not chats and settings.assistant_only_loss:
         raise InputError(
             f"--assistant_only_loss needs conversations, and the {name} rows have text in "
@@ -49,25 +67,30 @@ def tokenised(
         )
     if not chats and tokenizer.eos_token is None:
         raise InputError("the tokenizer has no eos_token, which ends the text of a row")
-    features = {"input_ids": IDS, "labels": IDS, "cut": Value("bool")}
+    given: dict[str, Any] = {"tokenizer": tokenizer, "columns": wanted, "completions": completions}
+    if chats:
+        given |= {
+            "template": _template(tokenizer, template, name, settings.assistant_only_loss),
+            "assistant": settings.assistant_only_loss,
+            "name": name,
+            "drop": settings.drop_unlearnable_rows,
+        }
+    features = {"input_ids": IDS, "labels": IDS, "refused": Value("string")}
+    features |= {"cut": Value("bool"), "deaf": Value("bool")}
     if SOURCE in carried:
         features[SOURCE] = rows.features[SOURCE]
     made: Dataset = rows.map(
         _tokenise_chats if chats else _tokenise_texts,
         batched=True,
         batch_size=BATCH,
+        with_indices=True,
         remove_columns=rows.column_names,
         features=Features(features),
         num_proc=settings.dataset_num_proc,
-        fn_kwargs={
-            "tokenizer": tokenizer,
-            "columns": wanted,
-            "completions": completions,
-            **({"assistant": settings.assistant_only_loss} if chats else {}),
-        },
+        fn_kwargs=given,
         desc=f"Tokenizing {name} dataset",
     )
-    cut = np.flatnonzero(np.asarray(made.with_format("numpy")["cut"][:]))
+    cut, deaf = (np.flatnonzero(made.with_format("numpy")[c][:]) for c in ("cut", "deaf"))
     if len(cut):
         say(
             f"{len(cut)} of {len(made)} {name} rows, first row {cut[0]}: prompt and completion do "
@@ -75,83 +98,91 @@ def tokenised(
             "where they part, after another context than such a prompt gives. Prompts that end "
             "where a token does, or a chat template that writes them alike in both, avoid it."
         )
-    return made.remove_columns("cut")
+    if len(deaf):
+        say(
+            f"{len(deaf)} of {len(made)} {name} rows, first row {deaf[0]}: the chat template does "
+            "not write their tools, so that nothing is learned of them. A template that knows "
+            "tools avoids it."
+        )
+    return made.remove_columns(["cut", "deaf"])
 
 
-def _check_template(tokenizer: Any) -> None:
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    if not template or _GENERATION.search(template) is None:
+def _template(tokenizer: Any, source: str | None, name: str, assistant: bool) -> ChatTemplate:
+    """The chat template, if there is one that serves; InputError if not."""
+    template = ChatTemplate(tokenizer, source)
+    if not template:
+        raise InputError(
+            f"the {name} rows are conversations, but the tokenizer has no chat template: give one "
+            "that has, or rows of 'prompt' and 'completion' that are texts"
+        )
+    if assistant and not template.marks_answers:
         raise InputError(
             "--assistant_only_loss: the tokenizer's chat template does not say what the assistant "
             "generates; put {% generation %} … {% endgeneration %} around it"
         )
+    if assistant and not tokenizer.is_fast:
+        raise InputError(
+            "--assistant_only_loss: a tokenizer in Python does not say which characters a token "
+            "is of; give models with a tokenizer.json"
+        )
+    return template
 
 
 def _tokenise_texts(
-    batch: Mapping[str, list[Any]], tokenizer: Any, columns: Sequence[str], completions: bool
+    batch: Mapping[str, list[Any]],
+    numbers: Sequence[int],
+    tokenizer: Any,
+    columns: Sequence[str],
+    completions: bool,
 ) -> dict[str, list[Any]]:
     """Texts, which end with the eos token."""
     *prompts, lasts = (batch[name] for name in columns)
     end = tokenizer.eos_token
+    empty = [not text.removesuffix(end).strip() for text in lasts]
     lasts = [text if text.endswith(end) else text + end for text in lasts]
     wholes = list(map(add, *prompts, lasts)) if prompts else lasts
     begins = tokenizer(*prompts)["input_ids"] if prompts else None
-    return _rows(batch, tokenizer(wholes)["input_ids"], begins, completions, tokenizer)
+    return _rows(batch, tokenizer(wholes)["input_ids"], begins, completions, empty, tokenizer)
 
 
 def _tokenise_chats(
     batch: Mapping[str, list[Any]],
+    numbers: Sequence[int],
     tokenizer: Any,
     columns: Sequence[str],
     completions: bool,
+    template: ChatTemplate,
     assistant: bool,
+    name: str,
+    drop: bool,
 ) -> dict[str, list[Any]]:
     """Conversations, as the chat template writes them."""
-    *prompts, lasts = (batch[name] for name in columns)
-    wholes = list(map(add, *prompts, lasts)) if prompts else lasts
-    options = [_options(batch, row) for row in range(len(wholes))]
-    masks: list[list[int]] = []
+    chats: list[WrittenChat] = []
+    for row, number in enumerate(numbers):
+        try:
+            parts = [conversation(batch[column][row], column) for column in columns]
+            chats.append(written(template, parts, options_of(batch, row), assistant))
+        except UnfitRow as error:
+            if not drop:
+                raise InputError(
+                    f"{name} row {number} {error}. Mend or remove such rows, or give "
+                    "--drop_unlearnable_rows"
+                ) from error
+            chats.append(WrittenChat("", "", refused=str(error)))
+
+    def encoded(texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return ids
+
+    ids = [chat.ids for chat in chats] if assistant else encoded([chat.whole for chat in chats])
+    begins = encoded([chat.prompt for chat in chats]) if len(columns) > 1 else None
+    empty = [chat.empty for chat in chats]
+    made = _rows(batch, ids, begins, completions, empty, tokenizer)
     if assistant:
-        chats = [
-            tokenizer.apply_chat_template(
-                chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **given
-            )
-            for chat, given in zip(wholes, options, strict=True)
-        ]
-        ids = [chat["input_ids"] for chat in chats]
-        masks = [chat["assistant_masks"] for chat in chats]
-    else:
-        ids = _written(tokenizer, wholes, options, False)
-    begins = _written(tokenizer, prompts[0], options, True) if prompts else None
-    made = _rows(batch, ids, begins, completions, tokenizer)
-    if assistant:
-        made["labels"] = list(map(masked, made["labels"], masks))
+        made["labels"] = list(map(masked, made["labels"], (chat.answers for chat in chats)))
+    made["refused"] = [chat.refused for chat in chats]
+    made["deaf"] = [chat.deaf for chat in chats]
     return made
-
-
-def _options(batch: Mapping[str, list[Any]], row: int) -> dict[str, Any]:
-    """What of a row its chat template is given beside the messages."""
-    tools = batch["tools"][row] if "tools" in batch else None
-    more = batch["chat_template_kwargs"][row] if "chat_template_kwargs" in batch else None
-    return {"tools": json.loads(tools) if isinstance(tools, str) else tools, **(more or {})}
-
-
-def _written(
-    tokenizer: Any,
-    chats: Sequence[list[dict[str, Any]]],
-    options: Sequence[dict[str, Any]],
-    answer_follows: bool,
-) -> list[list[int]]:
-    texts = [
-        tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=answer_follows, **given
-        )
-        for chat, given in zip(chats, options, strict=True)
-    ]
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return ids
 
 
 def _rows(
@@ -159,19 +190,24 @@ def _rows(
     ids: list[list[int]],
     prompts: list[list[int]] | None,
     completions: bool,
+    empty: Sequence[bool],
     tokenizer: Any,
 ) -> dict[str, list[Any]]:
-    """Token ids and labels; a completion starts where its row parts from the prompt alone."""
+    """Token ids and labels; a completion starts where its row parts from the prompt alone.
+
+    Of an answer that is empty nothing is learned, not even that it ends.
+    """
     starts, cut = [0] * len(ids), [False] * len(ids)
     if prompts is not None:
         starts = list(map(_common, prompts, ids))
         special = set(tokenizer.all_special_ids)  # an eos token after every text is no loss
         cut = [not special.issuperset(p[n:]) for n, p in zip(starts, prompts, strict=True)]
+    labels = ids
     if completions:
-        labels = [[NO_LABEL] * n + row[n:] for n, row in zip(starts, ids, strict=True)]
-    else:
-        labels = ids
+        firsts = [len(row) if no else n for n, row, no in zip(starts, ids, empty, strict=True)]
+        labels = [[NO_LABEL] * n + row[n:] for n, row in zip(firsts, ids, strict=True)]
     made: dict[str, list[Any]] = {"input_ids": ids, "labels": labels, "cut": cut}
+    made |= {"refused": [""] * len(ids), "deaf": [False] * len(ids)}
     return made | ({SOURCE: batch[SOURCE]} if SOURCE in batch else {})
 
 

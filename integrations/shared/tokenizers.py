@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from amidmath.integrations.shared.errors import InputError, first_paragraph
 
@@ -18,6 +18,57 @@ def load_tokenizer(flag: str, name: str, **kwargs: Any) -> PreTrainedTokenizerBa
         return AutoTokenizer.from_pretrained(place(name), trust_remote_code=False, **kwargs)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise InputError(not_loaded(flag, "tokenizer", name, error)) from error
+
+
+def vocabulary_size(flag: str, name: str, revision: str) -> int:
+    """For how many tokens a model has embeddings, by its configuration.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    name, revision = own_or_base(name, revision)
+    try:
+        config = AutoConfig.from_pretrained(place(name), revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise InputError(not_loaded(flag, "model", name, error)) from error
+    return int(config.get_text_config().vocab_size)
+
+
+def take_template(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Give a tokenizer a chat template, and what ends its texts, if it has that token.
+
+    No token is added, which TRL would do: a teacher has not learned it, and the student would have
+    to have more logits than the teacher.
+
+    Args:
+        tokenizer: the student's; it is changed.
+        path: a file (.jinja, .j2), or another tokenizer, by its folder or its hub name.
+
+    Raises:
+        InputError: there is none, or it writes tokens that the tokenizer has not.
+    """
+    flag = "--chat_template_path"
+    if path.endswith((".jinja", ".j2")):
+        try:
+            tokenizer.chat_template = Path(path).read_text("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{flag}: {path} cannot be read: {error}") from error
+        return
+    other = load_tokenizer(flag, path)
+    if not other.chat_template:
+        raise InputError(f"{flag}: the tokenizer {path} has no chat template")
+    template, known = other.get_chat_template(), tokenizer.get_vocab()
+    marks = [str(token) for token in other.added_tokens_decoder.values()]
+    unknown = [mark for mark in marks if mark in template and mark not in known]
+    if unknown:
+        raise InputError(
+            f"{flag}: the template of {path} writes {', '.join(map(repr, unknown))}, which the "
+            "student's tokenizer does not have as tokens, nor the teacher's: give a template of "
+            "their family, or one that writes other marks as a .jinja file"
+        )
+    tokenizer.chat_template = template
+    if other.eos_token in known:
+        tokenizer.eos_token = other.eos_token
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, named: int | list[int] | None) -> list[int]:
@@ -37,9 +88,16 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, named: int | list[int] | None
     return list(dict.fromkeys(ends))
 
 
-def padding(tokenizer: PreTrainedTokenizerBase, others: Sequence[int]) -> int:
-    """A token for what no token sees: the tokenizer's own, or else the first of the others."""
-    return tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else others[0]
+def padding(tokenizer: PreTrainedTokenizerBase, others: Sequence[int], size: int) -> int:
+    """A token for what no token sees.
+
+    Args:
+        tokenizer: whose own it is, if models have an embedding for that.
+        others: the first of them it is otherwise.
+        size: how many tokens the models have embeddings for.
+    """
+    own = tokenizer.pad_token_id
+    return own if isinstance(own, int) and own < size else others[0]
 
 
 def check_lengths(

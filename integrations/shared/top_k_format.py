@@ -64,7 +64,7 @@ class Header:
 
     Args:
         k: tokens a position.
-        vocabulary: how many logits the teacher gives.
+        vocabulary: over how many tokens the teacher's probabilities are.
         log_probs: dtype in which log-probabilities are stored.
         temperature: by which the teacher's logits were divided.
         batch_rows: rows a forward pass; results depend on it in their last bits.
@@ -73,6 +73,8 @@ class Header:
             and so that shards of one cache have one precision.
         common: how many first tokens are the same for the tokenizer that prepared the rows; None
             for all.
+        of_logits: how many logits the teacher gives, where those beyond the vocabulary were left
+            out; None where none were.
         arguments: for people: what the rows were prepared with, by the flags' names.
     """
 
@@ -84,6 +86,7 @@ class Header:
     fingerprints: Mapping[str, str]
     teacher: Mapping[str, str]
     common: int | None = None
+    of_logits: int | None = None
     arguments: Mapping[str, Any] | None = None
 
     @property
@@ -188,7 +191,7 @@ def other_than(training: Header, held_out: Header) -> str:
     """In what held-out rows were cached otherwise than the training rows beside them; or ""."""
     found = [
         f"{name} {getattr(held_out, name)} instead of {getattr(training, name)}"
-        for name in ("k", "temperature")
+        for name in ("k", "temperature", "vocabulary")
         if getattr(held_out, name) != getattr(training, name)
     ]
     ours, theirs = (header.fingerprints["model"] for header in (training, held_out))

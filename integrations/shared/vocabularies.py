@@ -5,7 +5,20 @@ from dataclasses import dataclass
 
 from amidmath.integrations.shared.errors import InputError
 
-MODES = ("strict", "common")
+MODES = ("strict", "common", "common_only")
+
+COMMON_ONLY = "common_only"
+
+BOTH_MODES = (
+    "--vocab common_only compares the tokens that both have and leaves the others out; --vocab "
+    "common compares them, and the others as one"
+)
+
+VOCAB_HELP = (
+    "strict: student and teacher have logits over the same tokens; common: over the first tokens "
+    "that both have, all others being one more token; common_only: the others are left out, and "
+    "both distributions are over the common tokens alone."
+)
 
 # Tokens that training adds to a tokenizer are few. Byte-level tokenizers of different families
 # begin with the same 256 tokens, which makes no common vocabulary.
@@ -17,7 +30,7 @@ class Vocabularies:
     """What student and teacher have in common, and what not.
 
     Args:
-        mode: "strict" or "common", for ``am.Loss.linear``.
+        mode: "strict", "common" or "common_only".
         common: how many first tokens are the same.
         student: how many logits the student gives.
         teacher: how many the teacher gives.
@@ -38,9 +51,10 @@ class Vocabularies:
         if self.student == self.teacher == self.common:
             line = f"{self.common:,} tokens, the same for both"
         else:
+            others = "are left out" if self.mode == COMMON_ONLY else "count as one token"
             line = (
                 f"{self.common:,} tokens in common, of {self.student:,} of the student's logits "
-                f"and {self.teacher:,} of the teacher's; the others count as one token"
+                f"and {self.teacher:,} of the teacher's; the others {others}"
             )
         if self.only_student or self.only_teacher:
             line += (
@@ -61,13 +75,16 @@ def compare_vocabularies(
 ) -> Vocabularies:
     """What can be compared of two models' distributions.
 
+    A token that a model has no logit for is in no distribution, and does not count: Gemma 3's
+    tokenizer has one such. Whether rows use it is asked of the rows (``token_range``).
+
     Args:
         student_tokens: ``get_vocab()`` of the student's tokenizer.
         teacher_tokens: that of the teacher's.
         student_logits: how many logits the student gives.
         teacher_logits: how many the teacher gives.
         vocab: "strict", all tokens and logits must be the same; "common", the first ones, all
-            others being one more token.
+            others being one more token; "common_only", the first ones, the others left out.
         cached: the teacher is a top-k cache, from which tokens beyond any number can be left out.
             With a teacher in memory, all that both have logits for must be the same.
 
@@ -77,7 +94,8 @@ def compare_vocabularies(
     """
     if vocab not in MODES:
         raise InputError(f"--vocab must be one of {', '.join(MODES)}, got {vocab!r}")
-    ours, theirs = _by_number(student_tokens), _by_number(teacher_tokens)
+    ours = _by_number(student_tokens, student_logits)
+    theirs = _by_number(teacher_tokens, teacher_logits)
     shared = min(student_logits, teacher_logits)
     conflicts = sorted(n for n in ours.keys() & theirs.keys() if ours[n] != theirs[n])
     common = min([shared, *conflicts[:1]])
@@ -89,7 +107,7 @@ def compare_vocabularies(
         raise InputError(_different(ours, theirs, student_tokens, teacher_tokens, agreeing))
     found = Vocabularies(vocab, common, student_logits, teacher_logits, only_student, only_teacher)
     if vocab == "strict":
-        _check_strict(found, ours, theirs)
+        _check_strict(found, student_tokens, teacher_tokens)
     elif common < shared and not cached:
         token = (ours[common], theirs[common])
         raise InputError(
@@ -101,25 +119,64 @@ def compare_vocabularies(
     return found
 
 
-def _by_number(tokens: Mapping[str, int]) -> dict[int, str]:
-    return {number: token for token, number in tokens.items()}
+def compared_first(vocab: str, student: int, teacher: int) -> int | None:
+    """How many first tokens a loss is over, where others are left out; None where none are.
+
+    Args:
+        vocab: one of ``MODES``.
+        student: how many logits the student gives.
+        teacher: how many the teacher gives, or its cache knows of.
+    """
+    return min(student, teacher) if vocab == COMMON_ONLY and student != teacher else None
 
 
-def _check_strict(found: Vocabularies, ours: dict[int, str], theirs: dict[int, str]) -> None:
+def measured_first(student: int, teacher: int, tokens: int | None = None) -> int | None:
+    """The same of the KL to the teacher and the overlap that are logged.
+
+    The KL to a teacher that alone has further tokens is infinite, whatever the student learns, if
+    these are one more token: it is over the common ones then.
+
+    Args:
+        student: how many logits the student gives.
+        teacher: how many the teacher gives.
+        tokens: what the loss is over.
+    """
+    return student if tokens is None and teacher > student else tokens
+
+
+def compared_in_words(student: int, teacher: int, vocab: str) -> str:
+    """Over which tokens held-out KL is, for a caption; "" where both have the same."""
+    if student == teacher:
+        return ""
+    tokens = measured_first(student, teacher, compared_first(vocab, student, teacher))
+    others = "the others as one" if tokens is None else "the others left out"
+    return f", over the {min(student, teacher):,} tokens that both have, {others}"
+
+
+def _by_number(tokens: Mapping[str, int], logits: int) -> dict[int, str]:
+    """The tokens that have logits."""
+    return {number: token for token, number in tokens.items() if number < logits}
+
+
+def _check_strict(
+    found: Vocabularies, student_tokens: Mapping[str, int], teacher_tokens: Mapping[str, int]
+) -> None:
     """Raise InputError unless all is the same."""
-    if found.only_student or found.only_teacher:
-        number = min(n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n))
+    # Of the larger of the two, so that a token beyond one's logits is the same for both.
+    most = max(found.student, found.teacher)
+    ours, theirs = _by_number(student_tokens, most), _by_number(teacher_tokens, most)
+    differing = [n for n in ours.keys() | theirs.keys() if ours.get(n) != theirs.get(n)]
+    if differing:
+        number = min(differing)
         raise InputError(
             f"student and teacher have tokenizers that differ from token {number} on (student "
             f"{ours.get(number)!r}, teacher {theirs.get(number)!r}; {found.only_student} tokens "
-            f"are the student's only, {found.only_teacher} the teacher's only). --vocab common "
-            "compares the tokens that both have, and the others as one"
+            f"are the student's only, {found.only_teacher} the teacher's only). {BOTH_MODES}"
         )
     if found.student != found.teacher:
         raise InputError(
             f"student and teacher have the same tokenizer but {found.student} and {found.teacher} "
-            "logits: one is padded. --vocab common compares the first "
-            f"{found.common}, and the others as one"
+            f"logits: one is padded. {BOTH_MODES}"
         )
 
 

@@ -58,7 +58,16 @@ GROUPS: Groups = {
     ),
     "publishing": ("push_to_hub", "hub_*"),
     "precision and speed": (
-        *("bf16", "fp16", "tf32", "torch_*", "*_checkpointing*", "*_offloading", "use_cache"),
+        *(
+            "master_weights",
+            "bf16",
+            "fp16",
+            "tf32",
+            "torch_*",
+            "*_checkpointing*",
+            "*_offloading",
+            "use_cache",
+        ),
         *("auto_find_batch_size", "full_determinism", "use_cpu", "debug"),
     ),
     "processes": (

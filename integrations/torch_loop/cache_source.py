@@ -18,9 +18,11 @@ from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.prepared import PreparedRows
 from amidmath.integrations.shared.tokenizers import load_tokenizer
 from amidmath.integrations.shared.top_k_format import Lists
+from amidmath.integrations.shared.vocabularies import COMMON_ONLY
 from amidmath.integrations.torch_loop.cache_arguments import Arguments
 from amidmath.integrations.torch_loop.config import AMiDConfig
 from amidmath.integrations.torch_loop.loading import fewer_bars, load_teacher_model
+from amidmath.integrations.torch_loop.models import logits_of_model
 from amidmath.integrations.torch_loop.objective import next_token_mask
 from amidmath.integrations.torch_loop.states import States
 from amidmath.integrations.torch_loop.teacher_cache import lists_of
@@ -34,7 +36,8 @@ class TorchSource:
 
     Args:
         teacher: in memory, on its device.
-        vocabulary: how many logits it gives.
+        logits: how many it gives.
+        vocabulary: over how many first tokens its probabilities are.
         prepared: the rows.
         collator: makes batches of them, as in training.
         common: how many first tokens are the same for the tokenizer that prepared the rows.
@@ -44,6 +47,7 @@ class TorchSource:
     """
 
     teacher: Teacher
+    logits: int
     vocabulary: int
     prepared: PreparedRows
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -74,7 +78,8 @@ class TorchSource:
 
         def of(states: States) -> tuple[torch.Tensor, ...]:
             where = keep.to(states.hidden.device)
-            return lists_of(states, where, k, float(self.config.temperature))
+            asked = states.first(self.vocabulary)
+            return lists_of(asked, where, k, float(self.config.temperature))
 
         ask: Callable[..., tuple[torch.Tensor, ...]] = self.teacher.give
         arrays = [tensor.cpu().numpy() for tensor in ask(inputs, of)]
@@ -106,13 +111,15 @@ def load(arguments: Arguments, console: Console) -> TorchSource:
         TEACHER_FLAG, arguments.teacher, revision=config.teacher_model_revision
     )
     model = load_teacher_model(arguments.teacher, config)
-    size = int(model.config.get_text_config().vocab_size)
-    check_k(script.k, size)
-    tokenizer, common = tokenizer_for(arguments, teacher_tokenizer, size, console)
+    size = logits_of_model(model)
+    tokenizer, common, sizes = tokenizer_for(arguments, teacher_tokenizer, size, console)
+    asked = common if config.vocab == COMMON_ONLY else size
+    check_k(script.k, asked)
     trainer = AMiDTrainer(
         _stand_in(model, int(config.max_length or 0)),
         model,
         config,
+        sizes=sizes,
         train_dataset=train,
         eval_dataset=test,
         processing_class=tokenizer,
@@ -129,14 +136,16 @@ def load(arguments: Arguments, console: Console) -> TorchSource:
     prepared = PreparedRows(rows, trainer.tokenizer, apart)
     precision = trainer.accelerator.mixed_precision
     dtype = str(model.dtype).removeprefix("torch.")
-    return TorchSource(trainer.teacher, size, prepared, collator, common, dtype, precision, config)
+    return TorchSource(
+        trainer.teacher, size, asked, prepared, collator, common, dtype, precision, config
+    )
 
 
 def _stand_in(teacher: PreTrainedModel, max_length: int) -> PreTrainedModel:
     """The smallest model with the teacher's vocabulary: a trainer prepares rows with a student."""
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=teacher.config.get_text_config().vocab_size,
+            vocab_size=logits_of_model(teacher),
             hidden_size=2,
             intermediate_size=2,
             num_hidden_layers=1,

@@ -19,10 +19,22 @@ class AMiDConfig(PolicySettings, LossSettings, TeacherSettings, SFTConfig):
     bf16 defaults to on where a GPU supports it and off on the CPU, where it is many times slower.
     """
 
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Not used: a loss that is not finite is logged as what it is."},
+    )
     teacher_is_base: bool = field(
         default=False,
         metadata={
             "help": "The student's own base model teaches it (with --use_peft): no second model."
+        },
+    )
+    master_weights: bool = field(
+        default=True,
+        metadata={
+            "help": "Keep trained weights, and so the optimiser's states, in float32, whatever "
+            "--dtype says: of 16 bits, most updates are lost in rounding. Frozen weights are of "
+            "--dtype."
         },
     )
     teacher_load_in_8bit: bool = field(
@@ -74,6 +86,10 @@ class AMiDConfig(PolicySettings, LossSettings, TeacherSettings, SFTConfig):
         refused = {
             "trust_remote_code": (self.trust_remote_code, CODE_IS_NEVER_RUN),
             "loss_type": (self.loss_type != "nll", "it changes a cross-entropy, not this loss"),
+            "logging_nan_inf_filter": (
+                self.logging_nan_inf_filter,
+                "it would log a loss that is infinite as 0",
+            ),
             "label_smoothing_factor": (
                 self.label_smoothing_factor != 0.0,
                 "it changes a cross-entropy, not this loss",

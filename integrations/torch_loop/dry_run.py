@@ -17,10 +17,14 @@ from typing import Any
 import torch
 
 from amidmath._linear_arguments import ACCELERATOR_BYTES, CPU_BYTES
-from amidmath.integrations.torch_loop.models import parameter_counts
+from amidmath.integrations.torch_loop.evaluation import CHUNK_BYTES
+from amidmath.integrations.torch_loop.models import base_of, parameter_counts
+from amidmath.integrations.torch_loop.states import gives_logits
 from amidmath.integrations.torch_loop.teachers import ModelTeacher
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
+# A chunk's logits, their logarithms, exponentials and differences, of both sides.
+_CHUNK_COPIES = 5
 # Bytes of optimiser states for every trained parameter; of a name, the longest start that fits.
 _STATE_BYTES = {
     **dict.fromkeys(("adamw", "paged_adamw", "galore", "apollo"), 8),
@@ -48,6 +52,7 @@ class Shape:
         key_values: of keys, and as much of values, for a token and layer.
         layers: how many.
         vocabulary: how many logits.
+        whole_logits: they are made whole, not chunk by chunk.
     """
 
     parameters: int
@@ -60,13 +65,16 @@ class Shape:
     key_values: int
     layers: int
     vocabulary: int
+    whole_logits: bool = False
 
     @classmethod
     def of(cls, model: Any) -> "Shape":
         """The shape of a transformers model."""
         config = model.config.get_text_config()
-        heads = config.num_attention_heads
-        dimension = getattr(config, "head_dim", None) or config.hidden_size // heads
+        # Some families have no heads, or keep a list of them; one of the width is near enough.
+        heads = _number(config, "num_attention_heads", 1)
+        hidden = _number(config, "hidden_size", 1)
+        dimension = _number(config, "head_dim", hidden // heads)
         parameters, trainable = parameter_counts(model)
         blocks = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
         largest = max((_bytes(layer) for block in blocks for layer in block), default=0)
@@ -77,11 +85,12 @@ class Shape:
             weight_bytes=_bytes(model),
             trained_bytes=_bytes(model, trained=True),
             largest_bytes=max(largest, 0 if embeddings is None else _bytes(embeddings)),
-            hidden=config.hidden_size,
-            intermediate=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
-            key_values=(getattr(config, "num_key_value_heads", None) or heads) * dimension,
-            layers=config.num_hidden_layers,
+            hidden=hidden,
+            intermediate=_number(config, "intermediate_size", 4 * hidden),
+            key_values=_number(config, "num_key_value_heads", heads) * dimension,
+            layers=_number(config, "num_hidden_layers", max(map(len, blocks), default=1)),
             vocabulary=config.vocab_size,
+            whole_logits=gives_logits(base_of(model)),
         )
 
     def layer_elements(self) -> int:
@@ -107,6 +116,7 @@ class Plan:
         engine: "single", "ddp" or "fsdp", which shares weights, gradients and states out.
         optimizer: transformers' name.
         half: activations are of 16 bits (autocast).
+        eval_rows: sequences at once in evaluations.
         checkpointing: activations are computed again in the backward pass.
         on_cpu: the device is a CPU.
     """
@@ -119,6 +129,7 @@ class Plan:
     engine: str = "single"
     optimizer: str = "adamw_torch"
     half: bool = False
+    eval_rows: int = 8
     checkpointing: bool = False
     on_cpu: bool = True
 
@@ -136,7 +147,8 @@ class Estimate:
         student: its shape.
         teacher: its shape; None if it is not in memory, or is the student's base.
         plan: how.
-        parts: bytes by what they are for.
+        parts: bytes by what they are for, in training.
+        evaluating: bytes of an evaluation while training.
         notes: what the estimate leaves open.
     """
 
@@ -144,12 +156,13 @@ class Estimate:
     teacher: Shape | None
     plan: Plan
     parts: Mapping[str, int]
+    evaluating: int = 0
     notes: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
-        """Bytes of one process."""
-        return sum(self.parts.values())
+        """Bytes of one process, in training or evaluations, whichever takes more."""
+        return max(sum(self.parts.values()), self.evaluating)
 
     def describe(self) -> str:
         """A line a fact."""
@@ -165,6 +178,7 @@ class Estimate:
             "memory": f"{_mib(self.total)} on each of {plan.processes} ({plan.engine}), "
             "beside the runtime itself (libraries, compiled kernels):",
             **{f"  {name}": _mib(size) for name, size in self.parts.items() if size},
+            "evaluations": f"{_mib(self.evaluating)}, with {plan.eval_rows} sequences at a time",
         }
         width = max(map(len, facts))
         lines = [f"{name:<{width}}  {value}" for name, value in facts.items()]
@@ -184,6 +198,7 @@ def estimate_of(trainer: AMiDTrainer) -> Estimate:
         processes=args.world_size,
         engine=engine,
         optimizer=str(getattr(args.optim, "value", args.optim)),
+        eval_rows=args.per_device_eval_batch_size,
         half=bool(args.bf16 or args.fp16),
         checkpointing=bool(args.gradient_checkpointing),
         on_cpu=args.device.type == "cpu",
@@ -233,7 +248,54 @@ def estimate(student: Shape, teacher: Shape | None, plan: Plan) -> Estimate:
         "logits of a chunk": chunk,
         "gradient of the head": student.vocabulary * student.hidden * 4,
     }
-    return Estimate(student, teacher, plan, parts, tuple(notes))
+    if student.whole_logits or (teacher is not None and teacher.whole_logits):
+        # Those of the student, their gradient twice as it is added up, and the teacher's.
+        others = teacher.vocabulary if teacher else 0
+        parts["logits of a chunk"] = 0
+        parts["whole logits and their gradients"] = (
+            tokens * element * (3 * student.vocabulary + others)
+        )
+        parts["gradient of the head"] = 0
+        notes.append(whole_in_words(student, teacher, tokens * element))
+    kept = ("student's weights", "optimiser states", "teacher's weights")
+    evaluating = sum(parts[name] for name in (*kept, "their copies of 16 bits")) + _evaluating(
+        student, teacher, plan.eval_rows * plan.length, element
+    )
+    return Estimate(student, teacher, plan, parts, evaluating, tuple(notes))
+
+
+def whole_in_words(student: Shape, teacher: Shape | None, size: int) -> str:
+    """Whose logits are whole, and what a batch of them takes.
+
+    Args:
+        student: its shape.
+        teacher: its shape, if it is in memory.
+        size: bytes of one logit at each position of a batch.
+    """
+    sides = {"student": student, **({"teacher": teacher} if teacher else {})}
+    whole = [name for name, shape in sides.items() if shape.whole_logits]
+    total = size * sum(shape.vocabulary for shape in sides.values())
+    return (
+        f"the {' and the '.join(whole)} makes logits in a way of its own, so that those of a batch "
+        f"are held whole: {_mib(total)}, and gradients"
+    )
+
+
+def _evaluating(student: Shape, teacher: Shape | None, tokens: int, element: int) -> int:
+    """Bytes of hidden states, of a layer in passing and of logits while rows are evaluated."""
+    sides = [student, *([teacher] if teacher else [])]
+    passing = max(4 * side.intermediate + 6 * side.hidden for side in sides)
+    held = sum(side.vocabulary if side.whole_logits else side.hidden for side in sides)
+    chunk = min(tokens * sum(side.vocabulary for side in sides) * 4, CHUNK_BYTES)
+    return tokens * (passing + held) * element + _CHUNK_COPIES * chunk
+
+
+def _number(config: Any, name: str, otherwise: int) -> int:
+    """A size of a configuration; the largest where every layer has its own."""
+    value = getattr(config, name, None)
+    if isinstance(value, list | tuple):
+        value = max(value, default=None)
+    return int(value) if isinstance(value, int) and value > 0 else otherwise
 
 
 def _state_bytes(optimizer: str) -> int | None:

@@ -1,27 +1,18 @@
 """Answers of a model to prompts in batches, for evaluation and for training on them."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
+from accelerate import PartialState
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from amidmath.integrations.shared import tokenizers
 from amidmath.integrations.torch_loop.models import context_of
-
-
-@contextmanager
-def evaluation_mode(*models: torch.nn.Module) -> Iterator[None]:
-    """Models in evaluation mode; afterwards every module is in the mode that it had."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        for model in models:
-            model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+from amidmath.integrations.torch_loop.modes import evaluation_mode, generation_settings
+from amidmath.integrations.torch_loop.trials import Together, answers_together, left_padded
 
 
 def generate(
@@ -42,8 +33,9 @@ def generate(
     It samples from the model's own distribution, tempered and cut to the nucleus as asked and by
     nothing else: what the model's generation_config says (top-k, penalties, …) does not count.
     In evaluation mode and with a key-value cache, however the model was set before; mode and
-    configuration are restored. Prompts are batched by length, so that little is padded; with
-    sampling, an answer depends on the batch that its prompt falls into.
+    configuration are restored. Prompts are batched by length, so that little is padded, and
+    nothing where that would change the answers (``trials.answers_together``); with sampling, an
+    answer depends on the batch that its prompt falls into.
 
     Under FSDP or ZeRO-3 all processes must call this together, with as many batches each.
 
@@ -72,7 +64,7 @@ def generate(
     _check(max_new_tokens, temperature, top_p, batch_size)
     check_lengths(model, [len(prompt) for prompt in prompts], max_new_tokens)
     ends = end_tokens(model, tokenizer)
-    pad = tokenizers.padding(tokenizer, ends)
+    pad = tokenizers.padding(tokenizer, ends, int(model.config.get_text_config().vocab_size))
     sampling: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         if temperature > 0.0
@@ -92,10 +84,10 @@ def generate(
     device = next(model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     answers: dict[int, torch.Tensor] = {}
-    with evaluation_mode(model), _generation_config(model, config), _seeded(seed, device):
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            ids, mask = _left_padded([prompts[row] for row in rows], pad)
+    together = answers_together(model)
+    with evaluation_mode(model), generation_settings(model, config), _seeded(seed, device):
+        for rows in _batches(order, [len(prompt) for prompt in prompts], batch_size, together):
+            ids, mask = left_padded([prompts[row] for row in rows], pad)
             found = cast("Any", model).generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device)
             )
@@ -132,37 +124,28 @@ def _check(max_new_tokens: int, temperature: float, top_p: float, batch_size: in
         raise ValueError(f"top_p must lie in (0, 1], got {top_p}")
 
 
-def _left_padded(prompts: Sequence[torch.Tensor], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), pad, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = prompt
-        mask[row, longest - len(prompt) :] = 1
-    return ids, mask
+def _batches(
+    order: Sequence[int], lengths: Sequence[int], size: int, together: Together
+) -> Iterator[Sequence[int]]:
+    """Prompts in batches of those that can be together.
+
+    With several processes, which must have as many batches each, single ones where not all can.
+    """
+    if together == "padded":
+        groups = [order]
+    elif together == "alone" or PartialState().num_processes > 1:
+        groups = [[row] for row in order]
+    else:
+        groups = [list(rows) for _, rows in itertools.groupby(order, lambda row: lengths[row])]
+    for group in groups:
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
 
 
 def _through_end(tokens: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
     """The tokens up to the first that ends the answer, which is kept; after it there is padding."""
     at = torch.isin(tokens, torch.tensor(ends)).nonzero()
     return tokens[: int(at[0]) + 1].clone() if len(at) else tokens.clone()
-
-
-@contextmanager
-def _generation_config(model: torch.nn.Module, config: GenerationConfig) -> Iterator[None]:
-    """This configuration in place of the model's own, a PEFT model's base included.
-
-    Passed to ``generate`` it would not do: what it leaves open, the model's own would fill in.
-    """
-    holders = [module for module in model.modules() if "generation_config" in vars(module)]
-    before = [cast("Any", module).generation_config for module in holders]
-    try:
-        for module in holders:
-            cast("Any", module).generation_config = config
-        yield
-    finally:
-        for module, own in zip(holders, before, strict=True):
-            cast("Any", module).generation_config = own
 
 
 @contextmanager

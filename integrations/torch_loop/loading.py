@@ -2,9 +2,10 @@
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import datasets
+import torch
 from accelerate import PartialState
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -22,7 +23,13 @@ from amidmath.integrations.shared.top_k_store import data_arguments
 from amidmath.integrations.shared.vocabularies import compare_vocabularies
 from amidmath.integrations.torch_loop.arguments import Arguments
 from amidmath.integrations.torch_loop.config import AMiDConfig
-from amidmath.integrations.torch_loop.models import context_of, freeze_embeddings, load_model
+from amidmath.integrations.torch_loop.models import (
+    context_of,
+    embeddings_of,
+    freeze_embeddings,
+    load_model,
+    logits_of_model,
+)
 from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
 from amidmath.integrations.torch_loop.teachers import Teacher
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
@@ -50,7 +57,9 @@ def prepare(arguments: Arguments) -> AMiDTrainer:
     )
     student = load_student(arguments)
     with PartialState().main_process_first():
-        task_scores = TaskScores.read(arguments.scores, tokenizer, context_of(student))
+        task_scores = TaskScores.read(
+            arguments.scores, tokenizer, context_of(student), embeddings_of(student)
+        )
     trainer = AMiDTrainer(
         student,
         load_teacher(arguments, student, tokenizer),
@@ -76,7 +85,14 @@ def load_student(arguments: Arguments) -> PreTrainedModel:
         "dtype": model.dtype or "float32",
         "quantization_config": get_quantization_config(model),
     }
-    student = load_model(STUDENT_FLAG, arguments.student, **(settings | arguments.model_init))
+    settings |= arguments.model_init
+    trains_all = not model.use_peft and settings["quantization_config"] is None
+    keeps_wide = trains_all and arguments.config.master_weights
+    if keeps_wide and settings["dtype"] != "auto":
+        settings["dtype"] = "float32"
+    student = load_model(STUDENT_FLAG, arguments.student, **settings)
+    if keeps_wide and student.dtype in (torch.bfloat16, torch.float16):
+        cast("torch.nn.Module", student).float()
     if getattr(student, "_hf_peft_config_loaded", False):
         raise InputError(
             f"{STUDENT_FLAG}: {arguments.student} is an adapter, which would not be trained, or be "
@@ -102,8 +118,8 @@ def load_teacher(
     compare_vocabularies(
         tokenizer.get_vocab(),
         theirs.get_vocab(),
-        student.config.get_text_config().vocab_size,
-        teacher.config.get_text_config().vocab_size,
+        logits_of_model(student),
+        logits_of_model(teacher),
         config.vocab,
     )
     return teacher
@@ -148,7 +164,7 @@ def _open_cache(arguments: Arguments, trainer: AMiDTrainer) -> CachedTeacher:
         recipe=trainer.recipe,
         policy=trainer.policy,
         eval_strategy=IntervalStrategy(config.eval_strategy).value,
-        logits=trainer.student.config.get_text_config().vocab_size,
+        logits=logits_of_model(trainer.student),
         arguments=data_arguments(arguments.script, config),
     )
     trainer.train_dataset, trainer.eval_dataset = cached.number(train, held_out)
@@ -161,6 +177,7 @@ def cross_entropy_trainer(distilled: AMiDTrainer, arguments: Arguments) -> SFTTr
     config.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are prepared already
     config.save_strategy, config.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
     config.load_best_model_at_end = config.push_to_hub = False
+    config.chat_template_path = None  # the tokenizer has it, and SFTTrainer would add tokens
     return SFTTrainer(
         load_student(arguments),
         config,

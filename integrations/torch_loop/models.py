@@ -7,10 +7,14 @@ from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
+    TrainingArguments,
 )
 
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.tokenizers import not_loaded, place
+
+# The flag's name, and its newer one.
+_CHECKPOINTING = ("gradient_checkpointing", "activation_checkpointing")
 
 
 def load_model(flag: str, name: str, **kwargs: Any) -> PreTrainedModel:
@@ -50,6 +54,17 @@ def context_of(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
+def logits_of_model(model: Any) -> int:
+    """How many logits a model gives."""
+    return int(model.config.get_text_config().vocab_size)
+
+
+def base_of(model: Any) -> PreTrainedModel:
+    """The model itself, without an adapter around it."""
+    model = getattr(model, "adapter_model", model)
+    return cast("PreTrainedModel", getattr(model, "get_base_model", lambda: model)())
+
+
 def check_context(max_length: int, **models: PreTrainedModel) -> None:
     """Raise InputError if a sequence of max_length tokens does not fit a model's context."""
     for role, model in models.items():
@@ -59,6 +74,26 @@ def check_context(max_length: int, **models: PreTrainedModel) -> None:
                 f"--max_length {max_length} is longer than the {role}'s context of {context} "
                 f"tokens: set --max_length {context} or less"
             )
+
+
+def checkpoints_as_it_can(args: TrainingArguments, model: PreTrainedModel) -> bool:
+    """Switch activation checkpointing off for a model that has none; says whether it did.
+
+    Some families (CTRL, XLNet, CPM-Ant) cannot compute activations again, and the Trainer would
+    find out after it has begun.
+    """
+    asked = any(bool(getattr(args, name, False)) for name in _CHECKPOINTING)
+    if not asked:
+        return False
+    try:
+        model.activation_checkpointing_enable()
+    except ValueError:
+        for name in _CHECKPOINTING:
+            if hasattr(args, name):
+                setattr(args, name, False)
+        return True
+    model.activation_checkpointing_disable()
+    return False
 
 
 def freeze_embeddings(model: PreTrainedModel) -> None:
@@ -73,3 +108,9 @@ def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
     """Number of parameters, and of those that train; tied ones count once."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def embeddings_of(model: PreTrainedModel) -> int:
+    """How many tokens the model has embeddings for."""
+    size = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    return int(model.config.get_text_config().vocab_size if size is None else size)

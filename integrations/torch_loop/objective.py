@@ -1,7 +1,7 @@
 """The loss of a batch from what teacher and student say of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,14 @@ from amidmath.integrations.shared.objective import (
     SAMPLE,
     STUDENT_ROWS,
     TOTAL_VARIATION,
+    first_tokens,
     to_reference,
 )
 from amidmath.integrations.shared.recipe import Recipe
+from amidmath.integrations.shared.vocabularies import measured_first
 from amidmath.integrations.torch_loop.states import States
 from amidmath.integrations.torch_loop.teachers import BaseStates, Reference
+from amidmath.integrations.torch_loop.whole_logits import compare_logits
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,11 @@ class Batch:
     Args:
         labels: shape (B, L), -100 where nothing is learned.
         denominator: what sums are divided by; None for the number of positions that count.
-        vocab: "strict" or "common", as ``am.Loss.linear`` takes it.
+        vocab: "common" where a side's further tokens are one more token.
         label_weight: what cross-entropy with the labels adds; 0 for none.
         source: shape (B,), who wrote a row (``STUDENT_ROWS``); None for anyone.
         lists_at: the temperature of a teacher's lists.
+        tokens: how many first tokens are compared, where all others are left out.
     """
 
     labels: torch.Tensor
@@ -39,6 +43,7 @@ class Batch:
     label_weight: float = 0.0
     source: torch.Tensor | None = None
     lists_at: float = 1.0
+    tokens: int | None = None
 
     @property
     def mask(self) -> torch.Tensor:
@@ -47,8 +52,9 @@ class Batch:
 
     @property
     def targets(self) -> torch.Tensor:
-        """The label that each position predicts, -100 for none."""
-        return next_token_targets(self.labels)
+        """The label that each position predicts, -100 for none, or one that is left out."""
+        found = next_token_targets(self.labels)
+        return found if self.tokens is None else found.masked_fill(found >= self.tokens, NO_LABEL)
 
 
 def recipe_loss(
@@ -84,7 +90,7 @@ def total_loss(
     count = batch.mask.sum().clamp(min=1) if batch.denominator is None else batch.denominator
     total = student.hidden.new_zeros((), dtype=torch.float32)
     for name, mask in parts.items():
-        whole = Batch(batch.labels, count, batch.vocab, batch.label_weight)
+        whole = replace(batch, denominator=count)
         total = total + compare(losses[name], student, reference, mask, whole)
     return total
 
@@ -98,31 +104,43 @@ def compare(
     reduction: str = "mean",
 ) -> torch.Tensor:
     """One loss over the positions of a mask."""
+    if isinstance(reference, BaseStates):
+        reference = States(reference.hidden, student.base_head, student.base_head)
+    if student.head is None or (isinstance(reference, States) and reference.head is None):
+        return compare_logits(
+            loss,
+            student.first(batch.tokens).logits,
+            reference.first(batch.tokens).logits if isinstance(reference, States) else reference,
+            mask,
+            batch,
+            reduction,
+        )
     labels: dict[str, Any] = {"labels": batch.targets, "label_weight": batch.label_weight}
     value: torch.Tensor = loss.linear(
         student.hidden,
-        student.head,
+        first_tokens(student.head, batch.tokens),
         mask=mask,
         reduction=reduction,
         denominator=batch.denominator if reduction == "mean" else None,
-        **_teacher(student, reference, batch.vocab),
+        **_teacher(reference, batch),
         **(labels if batch.label_weight else {}),
     )
     return value
 
 
-def _teacher(student: States, reference: Reference, vocab: str) -> dict[str, Any]:
+def _teacher(reference: States | am.TopK, batch: Batch) -> dict[str, Any]:
     """What ``am.Loss.linear`` takes of a teacher: hidden states and a head, or lists alone."""
     if isinstance(reference, am.TopK):  # of common tokens only, wherever it comes from
         return {"teacher_hidden": reference}
-    head = student.base_head if isinstance(reference, BaseStates) else reference.head
-    return {"teacher_hidden": reference.hidden, "teacher_head": head, "vocab": vocab}
+    others = "common" if batch.vocab == "common" and batch.tokens is None else "strict"
+    head = None if reference.head is None else first_tokens(reference.head, batch.tokens)
+    return {"teacher_hidden": reference.hidden, "teacher_head": head, "vocab": others}
 
 
 @torch.no_grad()
 def overlaps(student: States, reference: Reference, batch: Batch) -> torch.Tensor:
     """Σ min(p, q) of every position, (B, L); 1 where it does not count."""
-    plain = Batch(batch.labels, None, batch.vocab)
+    plain = replace(batch, denominator=None, label_weight=0.0)
     distance = to_reference(TOTAL_VARIATION, reference, batch.lists_at)
     return 1.0 - compare(distance, student, reference, batch.mask, plain, "none")
 
@@ -142,7 +160,10 @@ def sampled_statistics(student: States, reference: Reference, batch: Batch) -> t
     Over up to ``SAMPLE`` positions that count, so that looking costs little: a tensor (3,).
     """
     chosen = sampled_positions(batch)
-    plain = Batch(batch.labels, None, batch.vocab)
+    tokens = batch.tokens
+    if isinstance(reference, States):
+        tokens = measured_first(student.vocabulary, reference.vocabulary, tokens)
+    plain = replace(batch, denominator=None, label_weight=0.0, tokens=tokens)
     kl, distance = (
         compare(
             to_reference(loss, reference, batch.lists_at),

@@ -62,6 +62,7 @@ class AMiDOnPolicyConfig(LossSettings, DistillationConfig):
                 "--method_kwargs '{\"beta\": 0.5}' says what it would"
             )
         choose_bf16(self)
+        self.logging_nan_inf_filter = False  # it would log an infinite loss as 0
         self.beta = 0.0  # TRL compares it with numbers
         super().__post_init__()
         self.beta = None  # pyright: ignore[reportIncompatibleVariableOverride]

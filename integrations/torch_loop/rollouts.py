@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 from trl.models.utils import unwrap_model_for_generation
 
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.memory import GENERATION, within_memory
 from amidmath.integrations.shared.objective import STUDENT_ROWS
 from amidmath.integrations.shared.policy_base import Source
 from amidmath.integrations.shared.replay_buffer import Example
 from amidmath.integrations.shared.rollout_rows import Memory, check_policy, prompts_of
 from amidmath.integrations.torch_loop.generation import generate
-from amidmath.integrations.torch_loop.models import context_of
+from amidmath.integrations.torch_loop.models import context_of, logits_of_model
 from amidmath.integrations.torch_loop.teachers import ModelTeacher
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class Rollouts(Memory):
         if not isinstance(teacher, ModelTeacher):
             return None
         models: tuple[Any, ...] = (self.trainer.student, teacher.model)
-        sizes = {int(model.config.get_text_config().vocab_size) for model in models}
+        sizes = {logits_of_model(model) for model in models}
         return min(sizes) if len(sizes) > 1 else None
 
     def _examples(self, source: Source, prompts: list[NDArray[np.int64]]) -> list[Example]:
@@ -92,7 +93,10 @@ class Rollouts(Memory):
         length = int(args.max_length or 0)
         limit = min(length, context_of(trainer.student) or length)
         longest = max(len(prompt) for prompt in prompts)
-        with unwrap_model_for_generation(model, trainer.accelerator) as generator:
+        with (
+            within_memory("generating", GENERATION),
+            unwrap_model_for_generation(model, trainer.accelerator) as generator,
+        ):
             completions = generate(
                 generator,
                 [torch.from_numpy(prompt) for prompt in prompts],

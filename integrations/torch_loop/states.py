@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 
 import array_api_compat.torch as xp
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 import amidmath as am
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.objective import first_tokens
 
 T = TypeVar("T")
 
@@ -25,23 +27,41 @@ _SCALES: dict[str, Callable[[Any, float], float]] = {
         value if config.model_type == "hyperclovax" else 1.0 / value
     ),
 }
+# By what names a config says that logits are capped: Gemma, RecurrentGemma, xLSTM.
+_SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 _PROBE_TOKENS = 8
 _EXPOSED = "_amidmath_exposed"
 
 
+class UnknownHeadError(InputError):
+    """Logits that are not made of the last hidden states in a way that is known here."""
+
+
 @dataclass(frozen=True)
 class States:
-    """Hidden states and the head that makes logits of them.
+    """Hidden states and the head that makes logits of them; or the logits themselves.
 
     Args:
-        hidden: shape (B, L, H), after the last norm.
-        head: the output layer.
+        hidden: shape (B, L, H), after the last norm; or logits (B, L, V).
+        head: the output layer; None where ``hidden`` are logits.
         base_head: the output layer without the adapter that it may have, as a constant.
     """
 
     hidden: torch.Tensor
-    head: am.Head
-    base_head: am.Head
+    head: am.Head | None
+    base_head: am.Head | None
+
+    @property
+    def vocabulary(self) -> int:
+        """How many logits there are."""
+        return int(self.hidden.shape[-1] if self.head is None else self.head.weight.shape[0])
+
+    def first(self, tokens: int | None) -> "States":
+        """States of logits for the first so many tokens alone; None for all."""
+        if self.head is None or self.base_head is None:
+            return States(self.hidden[..., :tokens], None, None)
+        head, base = (first_tokens(head, tokens) for head in (self.head, self.base_head))
+        return States(self.hidden, head, base)
 
     @property
     def logits(self) -> torch.Tensor:
@@ -49,8 +69,10 @@ class States:
         return logits_of(self.hidden, self.head)
 
 
-def logits_of(hidden: torch.Tensor, head: am.Head) -> torch.Tensor:
+def logits_of(hidden: torch.Tensor, head: am.Head | None) -> torch.Tensor:
     """The logits (..., V) of hidden states (..., H), whole; for few positions."""
+    if head is None:
+        return hidden
     outputs = torch.nn.functional.linear(hidden, head.weight, head.bias)
     if head.low_rank is not None:
         a, b, factor = head.low_rank
@@ -66,16 +88,19 @@ def expose_states(model: PreTrainedModel) -> None:
     the model sees all of it: DDP its gradients, FSDP and ZeRO-3 the use of the head, accelerate's
     autocast the loss. Without ``with_states`` the model does what it did.
 
+    Where a small forward pass finds that logits are made in another way than is known here, or the
+    head is no linear layer, ``f`` is given whole logits (``gives_logits``).
+
     Args:
         model: a causal language model, not wrapped by PEFT; exposing it twice is the same as once.
 
     Raises:
-        InputError: a head that is no linear layer, or logits that are not the head's of the last
-            hidden states in a way that is known here (found by a small forward pass).
+        InputError: an adapter on the head that cannot be had.
     """
     if hasattr(model, _EXPOSED):
         return
     forward = model.forward
+    whole = False
 
     @functools.wraps(type(model).forward)  # generate looks at its signature
     def exposed(
@@ -87,6 +112,8 @@ def expose_states(model: PreTrainedModel) -> None:
         if with_states is None:
             return forward(*args, **kwargs)
         kwargs["use_cache"] = False
+        if whole:
+            return with_states(States(forward(*args, **kwargs).logits, None, None))
         hidden = self.base_model(*args, **kwargs).last_hidden_state
         layer: Any = self.get_output_embeddings()
 
@@ -97,24 +124,44 @@ def expose_states(model: PreTrainedModel) -> None:
 
         return _in_place_of(layer, states, hidden)
 
-    head_of(model)
     model.forward = MethodType(exposed, model)
-    setattr(model, _EXPOSED, True)
-    _check(model)
+    try:
+        head_of(model)
+        _check(model)
+    except UnknownHeadError:
+        whole = True
+    except InputError:
+        model.forward = forward
+        raise
+    setattr(model, _EXPOSED, "logits" if whole else "states")
+
+
+def gives_logits(model: torch.nn.Module) -> bool:
+    """Whether a model whose states are exposed gives whole logits in their place."""
+    return getattr(model, _EXPOSED, "") == "logits"
+
+
+def is_here(model: torch.nn.Module) -> bool:
+    """Whether the model's weights are whole in this process, so that it can be run at once."""
+    return not any(
+        p.is_meta or hasattr(p, "ds_id") or isinstance(p, DTensor) for p in model.parameters()
+    )
 
 
 def head_of(model: PreTrainedModel, adapter: bool = True) -> am.Head:
     """A model's output layer as it is now, an adapter on it included unless told otherwise.
 
     Raises:
-        InputError: no output layer, or none that is linear.
+        UnknownHeadError: no output layer, or none that is linear.
+        InputError: an adapter on it that is no low-rank sum.
     """
     layer: Any = model.get_output_embeddings()
     name = type(model).__name__
     if layer is None:
-        raise InputError(f"{name} has no output layer; a causal language model is needed")
+        raise UnknownHeadError(f"{name} has no output layer; a causal language model is needed")
     config = model.config.get_text_config()
-    settings: dict[str, Any] = {"softcap": getattr(config, "final_logit_softcapping", None)}
+    caps = [cap for name in _SOFT_CAPS if (cap := getattr(config, name, None)) is not None]
+    settings: dict[str, Any] = {"softcap": caps[0] if caps else None}
     for key, scale in _SCALES.items():
         value = getattr(config, key, None)
         if value is not None:
@@ -128,7 +175,7 @@ def head_of(model: PreTrainedModel, adapter: bool = True) -> am.Head:
         settings["low_rank"] = _low_rank(layer) if adapter else None
         layer = layer.base_layer
     if not isinstance(layer, torch.nn.Linear) or not layer.weight.is_floating_point():
-        raise InputError(
+        raise UnknownHeadError(
             f"the output layer of {name} is a {type(layer).__name__}, the loss needs a linear "
             "layer with floating-point weights: leave the head out of quantization and adapters"
         )
@@ -188,21 +235,27 @@ def _in_place_of(
 
 @torch.no_grad()
 def _check(model: PreTrainedModel) -> None:
-    """Raise InputError unless the head's logits are the model's own."""
+    """Raise UnknownHeadError unless the head's logits are the model's own."""
+    if not is_here(model):
+        return
     parameter = next(model.parameters())
-    if parameter.is_meta or any(hasattr(p, "ds_id") for p in model.parameters()):
-        return  # not here, or in parts: nothing to run
     size = model.config.get_text_config().vocab_size
     ids = (torch.arange(_PROBE_TOKENS, device=parameter.device) * 7919 % size)[None]
     was_training = model.training
     model.eval()
     theirs = model(input_ids=ids, use_cache=False).logits.float()
-    ours = model(input_ids=ids, with_states=lambda states: states.logits).float()
-    model.train(was_training)
+    try:
+        ours = model(input_ids=ids, with_states=lambda states: states.logits).float()
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise UnknownHeadError(
+            f"{type(model).__name__} has no last hidden states that its output layer takes"
+        ) from error
+    finally:
+        model.train(was_training)
     if ours.shape != theirs.shape or not torch.allclose(
         ours, theirs, rtol=_tolerance(parameter.dtype), atol=_tolerance(parameter.dtype)
     ):
-        raise InputError(
+        raise UnknownHeadError(
             f"{type(model).__name__} makes its logits in a way that is not known here: they are "
             f"not its output layer's of its last hidden states (largest difference "
             f"{_difference(ours, theirs)})"

@@ -79,7 +79,7 @@ def lists_of(
         others (P,), added up rather than subtracted.
     """
     hidden = states.hidden[keep]
-    vocabulary = states.head.weight.shape[0]
+    vocabulary = states.vocabulary
     step = max(1, _CHUNK_BYTES // (4 * vocabulary))
     found = []
     for start in range(0, max(1, hidden.shape[0]), step):

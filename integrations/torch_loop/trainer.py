@@ -1,8 +1,8 @@
 """TRL's SFTTrainer with a distillation loss in place of cross-entropy."""
 
-import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -13,14 +13,25 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 from trl import SFTConfig, SFTTrainer
 
 from amidmath.integrations.shared.checkpoints import ExtraState
-from amidmath.integrations.shared.data import is_paired
-from amidmath.integrations.shared.errors import TrainingError
-from amidmath.integrations.shared.rows import in_one_format, learnable
+from amidmath.integrations.shared.conversations import conversation
+from amidmath.integrations.shared.errors import InputError, TrainingError
+from amidmath.integrations.shared.memory import EVALUATION, within_memory
+from amidmath.integrations.shared.policy_base import Source
+from amidmath.integrations.shared.row_settings import RowSettings
+from amidmath.integrations.shared.rows import whole_rows
+from amidmath.integrations.shared.supports import check_finite
 from amidmath.integrations.shared.task_scores import TaskScores, with_prefix
+from amidmath.integrations.shared.tokenizers import take_template
+from amidmath.integrations.shared.vocabularies import compared_first
 from amidmath.integrations.torch_loop.checkpoints import WholeCheckpoints
 from amidmath.integrations.torch_loop.collators import Carrying
 from amidmath.integrations.torch_loop.config import AMiDConfig
-from amidmath.integrations.torch_loop.models import check_context
+from amidmath.integrations.torch_loop.models import (
+    check_context,
+    checkpoints_as_it_can,
+    embeddings_of,
+    logits_of_model,
+)
 from amidmath.integrations.torch_loop.objective import (
     Batch,
     recipe_loss,
@@ -38,6 +49,7 @@ from amidmath.integrations.torch_loop.processes import (
 from amidmath.integrations.torch_loop.rollouts import Rollouts
 from amidmath.integrations.torch_loop.states import States, expose_states
 from amidmath.integrations.torch_loop.task_scores import student_scores
+from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
 from amidmath.integrations.torch_loop.teachers import (
     AdapterBaseTeacher,
     ModelTeacher,
@@ -45,6 +57,7 @@ from amidmath.integrations.torch_loop.teachers import (
     Teacher,
     freeze,
 )
+from amidmath.integrations.torch_loop.trials import answers_together, check_causal, check_packing
 from amidmath.integrations.torch_loop.vocabularies import OutsideMass
 
 # What of a batch is for the loss or the teacher, and no model takes.
@@ -64,6 +77,8 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
             :class:`Teacher`; or what makes one of the trainer, once its rows are prepared.
         args: the configuration, loss and data policy included.
         task_scores: a task on which the student's answers are scored at every evaluation.
+        sizes: how many tokens of rows each model reads, by its role; by default student and
+            teacher as many as they have embeddings for.
         **kwargs: for SFTTrainer.
 
     Raises:
@@ -80,6 +95,7 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         teacher: "PreTrainedModel | Teacher | str | Callable[[AMiDTrainer], Teacher]",
         args: AMiDConfig,
         task_scores: TaskScores | None = None,
+        sizes: Mapping[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
         """Check that teacher and student fit, and prepare the data."""
@@ -91,8 +107,15 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         if isinstance(teacher, PreTrainedModel):
             contexts["teacher"] = teacher
         check_context(int(args.max_length or 0), **contexts)
-        self.drop_unlearnable_rows = args.drop_unlearnable_rows
-        super().__init__(model=model, args=args, **kwargs)
+        self.keeps_activations = checkpoints_as_it_can(args, model)
+        own = {role: embeddings_of(model) for role, model in contexts.items()}
+        self.sizes = own if sizes is None else sizes
+        if args.assistant_only_loss:
+            for given in ("train_dataset", "eval_dataset"):
+                kwargs[given] = _in_trl_words(kwargs.get(given))
+        with _own_template(args, model, kwargs.get("processing_class")):
+            super().__init__(model=model, args=args, **kwargs)
+        self._check_padding()
         self.plain_collator = self.data_collator
         joined = getattr(self.plain_collator, "padding_free", False)
         collator = WithLengths(self.plain_collator) if joined else self.plain_collator
@@ -100,14 +123,27 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         inner = self.student
         inner = cast("Any", inner).get_base_model() if _has_adapter(inner) else inner
         expose_states(inner)
+        asked_by = "--packing" if args.packing else "--padding_free"
+        self._joined_by = asked_by if joined else None
+        self._check_model("student", inner)
         keep_loss_wide(self.accelerator)
         self.teacher = self._prepared_teacher(teacher)
         self.rollouts = Rollouts(self)
         self._step_sums: torch.Tensor | float = 0.0
         self._statistics: torch.Tensor | None = None
-        self._outside = OutsideMass(self.teacher) if self.vocab == "common" else None
+        self._outside = None if self.vocab == "strict" else OutsideMass(self.teacher)
+        self.tokens = self._compared_tokens()
         self._held_out: torch.Tensor | float = 0.0  # sum of the losses, and of how many tokens
         self.add_callback(_AfterStep(self))
+
+    def _check_padding(self) -> None:
+        pad, role = int(self.tokenizer.pad_token_id), min(self.sizes, key=lambda r: self.sizes[r])
+        if pad >= self.sizes[role]:
+            raise InputError(
+                f"the token {self.tokenizer.pad_token!r} that fills batches is number {pad}, "
+                f"beyond those that the {role} reads, which end at {self.sizes[role] - 1}: name "
+                "another one with --pad_token"
+            )
 
     def _prepared_teacher(self, teacher: Any) -> Teacher:
         if teacher == "base":
@@ -115,7 +151,30 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         if not isinstance(teacher, PreTrainedModel):
             return cast("Teacher", teacher(self) if callable(teacher) else teacher)
         name = str(teacher.config.name_or_path)
-        return ModelTeacher(prepare_frozen(freeze(teacher), self.accelerator), name)
+        self._check_model("teacher", freeze(teacher))
+        return ModelTeacher(prepare_frozen(teacher, self.accelerator), name)
+
+    def _check_model(self, role: str, model: PreTrainedModel) -> None:
+        """Raise InputError where a model cannot do what the run asks of it; it is tried out."""
+        check_causal(role, model)
+        if self._joined_by is not None:
+            check_packing(role, model, self._joined_by)
+        sources = self.policy.sources
+        answers = {"student": {Source.STUDENT, Source.BUFFER}, "teacher": {Source.TEACHER}}
+        scored = role == "student" and self.task_scores is not None
+        if scored or answers[role] & sources:
+            answers_together(model)
+
+    def _compared_tokens(self) -> int | None:
+        """How many first tokens the loss is over; raises InputError where it would be infinite."""
+        ours = logits_of_model(self.student)
+        if isinstance(self.teacher, CachedTeacher):
+            return self.teacher.rows.tokens
+        if not isinstance(self.teacher, ModelTeacher):
+            return None
+        theirs = logits_of_model(self.teacher.model)
+        check_finite(self.recipe, self.vocab, ours, theirs)
+        return compared_first(self.vocab, ours, theirs)
 
     @property
     def student(self) -> PreTrainedModel:
@@ -176,6 +235,7 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
             self.label_weight,
             inputs.get("source"),
             float(self.recipe.params["temperature"]),
+            self.tokens,
         )
         inputs["use_cache"] = False
         to_model = {k: v for k, v in inputs.items() if k not in _NOT_FOR_MODELS}
@@ -294,7 +354,8 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         """The Trainer's, with the mean loss over all tokens, whatever the batches and processes."""
         self._held_out = torch.zeros(2, dtype=torch.float64, device=self.args.device)
         of_training, self._statistics = self._statistics, torch.zeros(3, device=self.args.device)
-        output = super().evaluation_loop(*args, **kwargs)
+        with within_memory("evaluating", EVALUATION):
+            output = super().evaluation_loop(*args, **kwargs)
         reshard(self.student)
         prefix = kwargs.get("metric_key_prefix", "eval")
         total, count = summed(self._held_out).tolist()
@@ -332,32 +393,29 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         formatting_func: Any,
         dataset_name: str,
     ) -> Dataset | IterableDataset:
-        """SFTTrainer's preparation, in two steps so that what it would drop is seen first."""
+        """Rows as the JAX loop and the caches make them, which SFTTrainer then cuts or packs.
+
+        SFTTrainer itself prepares what they do not know: streams, and rows with a formatting
+        function.
+        """
         if isinstance(dataset, Dataset) and formatting_func is None:
-            if is_paired(dataset) and args.completion_only_loss is None:
-                self.completion_only_loss = True  # SFTTrainer sees no completions in pairs
-            dataset = in_one_format(
-                dataset,
-                args.dataset_text_field,
-                pairs="any" not in self.recipe.method.sources,
-                joined=packing or args.padding_free,
-                num_proc=args.dataset_num_proc,
-            )
-        whole = copy.copy(args)
-        whole.max_length, whole.shuffle_dataset = None, False
-        rows = super()._prepare_dataset(
-            dataset, processing_class, whole, False, formatting_func, dataset_name
-        )
-        if isinstance(rows, Dataset):
             cut = packing and args.packing_strategy in ("wrapped", "bfd_split")
-            rows = learnable(
-                rows,
-                None if cut else args.max_length,
-                dataset_name,
-                drop=self.drop_unlearnable_rows,
-                say=PartialState().print,  # the accelerator comes later
-            )
-        return super()._prepare_dataset(rows, processing_class, args, packing, None, dataset_name)
+            with PartialState().main_process_first():  # the others find what it has made
+                dataset = whole_rows(
+                    dataset,
+                    processing_class,
+                    cast("RowSettings", args),
+                    None if cut else args.max_length,
+                    name=dataset_name,
+                    pairs="any" not in self.recipe.method.sources,
+                    joined=packing or args.padding_free,
+                    say=PartialState().print,  # the accelerator comes later
+                    sizes=self.sizes,
+                    template=self.chat_template,
+                )
+        return super()._prepare_dataset(
+            dataset, processing_class, args, packing, formatting_func, dataset_name
+        )
 
 
 class _AfterStep(TrainerCallback):
@@ -377,6 +435,35 @@ def count_tokens(inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
     """How many tokens a batch has, padding left out."""
     mask = inputs.get("attention_mask")
     return torch.tensor(labels.numel(), device=labels.device) if mask is None else mask.sum()
+
+
+@contextmanager
+def _own_template(args: AMiDConfig, model: PreTrainedModel, tokenizer: Any) -> Iterator[None]:
+    """Give the tokenizer the template that is asked for, which SFTTrainer then finds there."""
+    path = args.chat_template_path
+    if path is not None and tokenizer is not None:
+        before = tokenizer.eos_token_id
+        take_template(tokenizer, path)
+        args.chat_template_path, end = None, tokenizer.eos_token_id
+        if end != before:
+            cast("Any", model.config.get_text_config()).eos_token_id = end
+            if model.generation_config is not None:
+                model.generation_config.eos_token_id = end
+    try:
+        yield
+    finally:
+        args.chat_template_path = path
+
+
+def _in_trl_words(rows: Any) -> Any:
+    """Conversations of "from" and "value" with "role" and "content", by which TRL knows them."""
+    if "conversations" not in getattr(rows, "column_names", ()):
+        return rows
+
+    def messages(row: dict[str, Any]) -> dict[str, Any]:
+        return {"messages": conversation(row["conversations"], "conversations")}
+
+    return rows.map(messages, remove_columns="conversations")
 
 
 def _has_adapter(model: Any) -> bool:

@@ -44,8 +44,8 @@ class OutsideMass:
         # How many logits a cached teacher gave, and how many of them are common.
         self.of_cache = (0, 0)
         if isinstance(teacher, CachedTeacher):
-            size = teacher.store.header.vocabulary
-            self.of_cache = (size, size if teacher.rows.common is None else teacher.rows.common)
+            rows, size = teacher.rows, teacher.store.header.vocabulary
+            self.of_cache = (size, size if rows.common is None else rows.common)
         self.sums: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
@@ -60,9 +60,9 @@ class OutsideMass:
         """
         if isinstance(reference, BaseStates):
             return  # the student's base model has the student's tokens
-        ours = student.head.weight.shape[0]
+        ours = student.vocabulary
         if isinstance(reference, States):
-            theirs = reference.head.weight.shape[0]
+            theirs = reference.vocabulary
             common = min(ours, theirs)
         else:
             theirs, common = self.of_cache
@@ -95,12 +95,12 @@ def _outside_sum(
         logs, indices = reference.log_probs[mask].float(), reference.indices[mask]
         outside = (indices >= common) | ((indices < 0) & taken_off)
         return torch.where(outside, logs.exp(), 0.0).sum()
-    hidden, head = reference.hidden[mask], reference.head
-    step = max(1, _CHUNK_BYTES // (4 * head.weight.shape[0]))
+    hidden, vocabulary = reference.hidden[mask], reference.vocabulary
+    step = max(1, _CHUNK_BYTES // (4 * vocabulary))
     total = torch.zeros((), device=hidden.device)
-    if common < head.weight.shape[0]:
+    if common < vocabulary:
         for part in hidden.split(step):
-            logits = logits_of(part, head).float()
+            logits = logits_of(part, reference.head).float()
             outside = logits[..., common:].logsumexp(-1) - logits.logsumexp(-1)
             total = total + outside.exp().sum()
     return total

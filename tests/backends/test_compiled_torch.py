@@ -86,7 +86,7 @@ def test_no_second_derivative():
     leaf, teacher = logits(2, 9)[0].requires_grad_(), logits(2, 9)[1]
     value = KL(leaf, teacher, backend="compiled")
     (grad,) = torch.autograd.grad(value, leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"once_differentiable|not require grad"):
+    with pytest.raises(RuntimeError, match=r"first derivatives only"):
         torch.autograd.grad(grad.sum(), leaf)
 
 

@@ -18,8 +18,7 @@ from triton.runtime import interpreter
 
 import amidmath as am
 from amidmath._rows import RowForm
-from amidmath.backends import choice, triton_rows
-from amidmath.backends import torch as torch_backend
+from amidmath.backends import choice, torch_rows, triton_rows
 
 ROWS, VOCABULARY = 2, 701
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -39,7 +38,7 @@ assert os.environ.get("TRITON_INTERPRET") == "1"
 @pytest.fixture(autouse=True)
 def instead_of_cpu(monkeypatch):
     """Tensors on the CPU go where those on a GPU do."""
-    monkeypatch.setitem(torch_backend._KERNELS, "cpu", torch_backend._KERNELS["cuda"])
+    monkeypatch.setitem(torch_rows._KERNELS, "cpu", torch_rows._KERNELS["cuda"])
 
 
 def logits(dtype=torch.float32, rows=ROWS, vocabulary=VOCABULARY):

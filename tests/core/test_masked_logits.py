@@ -195,15 +195,46 @@ def test_where_one_side_has_mass_a_small_one_counts_on_the_other(dtype):
         np.testing.assert_allclose(value, 0.25 * (x[0, 0] - y[0, 0]) + 0.75 * x[0, 1], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("order", ORDERS)
-def test_an_assistant_that_is_nearly_one_source_or_nearly_geometric(order, oracle):
+def test_an_assistant_that_is_nearly_one_source_or_nearly_geometric(order, dtype, oracle):
     """Here -1e9 is not as good as -inf: eᵏˡ is near 1, and the assistant reaches what is masked."""
-    given = np.array([[5.4, -1e9, 2.0, -0.6, 6.5], [0.3, -1e4, 1.2, 2.2, -1e4]])
-    teacher = np.array([[-1e9, 5.0, -1e9, 1.0, -1e9], [2.7, 0.7, -1e4, 1.1, -0.4]])
+    inf = np.inf
+    student = [
+        [5.4, -1e9, 2.0, -0.6, 6.5],
+        [0.3, -1e4, 1.2, 2.2, -1e4],
+        [-inf, -1.5, -1.7, 2.7, -inf],
+    ]
+    teacher = [
+        [-1e9, 5.0, -1e9, 1.0, -1e9],
+        [2.7, 0.7, -1e4, 1.1, -0.4],
+        [-1.3, -0.5, 1.0, 1.3, -1.4],
+    ]
+    rows = [np.array(a, dtype) for a in (student, teacher)]
+    bound = 64 * np.finfo(dtype).eps
     for alpha, lam in itertools.product((1 - 1e-12, 1 + 1e-12), (1e-12, 0.5, 1 - 1e-12)):
-        truth = oracle.amid(given, teacher, ("KL",), order, alpha, lam).value
-        numbers = am.AMiD(order=order, alpha=alpha, lam=lam)
-        arrays = am.AMiD(order=order, alpha=np.full(2, alpha), lam=np.full(2, lam))
-        for loss in (numbers, arrays):
-            value = loss(given, teacher, reduction="none")
-            assert (oracle.error(value, truth) <= 64 * 2.0**-52 * oracle.floats(truth)).all(), loss
+        losses = [am.AMiD(order=order, alpha=alpha, lam=lam)]
+        if dtype == "float64":
+            arrays = np.full(3, alpha), np.full(3, lam)
+            losses.append(am.AMiD(order=order, alpha=arrays[0], lam=arrays[1]))
+        truth = oracle.amid(*rows, ("KL",), order, alpha, lam).value
+        for loss, backend in itertools.product(losses, ("reference", "compiled")):
+            value = loss(*rows, reduction="none", backend=backend)
+            counts = np.array([v < np.inf for v in truth])
+            assert (value[~counts] == np.inf).all(), loss
+            off = oracle.error(value[counts], truth[counts])
+            assert (off <= bound * oracle.floats(truth[counts])).all(), loss
+
+
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 5.0])
+def test_a_mass_that_is_small_in_the_escorts_only_counts(gamma, backend):
+    """Gamma's divergence of disjoint rows is made of masses whose powers are no numbers."""
+    logs = np.array([[0.0, -60.0, -200.0], [-200.0, -50.0, 0.0]], np.float32)
+    x, y = (a.astype(np.float64)[None] for a in logs)
+    options = {"backend": backend}
+    value, grads = am.Gamma(gamma).value_and_grad(logs[:1], logs[1:], **options)
+    truth, wanted = am.Gamma(gamma).value_and_grad(x, y, **options)  # whose masses are numbers
+    np.testing.assert_allclose(value, truth, rtol=1e-6)
+    for grad, right in zip(grads, wanted, strict=True):
+        np.testing.assert_allclose(grad, right, rtol=1e-4, atol=1e-6)

@@ -161,9 +161,10 @@ def _own_rows() -> list[Row]:
 
 def _no_second() -> dict[Cell, str]:
     reason = "it gives the gradient outside of autograd, which takes it for a constant"
-    by_torch = {("torch", mode): reason for mode in ("compile", "grad", "func")}
+    by_torch = {("torch", mode): reason for mode in ("compile", "grad")}
     reason = 'a second derivative, refused with an error that names `backend="reference"`'
-    return by_torch | {("JAX", mode): reason for mode in ("grad", "forward")}
+    refused = (("torch", "func"), ("torch", "forward"), ("JAX", "grad"), ("JAX", "forward"))
+    return by_torch | dict.fromkeys(refused, reason)
 
 
 def _no_making() -> dict[Cell, str]:
@@ -253,7 +254,6 @@ def render() -> str:
 GENERAL = (
     "NumPy, array-api-strict, dask and CuPy do not differentiate: `value_and_grad` of losses and "
     "divergences gives gradients there, from the same closed forms.",
-    "torch's `forward` goes through the operations one by one, not through the closed form.",
     "dask arrays need chunks of known size (`compute_chunk_sizes()`), and an empty one cannot be "
     "computed: its own maximum refuses. Values are not checked, as that would compute them.",
     "`amidmath.methods` makes losses of the classes above; `akl` alone has one of its own.",

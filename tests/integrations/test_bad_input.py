@@ -173,7 +173,7 @@ def test_a_warm_up_beyond_the_last_step_is_said(
         ([{"text": "good"}, {"text": None}], ["row 1", "'text'", "None"]),
         ([{"text": 17}] * 4, ["row 0", "'text'", "17"]),
         ([{"prompt": "why?", "completion": 1.5}] * 4, ["row 0", "'completion'", "1.5"]),
-        ([{"messages": [{"who": "me", "says": "hi"}]}] * 4, ["row 0", "'messages'", "'role'"]),
+        ([{"messages": [{"who": "me", "says": "hi"}]}] * 4, ["row 0", "messages[0]", "'role'"]),
         ([{"messages": []}] * 4, ["row 0", "'messages'", "[]"]),
         (
             [{"prompt": "why? " * 20, "completion": "so"}] * 4,
@@ -280,7 +280,7 @@ def test_a_model_without_a_tokenizer(refuse: Refuse, tmp_path: Path) -> None:
 
 
 def test_unequal_tokenizers(refuse: Refuse, tmp_path: Path) -> None:
-    folder = save(tiny_model(1, 0), tmp_path / "other")
+    folder = save(tiny_model(1, 0, vocab_size=512), tmp_path / "other")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["teacher"])
     tokenizer.save_pretrained(folder)

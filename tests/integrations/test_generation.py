@@ -9,7 +9,8 @@ from tiny import byte_tokenizer, tiny_model
 from transformers import GenerationConfig, LlamaForCausalLM
 
 from amidmath.integrations.shared.errors import InputError
-from amidmath.integrations.torch_loop.generation import end_tokens, evaluation_mode, generate
+from amidmath.integrations.torch_loop.generation import end_tokens, generate
+from amidmath.integrations.torch_loop.modes import evaluation_mode
 
 TOKENIZER = byte_tokenizer()
 PROMPTS = [torch.arange(5, 5 + n) for n in (3, 11, 1, 7, 7)]

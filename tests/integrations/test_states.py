@@ -1,5 +1,6 @@
 """Hidden states and heads of the model families, their adapters and their refusals."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,8 +23,16 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+import amidmath as am
 from amidmath.integrations.shared.errors import InputError
-from amidmath.integrations.torch_loop.states import States, expose_states, head_of
+from amidmath.integrations.torch_loop.objective import Batch, compare
+from amidmath.integrations.torch_loop.states import (
+    States,
+    expose_states,
+    gives_logits,
+    head_of,
+    logits_of,
+)
 
 SIZES: dict[str, Any] = {
     "vocab_size": 61,
@@ -129,20 +138,58 @@ def test_dropout_on_the_head_is_refused() -> None:
         head_of(model.get_base_model())
 
 
-def test_a_head_that_is_no_linear_layer_is_refused() -> None:
-    model = tiny_model(layers=1, seed=0)
-    model.lm_head = torch.nn.Sequential(model.lm_head)  # type: ignore[assignment]
-    with pytest.raises(InputError, match="is a Sequential"):
-        expose_states(model)
-
-
-def test_logits_made_in_an_unknown_way_are_refused() -> None:
+def shifted() -> PreTrainedModel:
     class Shifted(type(tiny_model(layers=1, seed=0))):  # type: ignore[misc]
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             output = super().forward(*args, **kwargs)
-            output.logits = output.logits + 1.0
+            output.logits = output.logits + torch.arange(384) / 384
             return output
 
-    model = Shifted(tiny_model(layers=1, seed=0).config)
-    with pytest.raises(InputError, match="in a way that is not known here"):
-        expose_states(model)
+    return Shifted(tiny_model(layers=1, seed=0).config)
+
+
+def nested() -> PreTrainedModel:
+    model = tiny_model(layers=1, seed=0)
+    model.lm_head = torch.nn.Sequential(model.lm_head)  # type: ignore[assignment]
+    return model
+
+
+@pytest.mark.parametrize("make", [shifted, nested])
+def test_logits_made_in_an_unknown_way_are_taken_whole(
+    make: Callable[[], PreTrainedModel],
+) -> None:
+    model, ids = make().eval(), torch.arange(12)[None] + 3
+    expected = model(input_ids=ids).logits
+    expose_states(model)
+    assert gives_logits(model)
+    states = model(input_ids=ids, with_states=lambda states: states)
+    assert states.head is None
+    torch.testing.assert_close(states.logits, expected, rtol=0, atol=0)
+    assert states.first(7).vocabulary == 7
+    assert not gives_logits(tiny_model(layers=1, seed=0))
+
+
+@pytest.mark.parametrize("tokens", [None, 5])
+@pytest.mark.parametrize("sizes", [(8, 8), (8, 5), (5, 8)])
+@pytest.mark.parametrize("whole", ["student", "teacher", "both"])
+def test_whole_logits_have_the_loss_of_hidden_states(
+    whole: str, sizes: tuple[int, int], tokens: int | None
+) -> None:
+    torch.manual_seed(0)
+    heads = [am.Head(torch.randn(size, 4), bias=torch.randn(size)) for size in sizes]
+    hidden = [torch.randn(2, 6, 4, requires_grad=n == 0) for n in range(2)]
+    labels = torch.randint(0, min(sizes), (2, 6))
+    labels[0, :3] = -100
+    loss = am.AMiD(am.KL(), alpha=-1.0, lam=0.2) + am.AMiD(am.TotalVariation(), lam=0.3)
+    found = {}
+    for chosen in ("none", whole):
+        states = [
+            States(logits_of(x, head), None, None)
+            if chosen in (name, "both")
+            else States(x, head, head)
+            for name, x, head in zip(("student", "teacher"), hidden, heads, strict=True)
+        ]
+        batch = Batch(labels, None, "common", 0.5, tokens=tokens)
+        value = compare(loss, states[0], states[1], batch.mask, batch)
+        found[chosen] = (value, *torch.autograd.grad(value, hidden[:1]))
+    torch.testing.assert_close(found[whole], found["none"], rtol=1e-5, atol=1e-6)

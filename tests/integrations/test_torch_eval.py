@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import byte_tokenizer, save, tiny_model, write_jsonl
+from tiny import byte_tokenizer, save, tiny_model, vocabulary_size, write_jsonl
 from transformers import AutoModelForCausalLM
 
 from amidmath.integrations.shared.answers import Decoding
@@ -245,7 +245,7 @@ def test_chat_prompts_without_a_usable_template() -> None:
     tokenizer = byte_tokenizer()
     row = Row([{"role": "user", "content": "Why?"}], ("So.",), number=7)
     tokenizer.chat_template = "{{ raise_exception('no users') }}"
-    with pytest.raises(InputError, match=r"row 7: the chat template refuses .*no users"):
+    with pytest.raises(InputError, match="row 7 is refused by the chat template: no users"):
         encode_prompts(tokenizer, [row])
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="no chat template: give --prompt_style plain"):
@@ -342,11 +342,26 @@ def test_bad_input(refuse: Refuse, changes: dict[str, str | None], says: list[st
 
 
 def test_another_tokenizer(refuse: Refuse, tmp_path: Path) -> None:
-    other = save(tiny_model(1, 3), tmp_path / "other")
+    other = save(tiny_model(1, 3, vocab_size=512), tmp_path / "other")
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["<more>"])
     tokenizer.save_pretrained(other)
     assert "'<more>'" in refuse({"--model_name_or_path": str(other)})
+
+
+def test_a_token_without_an_embedding(refuse: Refuse, tmp_path: Path) -> None:
+    other = save(tiny_model(1, 3), tmp_path / "other")
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(other)
+    rows = [{"prompt": "why", "output": "so"}, {"prompt": "why", "output": "<more>"}]
+    error = refuse(
+        {
+            "--model_name_or_path": str(other),
+            "--dataset_name": str(write_jsonl(tmp_path / "more.jsonl", rows)),
+        }
+    )
+    assert f"row 1: token {vocabulary_size()} ('<more>') is beyond those that the" in error
 
 
 def test_several_processes(refuse: Refuse, monkeypatch: pytest.MonkeyPatch) -> None:

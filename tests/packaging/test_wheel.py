@@ -29,6 +29,7 @@ def test_wheel_contents(dist: Path) -> None:
         "amidmath/py.typed",
         "amidmath/divergences/_kl.py",
         "amidmath/backends/torch.py",
+        "amidmath/backends/torch_operators.py",
         "amidmath/integrations/torch_distill.py",
         "amidmath/integrations/configs/smollm2.yaml",
     } <= names

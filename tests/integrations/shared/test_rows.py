@@ -50,7 +50,7 @@ def answers(text: str, pairs: bool) -> dict[str, str]:
 
 # Of different lengths, some equal, so that packing has something to choose.
 ASKED = ["a: ", "what lies between them? ", "why", "b: ", "to whom? "]
-ANSWERS = ["yes", "a mixture of two", "the teacher knows the answer", "", "a. ", "yes"]
+ANSWERS = ["yes", "a mixture of two", "the teacher knows the answer", "so", "a. ", "yes"]
 PAIRS = list(zip(ASKED * 2, ANSWERS * 2, strict=False))
 FORMATS: dict[str, list[dict[str, Any]]] = {
     "text": [{"text": text} for text in [*SENTENCES, *ANSWERS[:3], "closed</s>"]],
@@ -255,14 +255,14 @@ def test_a_text_beside_prompt_and_completion_does_not_count(
 
 
 def test_one_format() -> None:
-    rows = Dataset.from_list(
-        [{"prompt": "why", "messages": older("why", "so"), "text": "t", "tools": None}]
-    )
-    found = in_one_format(rows, "text", pairs=False, joined=False)
-    assert found.to_list() == [{"messages": turns("why", "so"), "tools": None}]
-    named = Dataset.from_list([{"conversations": turns("why", "so")}])
-    found = in_one_format(named, "text", pairs=False, joined=False)
-    assert found.to_list() == [{"messages": turns("why", "so")}]
+    chats = [turns("why", "so"), older("why", "so")]
+    for messages in chats:
+        row = {"prompt": "why", "messages": messages, "text": "t", "tools": None}
+        found = in_one_format(Dataset.from_list([row]), "text", pairs=False, joined=False)
+        assert found.to_list() == [{"messages": messages, "tools": None}]
+        named = Dataset.from_list([{"conversations": messages}])
+        found = in_one_format(named, "text", pairs=False, joined=False)
+        assert found.to_list() == [{"messages": messages}]
 
 
 def test_first_targets() -> None:

@@ -224,7 +224,7 @@ GOOD: dict[str, dict[str, Any]] = {
         ("summarization", {"dialogue": ...}, ["has no 'dialogue'"]),
         ("completion", {"prompt": []}, ["'completion' = 'b'", "no list of messages"]),
         ("completion", {"messages": user("a")}, ["end with 'user'", "no answer"]),
-        ("completion", {"messages": [{"who": "me"}]}, ["no list of messages with 'role'"]),
+        ("completion", {"messages": [{"who": "me"}]}, ["no message with 'role' and 'content'"]),
         ("completion", {"messages": [{"role": "assistant", "content": "a"}]}, ["without messages"]),
         ("text", {"text": ["a"]}, ["'text' = ['a']"]),
     ],

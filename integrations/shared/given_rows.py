@@ -1,0 +1,64 @@
+"""Rows that are tokenised already, with labels or masks if they have them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset, Features
+
+from amidmath._checks import shortened
+from amidmath.integrations.shared.arrow_lists import BATCH
+from amidmath.integrations.shared.data import SOURCE
+from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.row_settings import RowSettings
+from amidmath.integrations.shared.tokenised_rows import IDS, masked
+
+
+def given_rows(rows: Dataset, settings: RowSettings, completions: bool, name: str) -> Dataset:
+    """Their tokens, and as labels the given ones, or the tokens where the masks are not 0."""
+    columns = rows.column_names
+    masks = ["completion_mask"] if completions else []
+    masks = ["labels"] if "labels" in columns else [*masks, "assistant_masks"]
+    used = ["input_ids", *(mask for mask in masks if mask in columns)]
+    kept = [c for c in (SOURCE,) if c in columns]
+    chosen = rows.select_columns([*used, *kept])
+    made: Dataset = chosen.map(
+        _take_labels,
+        batched=True,
+        batch_size=BATCH,
+        with_indices=True,
+        remove_columns=chosen.column_names,
+        features=Features({"input_ids": IDS, "labels": IDS, **{c: rows.features[c] for c in kept}}),
+        num_proc=settings.dataset_num_proc,
+        fn_kwargs={"used": used, "name": name},
+        desc=f"Building labels for {name} dataset",
+    )
+    return made
+
+
+def _take_labels(
+    batch: Mapping[str, list[Any]], numbers: Sequence[int], used: Sequence[str], name: str
+) -> dict[str, list[Any]]:
+    ids = batch["input_ids"]
+    for column in used:
+        for number, values in zip(numbers, batch[column], strict=True):
+            if not isinstance(values, list) or not all(map(_fits, values)):
+                raise InputError(
+                    f"{name} row {number} has no integers of 32 bits in column {column!r}, but "
+                    f"{shortened(values)}"
+                )
+    for column in used[1:]:
+        for number, row, values in zip(numbers, ids, batch[column], strict=True):
+            if len(values) != len(row):
+                raise InputError(
+                    f"{name} row {number}: {column} has {len(values)} entries and input_ids "
+                    f"{len(row)}; expected one for each token"
+                )
+    labels = ids
+    for column in used[1:]:
+        labels = batch[column] if column == "labels" else list(map(masked, labels, batch[column]))
+    made = {"input_ids": ids, "labels": labels}
+    return made | ({SOURCE: batch[SOURCE]} if SOURCE in batch else {})
+
+
+def _fits(number: Any) -> bool:
+    return isinstance(number, int) and -(2**31) <= number < 2**31

@@ -1,0 +1,196 @@
+"""What is tried of a model when it is loaded: rows packed into one, and prompts padded at the left.
+
+Families differ in whether they keep packed rows apart and in what left padding does to them, and
+nothing in a configuration says so. What is tried is what training and generation do.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from amidmath.integrations.shared.errors import InputError, first_paragraph
+from amidmath.integrations.torch_loop.models import logits_of_model
+from amidmath.integrations.torch_loop.modes import evaluation_mode, generation_settings
+from amidmath.integrations.torch_loop.states import States, is_here
+
+_LENGTHS = (9, 7)
+_SPECIAL = 3  # the first tokens are often padding, and ends
+_TOGETHER_BY = "_amidmath_answers_together"
+_FAILURES = (ValueError, TypeError, RuntimeError, LookupError, AttributeError)
+
+# How far states may differ, as a share of the largest, in float32 and in fewer digits: between two
+# documents apart and together, and where only another one changes.
+_APART = (1e-3, 0.1)
+_TOGETHER = (1e-5, 1e-2)
+
+
+def check_packing(role: str, model: PreTrainedModel, flag: str) -> None:
+    """Raise InputError unless rows that are packed into one do not see each other.
+
+    Args:
+        role: student or teacher, for the message.
+        model: its states exposed. One that is not whole in this process is not tried.
+        flag: which asks for it.
+    """
+    if not is_here(model):
+        return
+    first, other, second = documents(model)
+    try:
+        with torch.no_grad(), evaluation_mode(model):
+            apart = torch.cat([_states(model, [row]) for row in (first, second)])
+            together = _states(model, [first, second])
+            changed = _states(model, [other, second])
+    except _FAILURES as error:
+        problem = f"does not take packed rows ({type(error).__name__}: {first_paragraph(error)})"
+    else:
+        leak = _difference(together[len(first) :], changed[len(first) :])
+        moved = _difference(together, apart)
+        if leak <= _allowed(model, _TOGETHER) and moved <= _allowed(model, _APART):
+            return
+        problem = (
+            "does not keep packed rows apart: the hidden states of two rows in one differ by "
+            f"{max(leak, moved):.1%} of their size from those of each alone"
+        )
+    raise InputError(
+        f"{flag} true: the {role}, a {type(model).__name__}, {problem}. Leave {flag} out, or give "
+        "--packing true --packing_strategy wrapped, which makes one stream of text of the rows"
+    )
+
+
+Together = Literal["padded", "of one length", "alone"]
+
+
+def answers_together(model: Any) -> Together:
+    """Which prompts can be one batch so that each has the answer that it has alone; tried once.
+
+    Args:
+        model: a causal language model, with an adapter or not.
+
+    Raises:
+        InputError: it does not generate at all.
+    """
+    found: Together | None = getattr(model, _TOGETHER_BY, None)
+    if found is None:
+        found = _answers_together(model) if is_here(model) else "padded"
+        setattr(model, _TOGETHER_BY, found)
+    return found
+
+
+def check_causal(role: str, model: PreTrainedModel) -> None:
+    """Raise InputError where a model reads the tokens that it is to predict.
+
+    Args:
+        role: student or teacher, for the message.
+        model: its states exposed. One that is not whole in this process is not tried.
+    """
+    if not is_here(model):
+        return
+    first, other, _ = documents(model)
+    with torch.no_grad(), evaluation_mode(model):
+        ours, theirs = (
+            _states(model, [torch.cat([first[:-1], row[-1:]])])[:-1] for row in (first, other)
+        )
+    if _difference(ours, theirs) > _allowed(model, _TOGETHER):
+        raise InputError(
+            f"the {role}, a {type(model).__name__}, reads the tokens that it is to predict: it is "
+            "an encoder, or its configuration lacks is_decoder; choose a causal language model"
+        )
+
+
+def documents(model: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids of two documents of one length and of one of another."""
+    size = logits_of_model(model)
+    lengths = (_LENGTHS[0], _LENGTHS[0], _LENGTHS[1])
+    start, found = 0, []
+    for length in lengths:
+        numbers = torch.arange(start, start + length) * 7919
+        found.append(min(_SPECIAL, size - 1) + numbers % max(1, size - _SPECIAL))
+        start += length
+    return found[0], found[1], found[2]
+
+
+def left_padded(prompts: Sequence[torch.Tensor], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts of one batch, padding before them, and the mask that leaves it out."""
+    longest = max(map(len, prompts))
+    ids = torch.full((len(prompts), longest), pad, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = prompt
+        mask[row, longest - len(prompt) :] = 1
+    return ids, mask
+
+
+def _states(model: PreTrainedModel, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The states (L, H) of rows, packed into one if there are several."""
+    device = next(model.parameters()).device
+    if len(rows) == 1:
+        batch: dict[str, Any] = {"input_ids": rows[0][None]}
+    else:
+        collate = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+        ids = torch.cat(list(rows)).tolist()
+        batch = collate([{"input_ids": ids, "seq_lengths": [len(row) for row in rows]}])
+        batch.pop("labels")
+    inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
+    states: States = model(**inputs, use_cache=False, with_states=lambda states: states)
+    return states.hidden[0].float()
+
+
+def _answers_together(model: Any) -> Together:
+    long, other, short = documents(model)
+    try:
+        alone = [_first_logits(model, [prompt])[0] for prompt in (long, short)]
+    except _FAILURES as error:
+        raise InputError(
+            f"{type(model).__name__} does not generate ({type(error).__name__}: "
+            f"{first_paragraph(error)}), which this run asks for"
+        ) from error
+    if _agree(model, [long, short], alone):
+        return "padded"
+    return "of one length" if _agree(model, [long, other], alone[:1]) else "alone"
+
+
+def _agree(model: Any, prompts: Sequence[torch.Tensor], alone: Sequence[torch.Tensor]) -> bool:
+    """Whether the first of some prompts have the same logits as alone."""
+    try:
+        together = _first_logits(model, prompts)
+    except _FAILURES:
+        return False
+    allowed = _allowed(model, _APART)
+    return all(
+        _difference(ours, theirs) <= allowed for ours, theirs in zip(together, alone, strict=False)
+    )
+
+
+def _first_logits(model: Any, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The logits (B, 2, V) of the first two tokens of each answer, of which the first is given."""
+    device = next(model.parameters()).device
+    ids, mask = left_padded(prompts, 0)
+    config = GenerationConfig(
+        max_new_tokens=2,
+        min_new_tokens=2,
+        do_sample=False,
+        pad_token_id=0,
+        output_logits=True,
+        return_dict_in_generate=True,
+        # Of near-equal tokens, rounding must not choose: the answer is always this one.
+        suppress_tokens=[token for token in range(logits_of_model(model)) if token != _SPECIAL],
+    )
+    with torch.no_grad(), evaluation_mode(model), generation_settings(model, config):
+        found = cast("Any", model).generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device)
+        )
+    return torch.stack(list(found.logits), dim=1).float()
+
+
+def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference, as a share of the largest number; infinite where one is NaN."""
+    share = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
+    return share if share == share else float("inf")
+
+
+def _allowed(model: PreTrainedModel, tolerances: tuple[float, float]) -> float:
+    wide = all(p.dtype in (torch.float32, torch.float64) for p in model.parameters())
+    return tolerances[0] if wide and getattr(model, "hf_quantizer", None) is None else tolerances[1]

@@ -1,0 +1,109 @@
+"""What a family does with packed rows and left padding is found out before anything is written."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import byte_tokenizer, write_jsonl
+from tiny_causal import tiny_causal
+from transformers import PreTrainedModel
+
+from amidmath.integrations import cache_teacher, torch_distill
+from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.torch_loop.generation import generate
+from amidmath.integrations.torch_loop.states import expose_states
+from amidmath.integrations.torch_loop.trials import (
+    answers_together,
+    check_causal,
+    check_packing,
+    documents,
+)
+
+APART = ("llama", "qwen2", "gpt2", "gemma2", "mixtral")
+TOGETHER = (
+    "falcon",
+    "opt",
+    "bloom",
+    "xglm",
+    "biogpt",
+    "gpt_oss",
+    "afmoe",
+    "jamba",
+    "mamba",
+    "rwkv",
+)
+
+
+def exposed(family: str, **changes: bool) -> PreTrainedModel:
+    model = tiny_causal(family, **changes)
+    expose_states(model)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", APART)
+def test_families_that_keep_rows_apart(family: str, dtype: torch.dtype) -> None:
+    check_packing("student", exposed(family).to(dtype), "--packing")
+
+
+@pytest.mark.parametrize("family", TOGETHER)
+def test_families_whose_packed_rows_see_each_other(family: str) -> None:
+    with pytest.raises(InputError, match=r"--packing true: the teacher, a \w+, does not"):
+        check_packing("teacher", exposed(family), "--packing")
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "rwkv"])
+def test_answers_are_those_of_each_prompt_alone(family: str) -> None:
+    model, tokenizer = exposed(family), byte_tokenizer()
+    assert answers_together(model) == ("alone" if family == "rwkv" else "padded")
+    prompts = [*documents(model), documents(model)[2] + 1]
+    settings = {"tokenizer": tokenizer, "max_new_tokens": 6}
+    together = generate(model, prompts, batch_size=4, **settings)
+    for prompt, answer in zip(prompts, together, strict=True):
+        assert torch.equal(generate(model, [prompt], **settings)[0], answer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_encoder_is_no_causal_model(dtype: torch.dtype) -> None:
+    with pytest.raises(InputError, match=r"the student, a BertGenerationDecoder, reads the tokens"):
+        check_causal("student", exposed("bert-generation", is_decoder=False).to(dtype))
+    check_causal("student", exposed("bert-generation").to(dtype))
+
+
+def test_a_model_that_does_not_generate(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = exposed("llama")
+
+    def none(**kwargs: object) -> None:
+        raise ValueError("it has no way to")
+
+    monkeypatch.setattr(model, "generate", none)
+    with pytest.raises(InputError, match=r"does not generate .ValueError: it has no way to."):
+        answers_together(model)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher", "cache"])
+def test_a_run_is_refused(
+    role: str,
+    student_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = tmp_path / "mamba"
+    tiny_causal("mamba").save_pretrained(other)
+    byte_tokenizer().save_pretrained(other)
+    student, teacher = (other, student_dir) if role == "student" else (student_dir, other)
+    arguments = {
+        "model_name_or_path": student,
+        "teacher_model_name_or_path": teacher,
+        "dataset_name": write_jsonl(tmp_path / "rows.jsonl", [{"text": "some text"}] * 8),
+        "output_dir": tmp_path / "run",
+        "packing": "true",
+        "max_length": 64,
+    }
+    words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    main: Callable[[list[str]], int] = cache_teacher.main if role == "cache" else torch_distill.main
+    assert main(words) == 2
+    who = "student" if role == "student" else "teacher"
+    assert f"--packing true: the {who}, a MambaForCausalLM" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
