@@ -50,8 +50,8 @@ class LinearLoss:
         **torch**: under autograd, autocast, activation checkpointing (which would make the
         gradients twice: leave the loss out of it), torch.func.grad, and data parallel engines. A
         DTensor of a head is gathered, and its gradient averaged over the ranks, which is what
-        fully_shard does; hidden states and lists are this rank's. torch.compile leaves it out of
-        its graphs, so fullgraph=True is an error. A mask on CUDA costs one wait for the device.
+        fully_shard does; hidden states and lists are this rank's. Graphs of torch.compile have it
+        as one operator. A mask on CUDA costs one wait for the device.
         **JAX**: under jit, grad, vmap, forward mode and shard_map over the positions. Other
         libraries have values here, and gradients from :meth:`linear_value_and_grad`.
 
@@ -68,7 +68,7 @@ class LinearLoss:
                 constant: a torch tensor that requires a gradient is an error, JAX gives zeros
                 (for a TopK, an error there too).
             mask: as for calling the loss. Positions left out are never read, and not multiplied
-                out either, on NumPy, torch (but not under compile), CuPy and JAX.
+                out either, on NumPy, torch, CuPy and JAX.
             reduction: as for calling the loss.
             denominator: as for calling the loss.
             vocab: "strict", both vocabularies have the same size; "common", the first

@@ -65,8 +65,10 @@ def _text(
     name_of: Callable[[type], str],
     key_of: Callable[[Any], str],
 ) -> str:
-    if value is None or isinstance(value, (bool, int, str)):
+    if value is None or isinstance(value, str):
         return repr(value)
+    if isinstance(value, int):
+        return f"{value}"  # which torch.compile knows of a size that it has as a symbol
     if isinstance(value, float):
         numbers.append(value)
         return "..."

@@ -10,7 +10,7 @@ from amidmath._differentiated import Differentiated
 from amidmath._dispatch import scaled_sum
 from amidmath._rows import RowForm
 from amidmath._typing import Array, ClosedForm, Partials
-from amidmath.backends import torch_dynamo
+from amidmath._vocab_parallel import ShardedRows
 from amidmath.backends.torch_autograd import (
     Kept,
     along,
@@ -37,9 +37,9 @@ def run(
     With ``overwrite`` the first operand's gradient may take its place in memory.
     """
     if torch.compiler.is_dynamo_compiling():
+        from amidmath.backends import torch_dynamo  # which imports Dynamo
+
         with torch.no_grad():
-            if transformed():
-                return computed(form, operands, needs, backend)
             return torch_dynamo.value_and_partials(form, None, operands, needs, backend)
     if transformed() and any(moves(operand) for operand in operands):
         return _followed(form, operands, needs, backend)
@@ -67,11 +67,17 @@ def differentiable(
     """
     none = (False,) * len(operands)
     if backend == "reference":
+        if torch.compiler.is_dynamo_compiling():
+            from amidmath.backends import torch_dynamo
+
+            form = torch_dynamo.known(form)
         return form(*operands, needs=none, xp=_DIFFERENTIATED)[0]
     needs = tuple(moves(operand) for operand in operands)
     if not any(needs):
         return run(form, operands, none, backend)[0]
     if torch.compiler.is_dynamo_compiling():
+        from amidmath.backends import torch_dynamo
+
         return torch_dynamo.value(How(form, axis, needs, backend), operands)
     if tracing() and recorded(form, operands):  # where a function of Python would be recorded
         return value_and_partials(form, axis, operands, needs, backend)[0]
@@ -90,6 +96,8 @@ def total(
     # A loss scale comes with the cotangent: scaled before it, float16's gradients would underflow.
     half = any(a.dtype == torch.float16 for a in operands)
     late = half or tracing() or torch.compiler.is_dynamo_compiling()
+    if isinstance(scale, torch.Tensor):
+        scale = scale.detach()
     if late or backend == "reference" or not any(needs):
         return scaled_sum(differentiable(form, -1, operands, backend), scale, xp)
     with among_fakes(operands):
@@ -97,7 +105,7 @@ def total(
             first = operands[0]
             double = torch.float64 in (first.dtype, operands[1].dtype)
             dtype = torch.float64 if double else torch.float32
-            scale = torch.as_tensor(scale, dtype=dtype, device=first.device).detach()
+            scale = torch.as_tensor(scale, dtype=dtype, device=first.device)
             form = replace(form, scaled=True)
         return _Total.apply(How(form, -1, needs, backend), scale, *operands)[0]
 
@@ -230,6 +238,11 @@ class _ClosedForm(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Array | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if isinstance(ctx.how.form, ShardedRows):
+            raise NotImplementedError(
+                "no forward mode for a VocabParallel loss: its tangent would be added up over the "
+                "ranks; use reverse mode, or call the loss on the whole rows"
+            )
         token, *partials = ctx.kept.of(ctx)
         axis = ctx.how.axis
 

@@ -42,8 +42,11 @@ def moves(array: Array) -> bool:
     recorded = torch.is_grad_enabled()
     if recorded and array.requires_grad:
         return True
-    if torch.compiler.is_dynamo_compiling() or not transformed():
+    if not transformed():
         return False
+    if torch.compiler.is_dynamo_compiling():
+        # Dynamo does not see that torch.func.grad has made an argument of a function require one.
+        return recorded and bool(array.view_as(array).requires_grad)
     # Each level of torch.func wraps the array once more, and shows what moves at its own alone.
     inner = array
     with ExitStack() as lowered:
@@ -59,13 +62,13 @@ def moves(array: Array) -> bool:
 
 def _level() -> int:
     """How many transformations of ``torch.func`` are at work."""
-    top = peek_interpreter_stack()  # type: ignore[no-untyped-call]
+    top = peek_interpreter_stack()
     return 0 if top is None else int(top.level())
 
 
 def tangent(array: Array) -> Array | None:
     """The array's tangent in forward mode."""
-    found: Array | None = forward_ad.unpack_dual(array).tangent
+    found: Array | None = forward_ad.unpack_dual(array).tangent  # type: ignore[no-untyped-call]
     return found
 
 
@@ -79,7 +82,7 @@ def refused(token: Array, partials: Sequence[Array]) -> Several:
     """The partial derivatives, as what depends on the token's operands in a way nobody knows."""
     if not partials:
         return ()
-    found: Several = _Refused.apply(token, *partials)
+    found: Several = _Refused.apply(token, *partials)  # type: ignore[no-untyped-call]
     return found
 
 

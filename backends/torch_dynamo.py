@@ -6,6 +6,7 @@ meets another one.
 """
 
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from amidmath import _named
 from amidmath._typing import Array, ClosedForm, Partials
 from amidmath.backends.torch_autograd import times, transformed
-from amidmath.backends.torch_operators import marks_of, operator, partials_of
+from amidmath.backends.torch_operators import NAMED, marks_of, operator, partials_of
 from amidmath.backends.torch_rows import computed
 
 
@@ -25,20 +26,42 @@ def value_and_partials(
     needs: tuple[bool, ...],
     backend: str | None,
 ) -> tuple[Array, Partials]:
-    """What the closed form gives, by the operator; the value is differentiated once."""
-    text, numbers = _named.described(form, _class_name, _kept)
+    """What the closed form gives, by the operator, or by operations that are traced."""
+    if _traced(form):
+        return computed(known(form), operands, needs, backend)
+    text, numbers = _named.described(form, class_name, kept)
     found = operator(
-        list(operands), as_tensor(numbers), [0.0], text, axis, marks_of(needs), backend or ""
+        list(operands), numbers_of(numbers), [0.0], text, axis, marks_of(needs), backend or ""
     )
     return found[0], partials_of(found, needs)
 
 
 def value(how: Any, operands: tuple[Array, ...]) -> Array:
-    """The value, by the operator, or inside ``torch.func`` by operations that are traced."""
-    if transformed():
-        found: Array = _Traced.apply(how, *operands)[0]
+    """The value, by the operator, or by operations that are traced."""
+    if _traced(how.form):
+        how = replace(how, form=known(how.form))
+        # Views, of which Dynamo knows that they require a gradient, as torch.func has it.
+        operands = tuple([a.view_as(a) for a in operands])
+        found: Array = _Traced.apply(how, *operands)[0]  # type: ignore[no-untyped-call]
         return found
     return value_and_partials(how.form, how.axis, operands, how.needs, how.backend)[0]
+
+
+def known(value: Any) -> Any:
+    """A form for Dynamo to trace, which then needs to know its numbers: a graph for each."""
+    if isinstance(value, float):
+        return _number(f"{value}")
+    if isinstance(value, tuple):
+        return tuple([known(part) for part in value])
+    if is_dataclass(value):
+        cls: Any = type(value)
+        return cls(*[known(getattr(value, field.name)) for field in fields(value)])
+    return value
+
+
+def _traced(form: ClosedForm) -> bool:
+    """Whether Dynamo traces the form: inside ``torch.func``, and where ranks take part."""
+    return transformed() or not isinstance(form, NAMED)
 
 
 class _Traced(torch.autograd.Function):
@@ -71,7 +94,7 @@ class _Traced(torch.autograd.Function):
         return (None, *grads)
 
 
-def as_tensor(numbers: Sequence[float]) -> Array:
+def numbers_of(numbers: Sequence[float]) -> Array:
     """Numbers that may be symbols, as a tensor of a graph."""
     one = torch.ones((), dtype=torch.float64, device="cpu")
     # A product is an operation whose number Dynamo turns into a tensor; a tensor's item is none.
@@ -79,12 +102,18 @@ def as_tensor(numbers: Sequence[float]) -> Array:
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _class_name(cls: type) -> str:
+def class_name(cls: type) -> str:
     """As it is, instead of traced."""
     return _named.class_name(cls)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _kept(value: Any) -> str:
+def kept(value: Any) -> str:
     """Likewise."""
     return _named.kept(value)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _number(text: str) -> float:
+    """Likewise."""
+    return float(text)

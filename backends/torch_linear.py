@@ -1,7 +1,6 @@
 """torch: the loss from hidden states under autograd, autocast, compile, with DTensor heads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import array_api_compat.torch as xp
@@ -10,96 +9,26 @@ import torch
 from amidmath._checks import computing_dtype
 from amidmath._dispatch import scaled_sum
 from amidmath._linear_arguments import Given, given
-from amidmath._linear_form import LinearForm
-from amidmath._linear_layer import Library
-from amidmath._linear_rows import Sums, run
+from amidmath._linear_rows import Sums
 from amidmath._typing import Array
-from amidmath.backends.torch_autograd import Kept, along, moves, refused, token_of
-from amidmath.backends.torch_rows import at_hand, real
+from amidmath.backends import torch_linear_operators
+from amidmath.backends.torch_autograd import Kept, along, moves, refused, token_of, transformed
+from amidmath.backends.torch_linear_call import TILE, Call, TorchLibrary, rows_of
+from amidmath.backends.torch_rows import at_hand, real, recording
 
 if TYPE_CHECKING:
     from amidmath._loss import Loss
 
-_TILE = 2**22
 
-
-class TorchLibrary(Library):
-    """Multiplies into its buffers, and adds to its sums where they are.
-
-    Args:
-        autocast: the dtype of multiplications under autocast, None outside.
-    """
-
-    def __init__(self, autocast: torch.dtype | None) -> None:
-        """See the class."""
-        super().__init__(xp)
-        self.autocast = autocast
-
-    def multiplying_dtype(self, hidden: Array) -> torch.dtype:
-        """That of the hidden states; under autocast, what a Linear would take."""
-        dtype: torch.dtype = hidden.dtype
-        return dtype if self.autocast is None or dtype == torch.float64 else self.autocast
-
-    def product(self, a: Array, b: Array, out: Array | None) -> Array:
-        """In the buffer, whose pages are already there."""
-        return torch.mm(a, b, out=out)
-
-    def add_product(self, total: Array, a: Array, b: Array) -> Array:
-        """In place; halves are multiplied with float32 results."""
-        if a.dtype == total.dtype:
-            return total.addmm_(a, b)
-        if not a.is_cuda:
-            return super().add_product(total, a, b)
-        step = max(1, _TILE // b.shape[-1])
-        for part, rows in zip(total.split(step), a.split(step), strict=True):
-            part += torch.mm(rows, b, out_dtype=total.dtype)
-        return total
-
-    def kept(self, keep: Array) -> Array | None:
-        """On CUDA this waits for the device, once a call."""
-        if not real(keep):
-            return None
-        return torch.nonzero(keep)[:, 0]
-
-
-@dataclass(frozen=True)
-class Call:
-    """What of a call is no tensor.
-
-    Args:
-        form: what is computed.
-        names: of the arrays, in order.
-        wanted: by which of them to differentiate.
-        reduced: whether values are summed.
-        autocast: see :class:`TorchLibrary`.
-        late: whether the sum's gradients are scaled when complete; float16 would underflow before.
-    """
-
-    form: LinearForm
-    names: tuple[str, ...]
-    wanted: tuple[str, ...]
-    reduced: bool
-    autocast: torch.dtype | None
-    late: bool
-
-    def run(self, arrays: Sequence[Array], wanted: Sequence[str], scale: Array | None) -> Sums:
-        """Values and gradients outside of autograd and autocast."""
-        with torch.no_grad(), torch.autocast(arrays[0].device.type, enabled=False):
-            named = dict(zip(self.names, arrays, strict=True))
-            return run(self.form, named, wanted, scale, TorchLibrary(self.autocast))
-
-
-@torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
-    reason="the loss from hidden states runs as it is, not in a compiled graph: its loop would be "
-    "unrolled there, and the CPU's row kernels left out"
-)
 def linear(loss: "Loss", arguments: tuple[Any, ...]) -> Array:
     """The reduced loss, or values in the shape of the positions, under autograd."""
     of = given(loss, *arguments)
     arrays = _plain(of)
     call = _call(of, arrays, tuple(name for name, array in arrays.items() if moves(array)))
     scale = _scale(of)
-    if call.wanted:
+    if _recorded():
+        result = torch_linear_operators.value(call, scale, tuple(arrays.values()))
+    elif call.wanted:
         result = _Linear.apply(call, scale, *arrays.values())[0]  # type: ignore[no-untyped-call]
     else:
         values, _ = call.run(tuple(arrays.values()), (), None)
@@ -107,22 +36,34 @@ def linear(loss: "Loss", arguments: tuple[Any, ...]) -> Array:
     return result if of.reduced else result.reshape(of.shape)
 
 
+def _recorded() -> bool:
+    """Whether operators are recorded, and the loop over the chunks would be unrolled."""
+    return (torch.compiler.is_dynamo_compiling() or recording()) and not transformed()
+
+
 def values_and_grads(of: Given, wanted: Sequence[str]) -> Sums:
     """Values (N,), and the gradients of the loss by name; by a DTensor, of this rank's rows."""
     arrays = _plain(of)
     call = _call(of, arrays, tuple(wanted))
     scale = _scale(of)
-    values, grads = call.run(
-        tuple(arrays.values()), wanted, None if call.late else _by_rows(scale, arrays)
-    )
+    by_rows = None if call.late else rows_of(scale, arrays["student_hidden"])
+    several = tuple(arrays.values())
+    if _recorded():
+        values, grads = torch_linear_operators.values_and_grads(call, by_rows, several)
+    else:
+        values, grads = call.run(several, wanted, by_rows)
     factor = scale if call.late else None
     return values, {k: _finished(g, factor, of.arguments[k].dtype) for k, g in grads.items()}
+
+
+_NAMES = {getattr(torch, n): n for n in ("float16", "bfloat16", "float32", "float64")}
+"""What autocast takes."""
 
 
 def _call(of: Given, arrays: dict[str, Array], wanted: tuple[str, ...]) -> Call:
     hidden = arrays["student_hidden"]
     kind = hidden.device.type
-    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    autocast = _NAMES[torch.get_autocast_dtype(kind)] if torch.is_autocast_enabled(kind) else None
     late = TorchLibrary(autocast).multiplying_dtype(hidden) == torch.float16
     return Call(of.form, tuple(arrays), wanted, of.reduced, autocast, late)
 
@@ -162,11 +103,9 @@ def _scale(of: Given) -> Array | None:
         return None
     pair = of.form.pair(of.arrays)
     dtype = computing_dtype(xp, *pair)
+    if torch.compiler.is_dynamo_compiling():  # a product takes a number that is not known yet
+        return (torch.ones((), dtype=dtype, device=pair[0].device) * of.scale).detach()
     return torch.as_tensor(of.scale, dtype=dtype, device=pair[0].device).detach()
-
-
-def _by_rows(scale: Array | None, arrays: dict[str, Array]) -> Array | None:
-    return None if scale is None else scale.expand(arrays["student_hidden"].shape[0])
 
 
 def _finished(grad: Array, factor: Array | None, dtype: torch.dtype) -> Array:
@@ -179,7 +118,7 @@ def _finished(grad: Array, factor: Array | None, dtype: torch.dtype) -> Array:
     if grad.dtype in (torch.float32, torch.float64):
         return grad.mul_(factor).to(dtype)
     # A factor of this dtype would be rounded.
-    rows = max(1, _TILE // max(1, grad[:1].numel()))
+    rows = max(1, TILE // max(1, grad[:1].numel()))
     for part in grad.split(rows):
         part.copy_(part.float() * factor)
     return grad.to(dtype)
@@ -198,9 +137,9 @@ class _Gradients(torch.autograd.Function):
         ctx.mark_non_differentiable(*output)
 
     @staticmethod
-    def vmap(info: Any, dims: tuple[Any, ...], *inputs: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         """One after the other."""
-        return _one_by_one(_Gradients, info.batch_size, dims, inputs)
+        return _one_by_one(_Gradients, info.batch_size, in_dims, inputs)
 
 
 class _Linear(torch.autograd.Function):
@@ -212,7 +151,9 @@ class _Linear(torch.autograd.Function):
         if not call.reduced:
             return (call.run(arrays, (), None)[0], token)
         named = dict(zip(call.names, arrays, strict=True))
-        values, grads = call.run(arrays, call.wanted, None if call.late else _by_rows(scale, named))
+        values, grads = call.run(
+            arrays, call.wanted, None if call.late else rows_of(scale, arrays[0])
+        )
         if not call.late:
             grads = {k: g.to(named[k].dtype) for k, g in grads.items()}
         return (scaled_sum(values, scale, xp), token, *(grads[k] for k in call.wanted))
@@ -266,9 +207,9 @@ class _Linear(torch.autograd.Function):
         return (moved, torch.zeros_like(token), *(None for _ in ctx.grads))
 
     @staticmethod
-    def vmap(info: Any, dims: tuple[Any, ...], *inputs: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         """One after the other."""
-        return _one_by_one(_Linear, info.batch_size, dims, inputs)
+        return _one_by_one(_Linear, info.batch_size, in_dims, inputs)
 
 
 def _one_by_one(

@@ -24,7 +24,7 @@ from amidmath._typing import Array, ClosedForm, Partials
 from amidmath.backends.torch_autograd import refused, times, token_of
 from amidmath.backends.torch_rows import computed, recording
 
-_NAMED = (RowForm, SparseForm, Mean, Mixture, LogTotal)
+NAMED = (RowForm, SparseForm, Mean, Mixture, LogTotal)
 """Forms of which the operator knows the shapes; rows of shards compute as they always do."""
 
 _RECORDED = (torch.Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
@@ -32,7 +32,7 @@ _RECORDED = (torch.Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
 
 def recorded(form: ClosedForm, operands: Sequence[Array]) -> bool:
     """Whether these go to an operator: plain, fake or functional tensors that are looked at."""
-    if torch.compiler.is_dynamo_compiling() or not isinstance(form, _NAMED):
+    if torch.compiler.is_dynamo_compiling() or not isinstance(form, NAMED):
         return False
     if not (recording() or any(type(a) is FakeTensor for a in operands)):
         return False

@@ -113,7 +113,8 @@ def at_hand(array: Array) -> bool:
 def recording() -> bool:
     """Whether something looks at each operator that runs, and may record it."""
     modes: int = torch._C._len_torch_dispatch_stack()
-    return modes > 0 or _len_torch_dispatch_stack_pre_dispatch() > 0 or tracing()
+    before: int = _len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
+    return modes > 0 or before > 0 or tracing()
 
 
 def tracing() -> bool:

@@ -24,6 +24,7 @@ from rich.console import Console
 
 from amidmath.integrations.shared.caching import make_cache
 from amidmath.integrations.shared.command_line import exit_status
+from amidmath.integrations.shared.quiet import quiet
 from amidmath.integrations.torch_loop.cache_arguments import Arguments, parse_arguments
 from amidmath.integrations.torch_loop.cache_source import load
 from amidmath.integrations.torch_loop.checkpoints import on_main_process
@@ -66,10 +67,11 @@ def main(argv: list[str] | None = None) -> int:
         0 when the cache is complete, 1 when the disk is full, 2 when something given does not fit,
         130 when interrupted.
     """
-    return exit_status(
-        lambda: cache(parse_arguments(argv), main_console()),
-        "finished shards are kept, the same command goes on",
-    )
+    with quiet(argv):
+        return exit_status(
+            lambda: cache(parse_arguments(argv), main_console()),
+            "finished shards are kept, the same command goes on",
+        )
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from amidmath.integrations.jax_loop.cache_source import load
 from amidmath.integrations.jax_loop.hosts import processes
 from amidmath.integrations.shared.caching import OneProcess, make_cache
 from amidmath.integrations.shared.command_line import check_alone, exit_status
+from amidmath.integrations.shared.quiet import quiet
 
 
 def cache(request: CacheRequest, console: Console) -> Path:
@@ -42,7 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         check_alone(processes(), "caching in JAX")
         cache(request, Console())
 
-    return exit_status(work, "finished shards are kept, the same command goes on")
+    with quiet(argv):
+        return exit_status(work, "finished shards are kept, the same command goes on")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import jax
 from rich.console import Console
 from tqdm.auto import tqdm
 
@@ -40,12 +41,18 @@ from amidmath.integrations.shared.model_card import write_card
 from amidmath.integrations.shared.plots import plot
 from amidmath.integrations.shared.progress import MetricsFile
 from amidmath.integrations.shared.quality import Quality, as_table, plain, warnings_about
+from amidmath.integrations.shared.quiet import LibraryLog, quiet
 from amidmath.integrations.shared.task_scores import in_words
 from amidmath.integrations.shared.vocabularies import compared_in_words
 
 
-def distill(arguments: Arguments, console: Console) -> Path:
+def distill(arguments: Arguments, console: Console, log: LibraryLog | None = None) -> Path:
     """Run a whole distillation; gives the run folder.
+
+    Args:
+        arguments: what it was told.
+        console: for people.
+        log: what the libraries say, which goes to the run folder.
 
     Raises:
         InputError: something given does not fit; nothing has been written then.
@@ -84,6 +91,8 @@ def distill(arguments: Arguments, console: Console) -> Path:
             forget(folder)
         run_folder.write_figures(folder / run_folder.BEFORE, plain(before))
     wait_for_all("opened")
+    if log is not None:
+        log.into(folder, jax.process_index())
     for warning in warnings_about(before):
         console.print(f"[bold yellow]Warning:[/bold yellow] {warning}")
     train(trainer, "distilling", arguments, run_folder.STUDENT, start.checkpoint)
@@ -103,6 +112,8 @@ def distill(arguments: Arguments, console: Console) -> Path:
     for model, found in scores.items():
         console.print(f"{model}: {in_words(found)}", highlight=False, soft_wrap=True)
     console.print(f"Student, metrics and curves are in {folder}/", highlight=False)
+    if log is not None and log.count:
+        console.print(log.describe(), highlight=False, soft_wrap=True)
     wait_for_all("finished")
     return folder
 
@@ -190,9 +201,10 @@ def main(argv: list[str] | None = None) -> int:
         join()
         with together():
             arguments = parse_arguments(argv)
-        distill(arguments, Console(quiet=not is_main()))
+        distill(arguments, Console(quiet=not is_main()), log)
 
-    return exit_status(work, "checkpoints, if any, are kept")
+    with quiet(argv) as log:
+        return exit_status(work, "checkpoints, if any, are kept")
 
 
 if __name__ == "__main__":

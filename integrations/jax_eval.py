@@ -34,6 +34,7 @@ from amidmath.integrations.shared.eval_report import STUDENT, TEACHER
 from amidmath.integrations.shared.eval_run import Named, bar, run
 from amidmath.integrations.shared.prompts import HeldOut
 from amidmath.integrations.shared.quality import Quality
+from amidmath.integrations.shared.quiet import quiet
 from amidmath.integrations.shared.tasks import Task
 from amidmath.integrations.shared.tokenizers import own_or_base, padding, place
 
@@ -122,9 +123,11 @@ def main(argv: list[str] | None = None) -> int:
 
     def work() -> None:
         arguments = parse_arguments(argv, prog="jax_eval.py", processes=processes())
-        run(arguments, Console(), JaxModels.load, LIBRARIES)
+        folder = run(arguments, Console(), JaxModels.load, LIBRARIES)
+        log.into(folder)
 
-    return exit_status(work, "nothing was written")
+    with quiet(argv) as log:
+        return exit_status(work, "nothing was written")
 
 
 if __name__ == "__main__":

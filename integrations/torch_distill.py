@@ -33,6 +33,7 @@ from amidmath.integrations.shared.memory import LOADING, TRAINING, within_memory
 from amidmath.integrations.shared.model_card import write_card
 from amidmath.integrations.shared.plots import plot
 from amidmath.integrations.shared.quality import Quality, as_table, plain, warnings_about
+from amidmath.integrations.shared.quiet import LibraryLog, quiet
 from amidmath.integrations.shared.task_scores import in_words
 from amidmath.integrations.torch_loop.arguments import Arguments, parse_arguments
 from amidmath.integrations.torch_loop.callbacks import MetricsLog, ProgressBar, Speed
@@ -49,8 +50,13 @@ from amidmath.integrations.torch_loop.records import card, record
 from amidmath.integrations.torch_loop.task_scores import student_scores
 
 
-def distill(arguments: Arguments, console: Console) -> Path:
+def distill(arguments: Arguments, console: Console, log: LibraryLog | None = None) -> Path:
     """Run a whole distillation; gives the run folder.
+
+    Args:
+        arguments: what it was told.
+        console: for people.
+        log: what the libraries say, which goes to the run folder.
 
     Raises:
         InputError: something given does not fit; nothing has been written then.
@@ -77,7 +83,8 @@ def distill(arguments: Arguments, console: Console) -> Path:
             trainer = prepare(arguments)
             print_header(console, trainer, arguments)
             if arguments.script.dry_run:
-                console.print(estimate_of(trainer).describe(), highlight=False, soft_wrap=True)
+                memory = estimate_of(trainer, arguments.script.baseline)
+                console.print(memory.describe(), highlight=False, soft_wrap=True)
                 return folder
             saved = run_folder.read_figures(folder / run_folder.BEFORE)
             if start.checkpoint is not None and saved is not None:
@@ -92,6 +99,8 @@ def distill(arguments: Arguments, console: Console) -> Path:
             folder.rmdir()
 
     on_main_process(lambda: run_folder.open_folder(folder, start))
+    if log is not None:
+        log.into(folder, PartialState().process_index)
 
     def compare_before() -> None:
         if not before:  # an engine that shares weights out has the student from here on
@@ -120,6 +129,8 @@ def distill(arguments: Arguments, console: Console) -> Path:
     for model, found in scores.items():
         console.print(f"{model}: {in_words(found)}", highlight=False, soft_wrap=True)
     console.print(f"Student, metrics and curves are in {folder}/", highlight=False)
+    if log is not None and log.count:
+        console.print(log.describe(), highlight=False, soft_wrap=True)
     if trainer.args.push_to_hub:
         trainer.push_to_hub(dataset_name=arguments.script.dataset_name)
     return folder
@@ -163,10 +174,11 @@ def main(argv: list[str] | None = None) -> int:
         0 when the run is complete, 1 when training cannot go on, 2 when something given does not
         fit, 130 when interrupted.
     """
-    return exit_status(
-        lambda: distill(parse_arguments(argv), main_console()),
-        "checkpoints, if any, are kept",
-    )
+    with quiet(argv) as log:
+        return exit_status(
+            lambda: distill(parse_arguments(argv), main_console(), log),
+            "checkpoints, if any, are kept",
+        )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from amidmath.integrations.shared.answers import Answers, Decoding
 from amidmath.integrations.shared.command_line import exit_status
@@ -27,6 +26,7 @@ from amidmath.integrations.shared.eval_report import STUDENT, TEACHER
 from amidmath.integrations.shared.eval_run import Named, bar, run
 from amidmath.integrations.shared.prompts import HeldOut
 from amidmath.integrations.shared.quality import Quality
+from amidmath.integrations.shared.quiet import quiet
 from amidmath.integrations.shared.tasks import Task
 from amidmath.integrations.shared.tokenizers import padding
 from amidmath.integrations.torch_loop.evaluation import evaluate
@@ -48,7 +48,6 @@ class TorchModels:
         cls, named: Mapping[str, Named], tokenizer: PreTrainedTokenizerBase, dtype: str | None
     ) -> "TorchModels":
         """The models, on the GPU if there is one."""
-        transformers_logging.disable_progress_bar()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         kept = dtype or ("float32" if device.type == "cpu" else "auto")
         models = {
@@ -110,9 +109,11 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         arguments = parse_arguments(argv, prog="torch_eval.py", processes=processes)
-        run(arguments, Console(), TorchModels.load, LIBRARIES)
+        folder = run(arguments, Console(), TorchModels.load, LIBRARIES)
+        log.into(folder)
 
-    return exit_status(work, "nothing was written")
+    with quiet(argv) as log:
+        return exit_status(work, "nothing was written")
 
 
 if __name__ == "__main__":

@@ -284,7 +284,7 @@ def divergence(name: str, **params: Any) -> Divergence:
     """
     _checks.choice("name", name, sorted(REGISTRY))
     cls = REGISTRY[name]
-    known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+    known = list(cls.__match_args__)  # type: ignore[attr-defined]
     unknown = sorted(set(params) - set(known))
     if unknown:
         accepted = ", ".join(known) or "none"

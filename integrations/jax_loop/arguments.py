@@ -1,6 +1,5 @@
 """What the JAX distillation script can be told: the torch script's flags, and a mesh."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from amidmath.integrations.shared.command_line import (
 )
 from amidmath.integrations.shared.data import DEFAULT_TEST_SPLIT
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.ranges import COUNT, RANGES, check_finite, check_ranges
 from amidmath.integrations.shared.settings import (
     HeldOutSettings,
     LossSettings,
@@ -42,7 +42,7 @@ GROUPS: Groups = {
     "run folder and checkpoints": (
         *("output_dir", "overwrite_output_dir", "dry_run", "resume_from_checkpoint", "save_*"),
     ),
-    "reporting": ("logging_steps", "report_to", "run_name", "project", "disable_tqdm"),
+    "reporting": ("verbose", "logging_steps", "report_to", "run_name", "project", "disable_tqdm"),
 }
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
@@ -230,41 +230,20 @@ class JaxConfig(PolicySettings, LossSettings, TeacherSettings, LoraSettings):
         _choose("save_strategy", self.save_strategy, WHEN)
         _choose("packing_strategy", self.packing_strategy, ("bfd", "wrapped"))
         _choose("train_sampling_strategy", self.train_sampling_strategy, ("random", "sequential"))
-        for name in (
-            *("per_device_train_batch_size", "per_device_eval_batch_size", "logging_steps"),
-            *("gradient_accumulation_steps", "eval_steps", "save_steps"),
-        ):
-            self._at_least(name, 1)
-        self._at_least("seed", 0)
-        self._at_least("max_length", 2)
-        for name in ("weight_decay", "max_grad_norm", "warmup_steps", "learning_rate"):
-            self._at_least(name, 0)
-        for name in ("save_total_limit", "dataset_num_proc"):
-            if getattr(self, name) is not None:
-                self._at_least(name, 1)
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0.0 <= (beta := getattr(self, name)) < 1.0:
-                raise InputError(f"--{name} must lie in [0, 1), got {beta}")
-        if not 0.0 < self.adam_epsilon < math.inf:
-            raise InputError(f"--adam_epsilon must be positive and finite, got {self.adam_epsilon}")
-        if not math.isfinite(self.num_train_epochs):
-            raise InputError(f"--num_train_epochs must be finite, got {self.num_train_epochs}")
+        check_ranges(
+            self, RANGES | dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), COUNT)
+        )
         if self.max_steps == 0 or (self.max_steps < 0 and self.num_train_epochs <= 0):
             raise InputError(
                 f"--max_steps {self.max_steps} and --num_train_epochs {self.num_train_epochs} "
                 "leave no step to train; make one of them positive"
             )
+        check_finite(self)
 
     @property
     def generates(self) -> bool:
         """Whether sequences are generated, which may be longer than the dataset's."""
         return self.policy != "off_policy"
-
-    def _at_least(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if not least <= value < float("inf"):
-            finite = "" if isinstance(value, int) else " and finite"
-            raise InputError(f"--{name} must be at least {least}{finite}, got {value}")
 
 
 @dataclass(frozen=True)

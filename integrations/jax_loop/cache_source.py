@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,7 +167,6 @@ def load(request: CacheRequest, console: Console) -> JaxSource:
     """
     config, script = request.config, request.script
     mesh = make_mesh(config.mesh)
-    datasets.disable_progress_bars()
     splits = load_splits(script, config.dataset_text_field, config.seed)
     theirs = load_tokenizer(TEACHER_FLAG, request.teacher, revision=config.teacher_model_revision)
     model = load_teacher_model(request.teacher, config, mesh)

@@ -103,9 +103,9 @@ class Judge:
             plans.append(self._reference.lower(now, placed))
             theirs = jax.eval_shape(self._reference, now, placed)
         plans.append(self._of_model.lower(graph[0], graph[1], theirs, placed))
-        held = sum(
-            a.size * a.dtype.itemsize for a in jax.tree.leaves(getattr(theirs, "hidden", ()))
-        )
+        held = 0
+        for array in jax.tree.leaves(getattr(theirs, "hidden", ())):
+            held += int(array.size) * int(array.dtype.itemsize)
         found: list[Any] = [plan.compile().memory_analysis() for plan in plans]
         temporary = [0 if of is None else int(of.temp_size_in_bytes) for of in found]
         return held + max(temporary)

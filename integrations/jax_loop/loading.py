@@ -6,7 +6,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import datasets
 import jax
 import jax.numpy as jnp
 from datasets import Dataset
@@ -21,6 +20,7 @@ from amidmath.integrations.jax_loop.lora import adapted, attach, base_graph
 from amidmath.integrations.jax_loop.mesh import make_mesh, place, row_shards
 from amidmath.integrations.jax_loop.model_files import LoadedModel, load_model, save_model
 from amidmath.integrations.jax_loop.objective import CrossEntropy
+from amidmath.integrations.jax_loop.optimizers import learning_rate
 from amidmath.integrations.jax_loop.sampling import end_tokens
 from amidmath.integrations.jax_loop.teachers import (
     BaseTeacher,
@@ -36,6 +36,7 @@ from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
 from amidmath.integrations.shared.data import load_splits
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.prepared import PreparedRows
+from amidmath.integrations.shared.ranges import STEPS_TO_LOOK_AT, untrained
 from amidmath.integrations.shared.rows import prepare_rows
 from amidmath.integrations.shared.task_scores import TaskScores
 from amidmath.integrations.shared.tokenizers import load_tokenizer, padding, vocabulary_size
@@ -99,7 +100,6 @@ def prepare(arguments: Arguments, say: Say, devices: Sequence[Any] | None = None
     """
     script, config = arguments.script, arguments.config
     mesh = make_mesh(config.mesh, devices)
-    datasets.disable_progress_bars()
     raw = load_splits(script, config.dataset_text_field, config.seed)
     tokenizer = load_tokenizer(STUDENT_FLAG, arguments.student, revision=script.model_revision)
     sizes = _sizes(arguments)
@@ -133,6 +133,11 @@ def prepare(arguments: Arguments, say: Say, devices: Sequence[Any] | None = None
         ends,
         task_scores=asked,
     )
+    rates = map(learning_rate(config, trainer.total), range(min(trainer.total, STEPS_TO_LOOK_AT)))
+    if trainer.total <= STEPS_TO_LOOK_AT and not any(
+        bool(jnp.asarray(rate) > 0.0) for rate in rates
+    ):
+        raise InputError(untrained(config, trainer.total))
     return Prepared(trainer, student, tokenizer, (rows[0], rows[1]))
 
 

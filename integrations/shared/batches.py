@@ -14,6 +14,7 @@ from amidmath.integrations.shared.data import SOURCE
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.objective import NO_LABEL
 from amidmath.integrations.shared.prepared import ROW
+from amidmath.integrations.shared.row_order import order_of
 
 Batch: TypeAlias = dict[str, NDArray[np.int32]]
 
@@ -99,8 +100,7 @@ class Batches:
         if self.order == "sequential":
             return np.arange(len(self.rows))
         if self._last_order is None or self._last_order[0] != epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.rows))
-            self._last_order = epoch, order
+            self._last_order = epoch, order_of(len(self.rows), self.seed, epoch)
         return self._last_order[1]
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from amidmath.integrations.shared.conversations import Message, role
@@ -43,6 +44,19 @@ class ChatTemplate:
         if self.source is None and isinstance(self.tokenizer.chat_template, dict):
             default = (self.tokenizer.chat_template.get("default") or "",)
         return any(_GENERATION.search(text) for text in default)
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether it writes contents only where they are lists of parts, as of models that see."""
+        probe = [{"role": "user", "content": _MARK.format(0)}]
+
+        def writes(messages: Sequence[Message]) -> bool:
+            try:
+                return _MARK.format(0) in str(self._rendered(messages, {}, tokenize=False))
+            except Exception:  # a template may raise anything
+                return False
+
+        return not writes(probe) and writes(_in_parts(probe))
 
     def messages(self, conversation: Sequence[Message]) -> list[Message]:
         """The messages with roles as the template names them; raises UnfitRow on others."""
@@ -144,11 +158,24 @@ class ChatTemplate:
 
     def _apply(self, messages: Sequence[Message], options: Mapping[str, Any], **how: Any) -> Any:
         try:
-            return self.tokenizer.apply_chat_template(
-                list(messages), chat_template=self.source, **how, **options
-            )
+            given = _in_parts(messages) if self._wants_parts else messages
+            return self._rendered(given, options, **how)
         except Exception as error:  # a template may raise anything
             raise UnfitRow(f"is refused by the chat template: {first_paragraph(error)}") from error
+
+    def _rendered(self, messages: Sequence[Message], options: Mapping[str, Any], **how: Any) -> Any:
+        return self.tokenizer.apply_chat_template(
+            list(messages), chat_template=self.source, **how, **options
+        )
+
+
+def _in_parts(messages: Sequence[Message]) -> list[Message]:
+    return [
+        {**turn, "content": [{"type": "text", "text": turn["content"]}]}
+        if turn["content"] is not None
+        else turn
+        for turn in messages
+    ]
 
 
 def _with(messages: Sequence[Message], number: int, **changes: Any) -> list[Message]:

@@ -14,7 +14,13 @@ from typing import Any, NoReturn, cast
 import yaml
 from transformers import HfArgumentParser
 
-from amidmath.integrations.shared.errors import InputError, TrainingError, first_paragraph
+from amidmath.integrations.shared.errors import (
+    InputError,
+    TrainingError,
+    first_paragraph,
+    while_preparing,
+)
+from amidmath.integrations.shared.full_disk import refused_room
 from amidmath.integrations.shared.memory import is_out_of_memory
 
 STUDENT_FLAG, TEACHER_FLAG = "--model_name_or_path", "--teacher_model_name_or_path"
@@ -77,7 +83,7 @@ def parse(
     if groups is not None:
         _regroup(parser, groups)
     words = _join_numbers(_expand_config(sys.argv[1:] if argv is None else argv))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), while_preparing():
         # TRL's own default sets the old name of activation_checkpointing.
         warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated")
         *found, unknown = parser.parse_args_into_dataclasses(
@@ -122,6 +128,12 @@ def exit_status(work: Callable[[], object], when_interrupted: str) -> int:
         if not is_out_of_memory(error):
             raise
         print(f"error: out of memory: {first_paragraph(error)}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if not refused_room(error):
+            raise
+        where = "" if error.filename is None else f": {error.filename} could not be written"
+        print(f"error: the disk is full{where}; {when_interrupted}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted; {when_interrupted}", file=sys.stderr)

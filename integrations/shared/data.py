@@ -1,18 +1,20 @@
 """Training and held-out text, from the hub, a folder or a file, in TRL's columns."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError
 
 from amidmath._checks import shortened
 from amidmath.integrations.shared.conversations import conversation, is_conversation
 from amidmath.integrations.shared.errors import InputError, UnfitRow, first_paragraph
+from amidmath.integrations.shared.files import READERS, UnreadableFile
+from amidmath.integrations.shared.record_tables import table
 
-READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text", ".csv": "csv"}
-
-
+ENDINGS = (*READERS, ".parquet")
 DEFAULT_TEST_SPLIT = "test"
 
 PAIR = ("prompt", "chosen", "rejected")
@@ -20,6 +22,10 @@ PAIR = ("prompt", "chosen", "rejected")
 
 SOURCE = "source"
 """The column that says who wrote a row's completion: 0 the teacher, 1 the student."""
+
+
+NUMBER = "row_in_dataset"
+"""The column that says which row of its split one is, by which messages name it."""
 
 
 class DataArguments(Protocol):
@@ -48,6 +54,7 @@ def load_splits(script: DataArguments, text_field: str, seed: int) -> tuple[Data
     splits = read("--dataset_name", str(script.dataset_name), script.dataset_config)
     train = _split(splits, script.dataset_train_split, "--dataset_train_split")
     check_rows("--dataset_name", train, text_field)
+    train = with_numbers(train)
     wanted = script.dataset_test_split
     asked_for = wanted != DEFAULT_TEST_SPLIT
     if script.eval_dataset_name is not None:
@@ -77,7 +84,11 @@ def is_paired(rows: Dataset) -> bool:
 
 
 def unpaired(rows: Dataset) -> Dataset:
-    """Two rows of each pair, one after the other: the teacher's completion, then the student's."""
+    """Two rows of each pair, one after the other: the teacher's completion, then the student's.
+
+    Both have the pair's number, if it has one.
+    """
+    kept = [NUMBER] if NUMBER in rows.column_names else []
 
     def both(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         columns = ([_in_one_form(value, name) for value in batch[name]] for name in PAIR)
@@ -86,9 +97,22 @@ def unpaired(rows: Dataset) -> Dataset:
             "prompt": [prompt for prompt, _, _ in pairs for _ in range(2)],
             "completion": [answer for _, *answers in pairs for answer in answers],
             SOURCE: [source for _ in pairs for source in range(2)],
+            **{name: [n for n in batch[name] for _ in range(2)] for name in kept},
         }
 
     return rows.map(both, batched=True, remove_columns=rows.column_names)
+
+
+def with_numbers(rows: Dataset) -> Dataset:
+    """The rows with their numbers; those that are drawn of them keep theirs."""
+    if NUMBER in rows.column_names:
+        return rows
+    return rows.add_column(NUMBER, cast("Any", np.arange(len(rows))))
+
+
+def number_of(rows: Dataset, place: int) -> int:
+    """What to call a row in messages: its number, or else its place."""
+    return int(rows[NUMBER][place]) if NUMBER in rows.column_names else place
 
 
 def _in_one_form(value: Any, column: str) -> Any:
@@ -107,8 +131,8 @@ def read(flag: str, name: str, config_name: str | None) -> DatasetDict:
         return _read(flag, name, path, config_name)
     except InputError:
         raise
-    except StopIteration as error:  # what datasets' JSON reader raises
-        raise InputError(f"{flag}: {name} is empty, it has no rows") from error
+    except UnreadableFile as error:
+        raise InputError(f"{flag}: {name} cannot be read: {error}") from error
     except DatasetGenerationError as error:
         cause = error.__cause__ or error
         raise InputError(f"{flag}: {name} cannot be read: {first_paragraph(cause)}") from error
@@ -182,24 +206,45 @@ def _split(splits: DatasetDict, name: str, flag: str) -> Dataset:
 
 def _read(flag: str, name: str, path: Path, config_name: str | None) -> DatasetDict:
     if path.is_file():
-        reader = READERS.get(path.suffix.lower())
-        if reader is None:
+        if path.suffix.lower() == ".parquet":
+            return load_dataset("parquet", data_files=str(path))
+        if path.suffix.lower() not in READERS:
             raise InputError(
-                f"{flag}: cannot tell the format of {name}; known endings are {', '.join(READERS)}"
+                f"{flag}: cannot tell the format of {name}; known endings are {', '.join(ENDINGS)}"
             )
-        if reader == "text":
-            return _paragraphs(load_dataset(reader, data_files=str(path), sample_by="paragraph"))
-        return load_dataset(reader, data_files=str(path))
+        return DatasetDict({"train": table([path])})
     if (path / "dataset_dict.json").is_file() or (path / "dataset_info.json").is_file():
         saved = load_from_disk(str(path))
         return saved if isinstance(saved, DatasetDict) else DatasetDict({"train": saved})
-    if path.is_dir() and any(path.glob("*.txt")):
-        return _paragraphs(load_dataset("text", data_dir=str(path), sample_by="paragraph"))
-    if not path.exists() and path.suffix.lower() in READERS:
+    if path.is_dir():
+        files = _files(path)
+        if files:
+            return DatasetDict({split: table(paths) for split, paths in files.items()})
+    if not path.exists() and path.suffix.lower() in ENDINGS:
         raise InputError(f"{flag}: no such file: {name}")
     return load_dataset(name, name=config_name)
 
 
-def _paragraphs(splits: DatasetDict) -> DatasetDict:
-    """One row a paragraph of a text file; blank lines only separate."""
-    return splits.filter(lambda row: row["text"].strip() != "")
+def _files(folder: Path) -> dict[str, list[Path]]:
+    """The files of a folder by split, as datasets finds them; none where it is for datasets to say.
+
+    That is where a card describes the folder, or there are other files than texts and tables. Of
+    texts beside other files, the texts count.
+    """
+    if (folder / "README.md").is_file():
+        return {}
+    patterns = get_data_patterns(str(folder.absolute()))
+    splits = DataFilesDict.from_local_or_remote(
+        {str(split): names for split, names in patterns.items()}, base_path=str(folder.absolute())
+    )
+    found = {split: [Path(name) for name in names] for split, names in splits.items()}
+    endings = {path.suffix.lower() for paths in found.values() for path in paths}
+    if ".txt" in endings:
+        endings = {".txt"}
+    if len(endings) != 1 or not endings <= READERS.keys():
+        return {}
+    kept = {
+        split: [path for path in paths if path.suffix.lower() in endings]
+        for split, paths in found.items()
+    }
+    return {split: paths for split, paths in kept.items() if paths}

@@ -22,6 +22,13 @@ def first_paragraph(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
+# What libraries raise of arguments, models and rows that they did not expect.
+_UNFIT = (
+    *(ValueError, TypeError, LookupError, OSError, ImportError, RuntimeError),
+    *(ArithmeticError, AttributeError, AssertionError),
+)
+
+
 @contextmanager
 def while_preparing() -> Iterator[None]:
     """Turn what the libraries say of unfit arguments, models or rows into an InputError.
@@ -35,5 +42,5 @@ def while_preparing() -> Iterator[None]:
         raise
     except TrainingError as error:  # nothing has begun that could be kept
         raise InputError(str(error)) from error
-    except (ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError) as error:
+    except _UNFIT as error:
         raise InputError(f"{type(error).__name__}: {first_paragraph(error)}") from error

@@ -16,6 +16,7 @@ from amidmath.integrations.shared.command_line import (
 )
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.prompts import PROMPT_STYLE_HELP, PROMPT_STYLES
+from amidmath.integrations.shared.quiet import VERBOSE_HELP
 from amidmath.integrations.shared.tasks import TASKS, Languages, Task
 from amidmath.integrations.shared.vocabularies import MODES, VOCAB_HELP
 
@@ -106,6 +107,7 @@ class OutputArguments:
 
     output_dir: str | None = _help("Folder for results.json and predictions.jsonl.")
     overwrite_output_dir: bool = _help("Replace an earlier evaluation there.", False)
+    verbose: bool = _help(VERBOSE_HELP, False)
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,11 @@ def run(arguments: Arguments, console: Console, load: Load, libraries: Sequence[
                 arguments.decoding().max_new_tokens,
                 [row.number for row in rows.rows],
             )
+    if prompts.deaf:
+        console.print(
+            f"{prompts.deaf} of {len(rows.rows)} prompts have tools that are not written into them",
+            highlight=False,
+        )
     print_header(console, arguments, rows, prompts, texts, models.device)
     with within_memory("evaluating", TASK):
         judged = models.judge(texts, arguments.generation.batch_size, arguments.models.vocab)

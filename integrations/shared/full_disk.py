@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from amidmath.integrations.shared.errors import TrainingError
@@ -15,6 +15,32 @@ _PROBE_BYTES = 1 << 20
 
 class DiskFullError(TrainingError):
     """There is no room for what has to be saved; the message says where and how much is free."""
+
+
+def refused_room(error: BaseException) -> bool:
+    """Whether the system says that the disk, or the user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, all of it or nothing.
+
+    Raises:
+        DiskFullError: there is no room.
+    """
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+    except OSError as error:
+        if not refused_room(error):
+            raise
+        with suppress(OSError):
+            os.truncate(path, before)
+        raise DiskFullError(
+            f"the disk is full: a line of {path} could not be written. What was saved before is "
+            "untouched: make room and give the same command to go on"
+        ) from error
 
 
 @contextmanager
@@ -47,7 +73,7 @@ def saving(what: str, stage: Path) -> Iterator[None]:
 def _is_full(error: Exception, stage: Path) -> bool:
     """Whether there is no room: the libraries do not all pass on the system's error number."""
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _FULL
+        return refused_room(error)
     if not _existing(stage).is_dir():
         return False
     probe = _existing(stage) / ".probe.partial"

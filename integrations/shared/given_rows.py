@@ -7,25 +7,24 @@ from datasets import Dataset, Features
 
 from amidmath._checks import shortened
 from amidmath.integrations.shared.arrow_lists import BATCH
-from amidmath.integrations.shared.data import SOURCE
+from amidmath.integrations.shared.data import NUMBER, SOURCE
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.row_settings import RowSettings
 from amidmath.integrations.shared.tokenised_rows import IDS, masked
 
 
 def given_rows(rows: Dataset, settings: RowSettings, completions: bool, name: str) -> Dataset:
-    """Their tokens, and as labels the given ones, or the tokens where the masks are not 0."""
+    """Their tokens and numbers; labels as given, or the tokens where the masks are not 0."""
     columns = rows.column_names
     masks = ["completion_mask"] if completions else []
     masks = ["labels"] if "labels" in columns else [*masks, "assistant_masks"]
     used = ["input_ids", *(mask for mask in masks if mask in columns)]
-    kept = [c for c in (SOURCE,) if c in columns]
+    kept = [c for c in (SOURCE, NUMBER) if c in columns]
     chosen = rows.select_columns([*used, *kept])
     made: Dataset = chosen.map(
         _take_labels,
         batched=True,
         batch_size=BATCH,
-        with_indices=True,
         remove_columns=chosen.column_names,
         features=Features({"input_ids": IDS, "labels": IDS, **{c: rows.features[c] for c in kept}}),
         num_proc=settings.dataset_num_proc,
@@ -36,9 +35,9 @@ def given_rows(rows: Dataset, settings: RowSettings, completions: bool, name: st
 
 
 def _take_labels(
-    batch: Mapping[str, list[Any]], numbers: Sequence[int], used: Sequence[str], name: str
+    batch: Mapping[str, list[Any]], used: Sequence[str], name: str
 ) -> dict[str, list[Any]]:
-    ids = batch["input_ids"]
+    ids, numbers = batch["input_ids"], batch[NUMBER]
     for column in used:
         for number, values in zip(numbers, batch[column], strict=True):
             if not isinstance(values, list) or not all(map(_fits, values)):
@@ -57,7 +56,7 @@ def _take_labels(
     for column in used[1:]:
         labels = batch[column] if column == "labels" else list(map(masked, labels, batch[column]))
     made = {"input_ids": ids, "labels": labels}
-    return made | ({SOURCE: batch[SOURCE]} if SOURCE in batch else {})
+    return made | {name: batch[name] for name in (SOURCE, NUMBER) if name in batch}
 
 
 def _fits(number: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from amidmath.integrations.shared.full_disk import append_line
 from amidmath.integrations.shared.metrics import NAMES
 from amidmath.integrations.shared.whole_files import staged_file
 
@@ -93,11 +94,10 @@ class MetricsFile:
                 partial.write_text("".join(f"{line}\n" for line in state["lines"]), "utf-8")
 
     def append(self, step: int, logs: Mapping[str, Any]) -> None:
-        """Write one line."""
+        """Write one line; raises DiskFullError where there is no room."""
         if self.is_writer and logs:
             line = {"model": self.model, "step": step, **_plain(logs)}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(self.path, json.dumps(line))
 
 
 def _plain(logs: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,10 +24,12 @@ class Prompts:
     Args:
         ids: of each row.
         cut: how many prompts were cut to the longest length allowed.
+        deaf: how many have tools that the chat template does not write.
     """
 
     ids: list[list[int]]
     cut: int = 0
+    deaf: int = 0
 
 
 def encode_prompts(
@@ -54,9 +56,10 @@ def encode_prompts(
     if style not in PROMPT_STYLES:
         raise ValueError(f"style must be one of {', '.join(PROMPT_STYLES)}, got {style!r}")
     template = ChatTemplate(tokenizer)
-    ids = [_prompt_ids(tokenizer, template, row, style, flag) for row in rows]
+    found = [_prompt_ids(tokenizer, template, row, style, flag) for row in rows]
+    ids, deaf = [of_row for of_row, _ in found], sum(not tools for _, tools in found)
     cut = sum(max_length is not None and len(prompt) > max_length for prompt in ids)
-    return Prompts([prompt[:max_length] for prompt in ids], cut)
+    return Prompts([prompt[:max_length] for prompt in ids], cut, deaf)
 
 
 @dataclass(frozen=True)
@@ -123,20 +126,21 @@ def held_out(
 
 def _prompt_ids(
     tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, row: Row, style: str, flag: str
-) -> list[int]:
+) -> tuple[list[int], bool]:
+    """A prompt's tokens, and whether its tools are written, if it has some."""
     if style == "plain" or (style == "published" and isinstance(row.prompt, str)):
-        return _text_ids(tokenizer, as_text(row.prompt))
+        return _text_ids(tokenizer, as_text(row.prompt)), not row.options.get("tools")
     if not template:
         raise InputError(
             f"the prompts are chats, but the tokenizer has no chat template: give {flag} plain"
         )
     try:
         messages = template.messages(as_messages(row.prompt))
-        text = template.write(messages, {}, answer_follows=True)
-        template.check_whole(messages, {}, text, answer_follows=True)
+        text = template.write(messages, row.options, answer_follows=True)
+        tools = template.check_whole(messages, row.options, text, answer_follows=True)
     except UnfitRow as error:
         raise InputError(f"row {row.number} {error}") from error
-    return list(tokenizer(text, add_special_tokens=False).input_ids)
+    return list(tokenizer(text, add_special_tokens=False).input_ids), tools
 
 
 def _text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

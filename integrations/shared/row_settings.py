@@ -17,7 +17,8 @@ class RowSettings(Protocol):
         assistant_only_loss: whether of conversations only what the assistant says is learned.
         dataset_text_field: the column of rows that are text only.
         dataset_num_proc: how many processes tokenise.
-        drop_unlearnable_rows: whether rows without a token to learn are left out, and no error.
+        drop_unlearnable_rows: whether rows without a token to learn, or that the chat template
+            refuses, are left out, and no error.
     """
 
     packing: bool

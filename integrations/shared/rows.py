@@ -8,7 +8,14 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from amidmath.integrations.shared.arrow_lists import BATCH, lists_of
-from amidmath.integrations.shared.data import SOURCE, is_paired, unpaired
+from amidmath.integrations.shared.data import (
+    NUMBER,
+    SOURCE,
+    is_paired,
+    number_of,
+    unpaired,
+    with_numbers,
+)
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.given_rows import given_rows
 from amidmath.integrations.shared.objective import NO_LABEL
@@ -107,7 +114,9 @@ def whole_rows(
     Raises:
         InputError: as for :func:`prepare_rows`.
     """
-    rows = in_one_format(rows, settings.dataset_text_field, pairs=pairs, joined=joined)
+    rows = in_one_format(
+        with_numbers(rows), settings.dataset_text_field, pairs=pairs, joined=joined
+    )
     columns = set(rows.column_names)
     if settings.completion_only_loss is None:
         completions = columns >= ANSWERED
@@ -120,7 +129,8 @@ def whole_rows(
     else:
         made = tokenised(rows, tokenizer, settings, completions, name, say, template)
     check_tokens(made, sizes or {}, name, tokenizer)
-    return learnable(made, limit, name, drop=settings.drop_unlearnable_rows, say=say)
+    kept = learnable(made, limit, name, drop=settings.drop_unlearnable_rows, say=say)
+    return kept.remove_columns(NUMBER)
 
 
 def in_one_format(rows: Dataset, text_field: str, *, pairs: bool, joined: bool) -> Dataset:
@@ -161,11 +171,11 @@ def in_one_format(rows: Dataset, text_field: str, *, pairs: bool, joined: bool) 
         wanted = [*wanted, *({text_field} & columns)][:1]
     if not wanted:
         raise InputError(
-            f"the columns {sorted(columns)} hold no training text: expected 'messages', or "
-            f"'prompt' and 'completion', or {text_field!r}"
+            f"the columns {sorted(columns - {NUMBER})} hold no training text: expected 'messages', "
+            f"or 'prompt' and 'completion', or {text_field!r}"
         )
     chats = _are_chats(rows, wanted)
-    carried = [c for c in (SOURCE, *(FOR_TEMPLATES if chats else ())) if c in columns]
+    carried = [c for c in (SOURCE, NUMBER, *(FOR_TEMPLATES if chats else ())) if c in columns]
     rows = rows.select_columns(wanted + carried)
     return rows.rename_column("conversations", "messages") if "conversations" in wanted else rows
 
@@ -210,7 +220,7 @@ def learnable(
         advice = "raise --max_length (within the models' context) or shorten the prompts"
     message = (
         f"{np.count_nonzero(~kept)} of {len(rows)} {name} rows cannot be learned from, "
-        f"first row {lost}: {reason}"
+        f"first row {number_of(rows, lost)}: {reason}"
     )
     if not drop:
         raise InputError(f"{message}; {advice}, or give --drop_unlearnable_rows")

@@ -35,7 +35,7 @@ FREE = frozenset(
         *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id", "local_rank"),
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_persistent_workers"),
         *("dataloader_prefetch_factor", "dataloader_multiprocessing_context", "ddp_timeout"),
-        *("do_train", "do_eval", "do_predict", "dry_run"),
+        *("do_train", "do_eval", "do_predict", "dry_run", "verbose"),
     }
 )
 

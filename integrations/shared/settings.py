@@ -9,6 +9,7 @@ import amidmath as am
 from amidmath._amid import ORDERS
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.policies import POLICIES, REPLAY_RATIOS, Policy, policy
+from amidmath.integrations.shared.quiet import VERBOSE_HELP
 from amidmath.integrations.shared.recipe import Recipe
 from amidmath.integrations.shared.replay_buffer import ReplayBuffer
 from amidmath.integrations.shared.schedules import Schedules
@@ -263,10 +264,12 @@ class TeacherSettings:
     drop_unlearnable_rows: bool = field(
         default=False,
         metadata={
-            "help": "Leave out rows with nothing to learn (an empty answer, or a prompt that fills "
-            "max_length) and say how many, instead of stopping."
+            "help": "Leave out rows with nothing to learn (an empty answer, a prompt that fills "
+            "max_length, or a conversation that the chat template refuses or does not write) and "
+            "say how many, instead of stopping."
         },
     )
+    verbose: bool = field(default=False, metadata={"help": VERBOSE_HELP})
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace an earlier run in output_dir."}
     )

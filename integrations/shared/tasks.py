@@ -4,8 +4,6 @@
 comes from and what of it was checked against its source.
 """
 
-import csv
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,9 +17,10 @@ from amidmath.integrations.shared.conversations import (
     usual_role,
 )
 from amidmath.integrations.shared.errors import InputError, UnfitRow
+from amidmath.integrations.shared.files import READERS, Record, UnreadableFile, records
 from amidmath.integrations.shared.metrics import marked_number
+from amidmath.integrations.shared.written_chats import options_of
 
-Record = Mapping[str, Any]
 Prompt = str | list[Message]
 
 INSTRUCTION_ONLY = (
@@ -43,11 +42,13 @@ class Row:
         prompt: text to go on from, or messages for a chat template.
         references: acceptable answers, at least one; the first is the one perplexity is taken of.
         number: which row of its file it is, from 0.
+        options: what a chat template is given beside the messages, "tools" for one.
     """
 
     prompt: Prompt
     references: tuple[str, ...]
     number: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -299,16 +300,16 @@ def _instruction_response(record: Record) -> Row:
 def _completion(record: Record, languages: Languages) -> Row:
     """TRL's: "prompt" and "completion", or "messages" of which the last is the answer."""
     name = next((c for c in ("messages", "conversations") if is_conversation(record.get(c))), None)
+    given = {k: v for k, v in options_of(record).items() if v is not None}
     if name is not None:
         *prompt, last = conversation(record[name], name)
-        return Row(prompt, (_answer(name, last),))
+        return Row(prompt, (_answer(name, last),), options=given)
     if is_conversation(record.get("prompt")):
         completion = conversation(record.get("completion"), "completion")
         if len(completion) != 1:
             raise UnfitRow(f"has a completion of {len(completion)} messages, not of one")
-        return Row(
-            conversation(record["prompt"], "prompt"), (_answer("completion", completion[0]),)
-        )
+        prompt = conversation(record["prompt"], "prompt")
+        return Row(prompt, (_answer("completion", completion[0]),), options=given)
     return Row(_text(record, "prompt"), _texts(record, "completion"))
 
 
@@ -389,20 +390,16 @@ TASKS = {
 }
 
 
-# Reading files. Not with datasets where it can be helped: a column that holds a text in one row and
-# a list in the next, as some published files have it, does not fit its tables.
-
-
 def _records(flag: str, name: str, split: str, config_name: str | None) -> Iterable[Record]:
     path = Path(name)
-    reader = _READERS.get(path.suffix.lower())
-    if reader is not None and not path.exists():
+    known = path.suffix.lower() in READERS
+    if known and not path.exists():
         raise InputError(f"{flag}: no such file: {name}")
-    if reader is None or not path.is_file():
+    if not known or not path.is_file():
         return _from_datasets(flag, name, split, config_name)
     try:
-        return reader(path)
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError, UnfitRow) as error:
+        return list(records(path))
+    except (OSError, UnreadableFile) as error:
         raise InputError(f"{flag}: {name} cannot be read: {error}") from error
 
 
@@ -415,63 +412,3 @@ def _from_datasets(flag: str, name: str, split: str, config_name: str | None) ->
     if len(splits) == 1:
         return cast("list[Record]", list(next(iter(splits.values()))))
     raise InputError(f"--dataset_split: no split {split!r}; {name} has {sorted(splits)}")
-
-
-def _json_lines(path: Path) -> list[Record]:
-    records = []
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
-        if line.strip():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UnfitRow(f"line {number} is no JSON: {error}") from error
-            if not isinstance(records[-1], dict):
-                raise UnfitRow(f"line {number} is no JSON object but {shortened(records[-1])}")
-    return records
-
-
-def _json(path: Path) -> list[Record]:
-    """A list of objects, by itself or under "instances"; or one object a line."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError:
-        return _json_lines(path)
-    if isinstance(content, dict) and "instances" in content:
-        content = content["instances"]
-    records: list[Any] = content if isinstance(content, list) else [content]
-    for number, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise UnfitRow(f"row {number} is no JSON object but {shortened(record)}")
-    return records
-
-
-def _table(delimiter: str) -> Callable[[Path], list[Record]]:
-    def read(path: Path) -> list[Record]:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter=delimiter, strict=True))
-        for number, row in enumerate(rows):
-            if None in row or None in row.values():
-                raise UnfitRow(f"row {number} has not as many cells as the header")
-        return list(rows)
-
-    return read
-
-
-def _paragraphs(path: Path) -> list[Record]:
-    """One row a paragraph; blank lines only separate."""
-    paragraphs: list[list[str]] = [[]]
-    for line in path.read_text("utf-8").splitlines():
-        if line.strip():
-            paragraphs[-1].append(line)
-        elif paragraphs[-1]:
-            paragraphs.append([])
-    return [{"text": "\n".join(lines)} for lines in paragraphs if lines]
-
-
-_READERS: dict[str, Callable[[Path], list[Record]]] = {
-    ".json": _json,
-    ".jsonl": _json_lines,
-    ".csv": _table(","),
-    ".tsv": _table("\t"),
-    ".txt": _paragraphs,
-}

@@ -8,6 +8,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from amidmath.integrations.shared.arrow_lists import lists_of
+from amidmath.integrations.shared.data import number_of
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.objective import NO_LABEL
 
@@ -30,15 +31,17 @@ def check_tokens(rows: Dataset, sizes: Mapping[str, int], name: str, tokenizer: 
     for ids, lengths in lists_of(rows, "input_ids"):
         row, at, token = _first(ids, lengths, sizes[role])
         if row >= 0:
-            where = f"{name} row {before + row}: token {token}{_text(tokenizer, token)}"
-            raise InputError(f"{where} at position {at} {_beyond(role, sizes[role], token)}")
+            raise InputError(
+                f"{name} row {number_of(rows, before + row)}: token {token}"
+                f"{_text(tokenizer, token)} at position {at} {_beyond(role, sizes[role], token)}"
+            )
         before += len(lengths)
     before = 0
     for labels, lengths in lists_of(rows, "labels"):
         row, at, token = _first(np.where(labels == NO_LABEL, 0, labels), lengths, sizes[role])
         if row >= 0:
             raise InputError(
-                f"{name} row {before + row}: label {token} at position {at} "
+                f"{name} row {number_of(rows, before + row)}: label {token} at position {at} "
                 f"{_beyond(role, sizes[role], token)}; where nothing is learned it is {NO_LABEL}"
             )
         before += len(lengths)

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, Value
 from datasets import List as ListOf
+from numpy.typing import NDArray
 
 from amidmath.integrations.shared.arrow_lists import BATCH
 from amidmath.integrations.shared.chat_template import ChatTemplate
 from amidmath.integrations.shared.conversations import conversation, is_conversation
-from amidmath.integrations.shared.data import SOURCE
+from amidmath.integrations.shared.data import NUMBER, SOURCE, number_of
 from amidmath.integrations.shared.errors import InputError, UnfitRow
 from amidmath.integrations.shared.objective import NO_LABEL
 from amidmath.integrations.shared.row_settings import RowSettings
@@ -40,7 +41,7 @@ def tokenised(
     """Rows of texts or conversations as token ids.
 
     Args:
-        rows: as ``rows.in_one_format`` gives them.
+        rows: as ``rows.in_one_format`` gives them, with their numbers.
         tokenizer: one of transformers'.
         settings: how.
         completions: whether prompts are not learned.
@@ -55,7 +56,7 @@ def tokenised(
     Raises:
         InputError: rows or settings that do not fit, or a row that its chat template refuses.
     """
-    carried = [c for c in (SOURCE, *FOR_TEMPLATES) if c in rows.column_names]
+    carried = [c for c in (SOURCE, NUMBER, *FOR_TEMPLATES) if c in rows.column_names]
     wanted = [c for c in rows.column_names if c not in carried]
     if ANSWERED.issubset(wanted):
         wanted.sort(reverse=True)  # prompts come first
@@ -77,13 +78,11 @@ def tokenised(
         }
     features = {"input_ids": IDS, "labels": IDS, "refused": Value("string")}
     features |= {"cut": Value("bool"), "deaf": Value("bool")}
-    if SOURCE in carried:
-        features[SOURCE] = rows.features[SOURCE]
+    features |= {c: rows.features[c] for c in (SOURCE, NUMBER) if c in carried}
     made: Dataset = rows.map(
         _tokenise_chats if chats else _tokenise_texts,
         batched=True,
         batch_size=BATCH,
-        with_indices=True,
         remove_columns=rows.column_names,
         features=Features(features),
         num_proc=settings.dataset_num_proc,
@@ -91,18 +90,23 @@ def tokenised(
         desc=f"Tokenizing {name} dataset",
     )
     cut, deaf = (np.flatnonzero(made.with_format("numpy")[c][:]) for c in ("cut", "deaf"))
+
+    def counted(which: NDArray[Any]) -> str:
+        return (
+            f"{len(which)} of {len(made)} {name} rows, first row {number_of(made, int(which[0]))}"
+        )
+
     if len(cut):
         say(
-            f"{len(cut)} of {len(made)} {name} rows, first row {cut[0]}: prompt and completion do "
-            "not begin with the tokens of the prompt alone, so the completion is taken to start "
-            "where they part, after another context than such a prompt gives. Prompts that end "
-            "where a token does, or a chat template that writes them alike in both, avoid it."
+            f"{counted(cut)}: prompt and completion do not begin with the tokens of the prompt "
+            "alone, so the completion is taken to start where they part, after another context "
+            "than such a prompt gives. Prompts that end where a token does, or a chat template "
+            "that writes them alike in both, avoid it."
         )
     if len(deaf):
         say(
-            f"{len(deaf)} of {len(made)} {name} rows, first row {deaf[0]}: the chat template does "
-            "not write their tools, so that nothing is learned of them. A template that knows "
-            "tools avoids it."
+            f"{counted(deaf)}: the chat template does not write their tools, so that nothing is "
+            "learned of them. A template that knows tools avoids it."
         )
     return made.remove_columns(["cut", "deaf"])
 
@@ -130,7 +134,6 @@ def _template(tokenizer: Any, source: str | None, name: str, assistant: bool) ->
 
 def _tokenise_texts(
     batch: Mapping[str, list[Any]],
-    numbers: Sequence[int],
     tokenizer: Any,
     columns: Sequence[str],
     completions: bool,
@@ -147,7 +150,6 @@ def _tokenise_texts(
 
 def _tokenise_chats(
     batch: Mapping[str, list[Any]],
-    numbers: Sequence[int],
     tokenizer: Any,
     columns: Sequence[str],
     completions: bool,
@@ -158,10 +160,13 @@ def _tokenise_chats(
 ) -> dict[str, list[Any]]:
     """Conversations, as the chat template writes them."""
     chats: list[WrittenChat] = []
-    for row, number in enumerate(numbers):
+    for row, number in enumerate(batch[NUMBER]):
         try:
             parts = [conversation(batch[column][row], column) for column in columns]
-            chats.append(written(template, parts, options_of(batch, row), assistant))
+            options = options_of(
+                {name: batch[name][row] for name in FOR_TEMPLATES if name in batch}
+            )
+            chats.append(written(template, parts, options, assistant))
         except UnfitRow as error:
             if not drop:
                 raise InputError(
@@ -208,7 +213,7 @@ def _rows(
         labels = [[NO_LABEL] * n + row[n:] for n, row in zip(firsts, ids, strict=True)]
     made: dict[str, list[Any]] = {"input_ids": ids, "labels": labels, "cut": cut}
     made |= {"refused": [""] * len(ids), "deaf": [False] * len(ids)}
-    return made | ({SOURCE: batch[SOURCE]} if SOURCE in batch else {})
+    return made | {name: batch[name] for name in (SOURCE, NUMBER) if name in batch}
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

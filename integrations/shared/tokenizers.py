@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
 from amidmath.integrations.shared.errors import InputError, first_paragraph
 
@@ -21,13 +22,20 @@ def load_tokenizer(flag: str, name: str, **kwargs: Any) -> PreTrainedTokenizerBa
 
 
 def vocabulary_size(flag: str, name: str, revision: str) -> int:
-    """For how many tokens a model has embeddings, by its configuration.
+    """For how many tokens a model, or an adapter's base, has embeddings, by its configuration.
 
     Raises:
         InputError: there is no such model.
     """
     name, revision = own_or_base(name, revision)
     try:
+        if not Path(name).is_dir():
+            file = "adapter_config.json"  # None where the hub's model is no adapter
+            adapter = cached_file(
+                name, file, revision=revision, _raise_exceptions_for_missing_entries=False
+            )
+            if adapter is not None:
+                name, revision = own_or_base(str(Path(adapter).parent), revision)
         config = AutoConfig.from_pretrained(place(name), revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise InputError(not_loaded(flag, "model", name, error)) from error

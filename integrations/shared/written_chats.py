@@ -70,10 +70,13 @@ def written(
     return chat
 
 
-def options_of(batch: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
-    """What of a row its chat template is given beside the messages."""
-    tools = batch["tools"][row] if "tools" in batch else None
-    more = batch["chat_template_kwargs"][row] if "chat_template_kwargs" in batch else None
+def options_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a row its chat template is given beside the messages.
+
+    Raises:
+        UnfitRow: tools in a text that is no JSON.
+    """
+    tools, more = (record.get(name) for name in FOR_TEMPLATES)
     # Rows of one table have all keys of all of them, those that they were not given as null.
     named = {name: value for name, value in (more or {}).items() if value is not None}
     return {"tools": _from_json(tools) if isinstance(tools, str) else tools, **named}

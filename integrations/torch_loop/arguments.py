@@ -14,6 +14,7 @@ from amidmath.integrations.shared.command_line import (
     require,
 )
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.ranges import check_ranges
 from amidmath.integrations.shared.settings import (
     HeldOutSettings,
     LossSettings,
@@ -54,7 +55,7 @@ GROUPS: Groups = {
     ),
     "reporting": (
         *("logging_*", "log_*", "report_to", "run_name", "project", "trackio_*", "disable_tqdm"),
-        *("include_num_input_tokens_seen", "skip_memory_metrics"),
+        *("verbose", "include_num_input_tokens_seen", "skip_memory_metrics"),
     ),
     "publishing": ("push_to_hub", "hub_*"),
     "precision and speed": (
@@ -138,6 +139,7 @@ def parse_arguments(argv: list[str] | None = None) -> Arguments:
         prog="torch_distill.py",
         description="Distil a causal language model with the AMiD loss (torch, TRL's SFTTrainer).",
     )
+    check_ranges(model)
     student, teacher = model.model_name_or_path, config.teacher_model_name_or_path
     require(
         {

@@ -21,7 +21,7 @@ from amidmath.integrations.shared.top_k_format import Lists
 from amidmath.integrations.shared.vocabularies import COMMON_ONLY
 from amidmath.integrations.torch_loop.cache_arguments import Arguments
 from amidmath.integrations.torch_loop.config import AMiDConfig
-from amidmath.integrations.torch_loop.loading import fewer_bars, load_teacher_model
+from amidmath.integrations.torch_loop.loading import bars_for_many, load_teacher_model
 from amidmath.integrations.torch_loop.models import logits_of_model
 from amidmath.integrations.torch_loop.objective import next_token_mask
 from amidmath.integrations.torch_loop.states import States
@@ -106,7 +106,7 @@ def load(arguments: Arguments, console: Console) -> TorchSource:
     config, script = arguments.config, arguments.script
     with PartialState().main_process_first():  # the others find what it has read
         train, test = load_splits(script, config.dataset_text_field, config.seed)
-    fewer_bars(len(train))
+    bars_for_many(len(train))
     teacher_tokenizer = load_tokenizer(
         TEACHER_FLAG, arguments.teacher, revision=config.teacher_model_revision
     )

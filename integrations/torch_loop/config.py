@@ -1,14 +1,21 @@
 """The training arguments of torch's distillation loop: SFTConfig, the loss and the data policy."""
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 
 import torch
 from transformers import TrainingArguments
 from trl import SFTConfig
 
 from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.ranges import check_finite, check_ranges
 from amidmath.integrations.shared.settings import LossSettings, PolicySettings, TeacherSettings
 
+# What takes a JSON object and nothing else.
+_OBJECTS = (
+    *("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs"),
+    *("liger_kernel_config", "dataset_kwargs"),
+)
 CODE_IS_NEVER_RUN = "code that comes with a model is never run here"
 
 
@@ -47,6 +54,9 @@ class AMiDConfig(PolicySettings, LossSettings, TeacherSettings, SFTConfig):
     def __post_init__(self) -> None:
         """Check the loss and choose the precision; raises InputError."""
         choose_bf16(self)
+        check_ranges(self)
+        self._check_objects()
+        self._check_engines()
         super().__post_init__()
         self.recipe()
         self.data_policy()
@@ -64,9 +74,28 @@ class AMiDConfig(PolicySettings, LossSettings, TeacherSettings, SFTConfig):
                 f"--max_steps {self.max_steps} and --num_train_epochs {self.num_train_epochs} "
                 "leave no step to train; make one of them positive"
             )
+        check_finite(self)
         # The load-balancing loss of a mixture of experts is no part of a distillation loss, nor,
         # to compare like with like, of the baseline's.
         self.router_aux_loss_coef = 0.0
+
+    def _check_objects(self) -> None:
+        for name in _OBJECTS:
+            given = getattr(self, name, None)
+            if isinstance(given, str) and given and not given.lstrip().startswith("{"):
+                raise InputError(f"--{name} must be a JSON object such as '{{}}', got {given!r}")
+
+    def _check_engines(self) -> None:
+        if self.deepspeed and find_spec("deepspeed") is None:
+            raise InputError(
+                f"--deepspeed {self.deepspeed}: DeepSpeed is not installed; install it, or give "
+                "--fsdp, which needs nothing else"
+            )
+        if self.activation_offloading and not torch.accelerator.is_available():
+            raise InputError(
+                "--activation_offloading true: there is no accelerator whose memory it would "
+                "spare; leave it out"
+            )
 
     def _check_teacher(self) -> None:
         if self.teacher_is_base and (self.teacher_model_name_or_path or self.teacher_cache):
@@ -112,6 +141,18 @@ class AMiDConfig(PolicySettings, LossSettings, TeacherSettings, SFTConfig):
 
 def choose_bf16(config: TrainingArguments) -> None:
     """Train in bfloat16 where nothing is said and a GPU has it."""
+    gpu = torch.cuda.is_available() and not config.use_cpu
+    for name in ("bf16", "fp16"):
+        if getattr(config, name) and not gpu and not config.use_cpu and not _other_accelerator():
+            raise InputError(
+                f"--{name} true: there is no GPU here. On a CPU it is many times slower than "
+                f"float32: leave it out, or add --use_cpu true to have it all the same"
+            )
     if config.bf16 is None:
-        gpu = torch.cuda.is_available() and not config.use_cpu
         config.bf16 = gpu and not config.fp16 and torch.cuda.is_bf16_supported()
+
+
+def _other_accelerator() -> bool:
+    """Whether there is one that is no CUDA device, of which transformers knows what it can do."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found is not None and found.type != "cuda"

@@ -11,7 +11,7 @@ glibc's keeps back what was freed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -185,8 +185,13 @@ class Estimate:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
 
-def estimate_of(trainer: AMiDTrainer) -> Estimate:
-    """What a prepared trainer would train, and the memory of each process."""
+def estimate_of(trainer: AMiDTrainer, baseline: bool = False) -> Estimate:
+    """What a prepared trainer would train, and the memory of each process.
+
+    Args:
+        trainer: prepared.
+        baseline: a student is trained with plain cross-entropy too, which holds whole logits.
+    """
     args = trainer.settings
     engine = "fsdp" if trainer.is_sharded else "ddp" if args.world_size > 1 else "single"
     teacher = Shape.of(trainer.teacher.model) if isinstance(trainer.teacher, ModelTeacher) else None
@@ -203,7 +208,18 @@ def estimate_of(trainer: AMiDTrainer) -> Estimate:
         checkpointing=bool(args.gradient_checkpointing),
         on_cpu=args.device.type == "cpu",
     )
-    return estimate(Shape.of(trainer.student), teacher, plan)
+    student = Shape.of(trainer.student)
+    found = estimate(student, teacher, plan)
+    return replace(found, notes=(*found.notes, *_of_baseline(student, plan))) if baseline else found
+
+
+def _of_baseline(student: Shape, plan: Plan) -> tuple[str, ...]:
+    """A note on the logits of plain cross-entropy, their gradient and float32 copies of both."""
+    size = plan.rows * plan.length * student.vocabulary * (2 * (2 if plan.half else 4) + 8)
+    return (
+        f"the cross-entropy baseline (--baseline) holds whole logits and their gradients, about "
+        f"{_mib(size)} in the place of a chunk's",
+    )
 
 
 def estimate(student: Shape, teacher: Shape | None, plan: Plan) -> Estimate:

@@ -1,6 +1,8 @@
 """From arguments to a trainer: student, teacher and data, checked to fit together."""
 
 import copy
+import re
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -9,15 +11,15 @@ import torch
 from accelerate import PartialState
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
-from transformers.utils import logging as transformers_logging
-from trl import SFTTrainer, get_peft_config, get_quantization_config
+from trl import ModelConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from amidmath.integrations.shared.cached_rows import open_for_run
 from amidmath.integrations.shared.command_line import STUDENT_FLAG, TEACHER_FLAG
 from amidmath.integrations.shared.data import load_splits
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.prepared import PreparedRows
-from amidmath.integrations.shared.task_scores import TaskScores
+from amidmath.integrations.shared.ranges import STEPS_TO_LOOK_AT, untrained
+from amidmath.integrations.shared.task_scores import UNFINISHED, TaskScores
 from amidmath.integrations.shared.tokenizers import load_tokenizer
 from amidmath.integrations.shared.top_k_store import data_arguments
 from amidmath.integrations.shared.vocabularies import compare_vocabularies
@@ -30,6 +32,7 @@ from amidmath.integrations.torch_loop.models import (
     load_model,
     logits_of_model,
 )
+from amidmath.integrations.torch_loop.row_order import OrderedTrainer
 from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
 from amidmath.integrations.torch_loop.teachers import Teacher
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
@@ -51,7 +54,7 @@ def prepare(arguments: Arguments) -> AMiDTrainer:
         train_rows, test_rows = load_splits(
             arguments.script, config.dataset_text_field, config.seed
         )
-    fewer_bars(len(train_rows))
+    bars_for_many(len(train_rows))
     tokenizer = load_tokenizer(
         STUDENT_FLAG, arguments.student, revision=arguments.model.model_revision
     )
@@ -68,12 +71,61 @@ def prepare(arguments: Arguments) -> AMiDTrainer:
         train_dataset=train_rows,
         eval_dataset=test_rows,
         processing_class=tokenizer,
-        peft_config=get_peft_config(arguments.model),
+        peft_config=adapter_config(arguments.model),
     )
+    check_best_metric(trainer)
     trainer.get_train_dataloader()
-    trainer.create_optimizer_and_scheduler(num_training_steps=1)
+    trainer.create_optimizer_and_scheduler(num_training_steps=trainer.steps_to_train)
+    check_trains(trainer)
     trainer.optimizer = trainer.lr_scheduler = None  # train makes them anew
     return trainer
+
+
+def adapter_config(model: ModelConfig) -> Any:
+    """The adapter that the arguments describe; None where they ask for none.
+
+    TRL gives PEFT the only name of several as an expression that whole module names must match.
+    """
+    config: Any = get_peft_config(model)
+    names = getattr(config, "target_modules", None)
+    if isinstance(names, str) and names != "all-linear" and re.fullmatch(r"[\w.]+", names):
+        config.target_modules = {names}
+    return config
+
+
+def check_best_metric(trainer: AMiDTrainer) -> None:
+    """Raise InputError unless evaluations give the figure that chooses the best checkpoint."""
+    config, scores = trainer.settings, trainer.task_scores
+    asked = config.metric_for_best_model
+    if not asked:
+        return
+    known = ["loss", "kl", "overlap"]
+    if trainer.vocab != "strict":
+        known += ["outside_teacher", "outside_student"]
+    if scores is not None:
+        known += [*scores.task.metrics, UNFINISHED]
+    if str(asked).removeprefix("eval_") not in known:
+        raise InputError(
+            f"--metric_for_best_model {asked}: evaluations give {', '.join(known)}; choose one of "
+            "them"
+        )
+
+
+def check_trains(trainer: AMiDTrainer) -> None:
+    """Raise InputError where no step would change a weight, the learning rate being 0."""
+    groups: Any = getattr(trainer.optimizer, "param_groups", ())
+    scheduler: Any = trainer.lr_scheduler
+    if not groups or not all(isinstance(group.get("lr"), float) for group in groups):
+        return  # Adafactor may choose its own, and an engine's optimiser is not here yet
+    total = trainer.steps_to_train
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        for _ in range(min(total, STEPS_TO_LOOK_AT)):
+            if any(group["lr"] > 0.0 for group in groups):
+                return
+            scheduler.step()
+    if total <= STEPS_TO_LOOK_AT:
+        raise InputError(untrained(trainer.settings, total))
 
 
 def load_student(arguments: Arguments) -> PreTrainedModel:
@@ -141,11 +193,10 @@ def load_teacher_model(name: str, config: AMiDConfig) -> PreTrainedModel:
     )
 
 
-def fewer_bars(rows: int) -> None:
-    """No bars for loading, nor for preparing rows where that takes seconds."""
-    if rows < ROWS_WITHOUT_BARS:
-        datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
+def bars_for_many(rows: int) -> None:
+    """Bars for preparing rows where that takes more than seconds."""
+    if rows >= ROWS_WITHOUT_BARS:
+        datasets.enable_progress_bars()
 
 
 def _open_cache(arguments: Arguments, trainer: AMiDTrainer) -> CachedTeacher:
@@ -178,10 +229,10 @@ def cross_entropy_trainer(distilled: AMiDTrainer, arguments: Arguments) -> SFTTr
     config.save_strategy, config.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
     config.load_best_model_at_end = config.push_to_hub = False
     config.chat_template_path = None  # the tokenizer has it, and SFTTrainer would add tokens
-    return SFTTrainer(
+    return OrderedTrainer(
         load_student(arguments),
         config,
         train_dataset=distilled.train_rows,
         processing_class=distilled.tokenizer,
-        peft_config=get_peft_config(arguments.model),
+        peft_config=adapter_config(arguments.model),
     )

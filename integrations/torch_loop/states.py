@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 import amidmath as am
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.objective import first_tokens
+from amidmath.integrations.torch_loop.modes import evaluation_mode, needs_half
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ _SCALES: dict[str, Callable[[Any, float], float]] = {
 # By what names a config says that logits are capped: Gemma, RecurrentGemma, xLSTM.
 _SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 _PROBE_TOKENS = 8
+_ROUGH = 0.1
 _EXPOSED = "_amidmath_exposed"
 
 
@@ -241,20 +243,16 @@ def _check(model: PreTrainedModel) -> None:
     parameter = next(model.parameters())
     size = model.config.get_text_config().vocab_size
     ids = (torch.arange(_PROBE_TOKENS, device=parameter.device) * 7919 % size)[None]
-    was_training = model.training
-    model.eval()
-    theirs = model(input_ids=ids, use_cache=False).logits.float()
-    try:
-        ours = model(input_ids=ids, with_states=lambda states: states.logits).float()
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        raise UnknownHeadError(
-            f"{type(model).__name__} has no last hidden states that its output layer takes"
-        ) from error
-    finally:
-        model.train(was_training)
-    if ours.shape != theirs.shape or not torch.allclose(
-        ours, theirs, rtol=_tolerance(parameter.dtype), atol=_tolerance(parameter.dtype)
-    ):
+    with evaluation_mode(model):
+        theirs = model(input_ids=ids, use_cache=False).logits.float()
+        try:
+            ours = model(input_ids=ids, with_states=lambda states: states.logits).float()
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise UnknownHeadError(
+                f"{type(model).__name__} has no last hidden states that its output layer takes"
+            ) from error
+    allowed = _ROUGH if needs_half(model) else _tolerance(parameter.dtype)
+    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=allowed, atol=allowed):
         raise UnknownHeadError(
             f"{type(model).__name__} makes its logits in a way that is not known here: they are "
             f"not its output layer's of its last hidden states (largest difference "
@@ -263,7 +261,7 @@ def _check(model: PreTrainedModel) -> None:
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    return 0.1 if dtype in (torch.bfloat16, torch.float16) else 1e-3
+    return _ROUGH if dtype in (torch.bfloat16, torch.float16) else 1e-3
 
 
 def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> str:

@@ -1,8 +1,8 @@
 """TRL's SFTTrainer with a distillation loss in place of cross-entropy."""
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -10,18 +10,16 @@ from accelerate import PartialState
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from amidmath.integrations.shared.checkpoints import ExtraState
-from amidmath.integrations.shared.conversations import conversation
-from amidmath.integrations.shared.errors import InputError, TrainingError
+from amidmath.integrations.shared.errors import TrainingError
 from amidmath.integrations.shared.memory import EVALUATION, within_memory
 from amidmath.integrations.shared.policy_base import Source
 from amidmath.integrations.shared.row_settings import RowSettings
 from amidmath.integrations.shared.rows import whole_rows
 from amidmath.integrations.shared.supports import check_finite
 from amidmath.integrations.shared.task_scores import TaskScores, with_prefix
-from amidmath.integrations.shared.tokenizers import take_template
 from amidmath.integrations.shared.vocabularies import compared_first
 from amidmath.integrations.torch_loop.checkpoints import WholeCheckpoints
 from amidmath.integrations.torch_loop.collators import Carrying
@@ -47,6 +45,13 @@ from amidmath.integrations.torch_loop.processes import (
     summed,
 )
 from amidmath.integrations.torch_loop.rollouts import Rollouts
+from amidmath.integrations.torch_loop.row_order import OrderedTrainer
+from amidmath.integrations.torch_loop.sft_inputs import (
+    check_padding,
+    cut_here,
+    in_trl_words,
+    own_template,
+)
 from amidmath.integrations.torch_loop.states import States, expose_states
 from amidmath.integrations.torch_loop.task_scores import student_scores
 from amidmath.integrations.torch_loop.teacher_cache import CachedTeacher
@@ -64,7 +69,7 @@ from amidmath.integrations.torch_loop.vocabularies import OutsideMass
 _NOT_FOR_MODELS = ("row", "source")
 
 
-class AMiDTrainer(WholeCheckpoints, SFTTrainer):
+class AMiDTrainer(WholeCheckpoints, OrderedTrainer):
     """Trains the student on a distillation loss at every labelled position.
 
     The loss is computed from hidden states, the logits never whole. All else is SFTTrainer's:
@@ -112,10 +117,11 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         self.sizes = own if sizes is None else sizes
         if args.assistant_only_loss:
             for given in ("train_dataset", "eval_dataset"):
-                kwargs[given] = _in_trl_words(kwargs.get(given))
-        with _own_template(args, model, kwargs.get("processing_class")):
+                kwargs[given] = in_trl_words(kwargs.get(given))
+        self.max_length = args.max_length
+        with own_template(args, model, kwargs.get("processing_class")), cut_here(args):
             super().__init__(model=model, args=args, **kwargs)
-        self._check_padding()
+        check_padding(self.tokenizer, self.sizes)
         self.plain_collator = self.data_collator
         joined = getattr(self.plain_collator, "padding_free", False)
         collator = WithLengths(self.plain_collator) if joined else self.plain_collator
@@ -135,15 +141,6 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         self.tokens = self._compared_tokens()
         self._held_out: torch.Tensor | float = 0.0  # sum of the losses, and of how many tokens
         self.add_callback(_AfterStep(self))
-
-    def _check_padding(self) -> None:
-        pad, role = int(self.tokenizer.pad_token_id), min(self.sizes, key=lambda r: self.sizes[r])
-        if pad >= self.sizes[role]:
-            raise InputError(
-                f"the token {self.tokenizer.pad_token!r} that fills batches is number {pad}, "
-                f"beyond those that the {role} reads, which end at {self.sizes[role] - 1}: name "
-                "another one with --pad_token"
-            )
 
     def _prepared_teacher(self, teacher: Any) -> Teacher:
         if teacher == "base":
@@ -398,6 +395,8 @@ class AMiDTrainer(WholeCheckpoints, SFTTrainer):
         SFTTrainer itself prepares what they do not know: streams, and rows with a formatting
         function.
         """
+        args = copy.copy(args)
+        args.max_length = self.max_length
         if isinstance(dataset, Dataset) and formatting_func is None:
             cut = packing and args.packing_strategy in ("wrapped", "bfd_split")
             with PartialState().main_process_first():  # the others find what it has made
@@ -435,35 +434,6 @@ def count_tokens(inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
     """How many tokens a batch has, padding left out."""
     mask = inputs.get("attention_mask")
     return torch.tensor(labels.numel(), device=labels.device) if mask is None else mask.sum()
-
-
-@contextmanager
-def _own_template(args: AMiDConfig, model: PreTrainedModel, tokenizer: Any) -> Iterator[None]:
-    """Give the tokenizer the template that is asked for, which SFTTrainer then finds there."""
-    path = args.chat_template_path
-    if path is not None and tokenizer is not None:
-        before = tokenizer.eos_token_id
-        take_template(tokenizer, path)
-        args.chat_template_path, end = None, tokenizer.eos_token_id
-        if end != before:
-            cast("Any", model.config.get_text_config()).eos_token_id = end
-            if model.generation_config is not None:
-                model.generation_config.eos_token_id = end
-    try:
-        yield
-    finally:
-        args.chat_template_path = path
-
-
-def _in_trl_words(rows: Any) -> Any:
-    """Conversations of "from" and "value" with "role" and "content", by which TRL knows them."""
-    if "conversations" not in getattr(rows, "column_names", ()):
-        return rows
-
-    def messages(row: dict[str, Any]) -> dict[str, Any]:
-        return {"messages": conversation(row["conversations"], "conversations")}
-
-    return rows.map(messages, remove_columns="conversations")
 
 
 def _has_adapter(model: Any) -> bool:

@@ -13,7 +13,11 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from amidmath.integrations.shared.errors import InputError, first_paragraph
 from amidmath.integrations.torch_loop.models import logits_of_model
-from amidmath.integrations.torch_loop.modes import evaluation_mode, generation_settings
+from amidmath.integrations.torch_loop.modes import (
+    evaluation_mode,
+    generation_settings,
+    needs_half,
+)
 from amidmath.integrations.torch_loop.states import States, is_here
 
 _LENGTHS = (9, 7)
@@ -193,4 +197,5 @@ def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 def _allowed(model: PreTrainedModel, tolerances: tuple[float, float]) -> float:
     wide = all(p.dtype in (torch.float32, torch.float64) for p in model.parameters())
-    return tolerances[0] if wide and getattr(model, "hf_quantizer", None) is None else tolerances[1]
+    quantized = getattr(model, "hf_quantizer", None) is not None
+    return tolerances[0] if wide and not quantized and not needs_half(model) else tolerances[1]

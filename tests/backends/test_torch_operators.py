@@ -10,10 +10,12 @@ import torch
 from certify.subjects import REGISTRY
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import amidmath as am
 from amidmath import _named
 from amidmath._rows import RowForm
+from amidmath.backends import torch_linear_operators
 
 SMALL, COMPILED = (4, 8), (64, 1024)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -93,7 +95,7 @@ def test_torch_jit_trace(loss, shape):
     others = arrays(shape, seed=1)
     traced = torch.jit.trace(Module(loss), arrays(shape), check_trace=False)
     agree(traced(*others), loss(*others))
-    if loss in (gradient, hidden):
+    if loss is gradient:
         return
     x, t = arrays(shape)
     traced = torch.jit.trace(Module(loss), (x.requires_grad_(), t), check_trace=False)
@@ -159,6 +161,34 @@ def test_torch_checks_the_operator():
     operator = torch.ops.amidmath.value_and_partials.default
     arguments = (operands, None, [*numbers, 0.0], text, -1, "ynn", "")
     torch.library.opcheck(operator, arguments)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_torch_checks_the_operators_of_hidden_states(reduction, monkeypatch):
+    """With what a call tells them."""
+    told = []
+    operator = torch_linear_operators.linear
+
+    def listening(*arguments):
+        told.append(arguments)
+        return operator(*arguments)
+
+    monkeypatch.setattr(torch_linear_operators, "linear", listening)
+    x, t = arrays(SMALL)
+    head = am.Head(t.clone().requires_grad_(), bias=t[:, 0].clone().requires_grad_())
+    with Looking():
+        am.AMiD().linear(x.requires_grad_(), head, 2 * t, t, reduction=reduction)
+    torch.library.opcheck(torch.ops.amidmath.linear.default, told[0])
+    given, _, numbers, constants, form = told[0]
+    arguments = ([a.detach() for a in given], torch.ones(4), numbers, constants, form)
+    torch.library.opcheck(torch.ops.amidmath.linear_gradients.default, arguments)
+
+
+class Looking(TorchDispatchMode):
+    """A mode that changes nothing."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
 
 
 def test_forms_come_back():

@@ -123,6 +123,18 @@ class TestTorch:
         assert not value.requires_grad
         assert not grad.requires_grad
 
+    @pytest.mark.parametrize("backend", [None, "reference"])
+    def test_a_denominator_is_constant(self, backend):
+        student, teacher = torch_logits("float32")
+        count = torch.tensor(3.0, requires_grad=True)
+        for dtype in (torch.float32, torch.float16):
+            for leaf in (student, student.clone().requires_grad_()):
+                arrays = leaf.to(dtype), teacher.to(dtype)
+                value = LOSS(*arrays, denominator=count, backend=backend)
+                assert value.requires_grad == leaf.requires_grad
+                if leaf.requires_grad:
+                    assert torch.autograd.grad(value, count, allow_unused=True) == (None,)
+
     def test_func_grad(self):
         student, teacher = torch_logits()
         _, wanted = LOSS.value_and_grad(student, teacher)
@@ -154,7 +166,6 @@ class TestTorch:
         close(torch.func.jacrev(f)(student).sum(dim=0), grad, eps)
         close(torch.func.jacfwd(f)(student).sum(dim=0), grad, eps)
 
-    @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
     @pytest.mark.parametrize("masked", [False, True], ids=["unmasked", "masked"])
     def test_compile_without_a_graph_break(self, masked):
         student, teacher = torch_logits("float32")

@@ -88,7 +88,6 @@ def test_gradcheck(f, arrays):
     assert torch.autograd.gradcheck(f, [torch.from_numpy(a).requires_grad_() for a in arrays])
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_compile_without_a_graph_break():
     """Of the others this is a part of test_capabilities.py."""
     tensors = [torch.from_numpy(a) for a in (LOG_P, U)]

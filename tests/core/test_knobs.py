@@ -377,7 +377,6 @@ class TestLearning:
                 lambda s, t, a, lam, o=order: am.AMiD(order=o, alpha=a, lam=lam)(s, t), leaves
             )
 
-    @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
     def test_torch_func_and_compile(self):
         rng = np.random.default_rng(0)
         student, teacher = (torch.from_numpy(a) for a in rng.normal(size=(2, 3, 4)))

@@ -387,7 +387,6 @@ class TestTorch:
         _, slope = torch.func.jvp(lambda s: LOSS.sparse(s, teacher), (student,), (student,))
         close(slope, (each * student).sum() / 3, eps)
 
-    @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
     def test_compile_without_a_graph_break(self):
         student, teacher = self.lists()
         mask = torch.tensor([True, False, True])

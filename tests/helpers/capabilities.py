@@ -151,7 +151,7 @@ def _own_rows() -> list[Row]:
             like="log_falpha_mean",
         ),
         Row("derivative", lambda p, q: _SLOPE(_namespace(p).exp(p), _namespace(p))),
-        Row("divergence", lambda p, q: am.divergence("kl")(p, q), like="KL", no=_no_making()),
+        Row("divergence", lambda p, q: am.divergence("kl")(p, q), like="KL"),
         Row("FDivergence", lambda p, q: _F(p, q), like="KL"),
         Row("Bregman", lambda p, q: _BREGMAN(p, q), like="KL"),
         Row("Dual", lambda p, q: _DUAL(p, q), like="KL"),
@@ -165,10 +165,6 @@ def _no_second() -> dict[Cell, str]:
     reason = 'a second derivative, refused with an error that names `backend="reference"`'
     refused = (("torch", "func"), ("torch", "forward"), ("JAX", "grad"), ("JAX", "forward"))
     return by_torch | dict.fromkeys(refused, reason)
-
-
-def _no_making() -> dict[Cell, str]:
-    return {("torch", "compile"): "Dynamo cannot make an instance; make it before"}
 
 
 def _divergence_rows() -> list[Row]:

@@ -144,7 +144,7 @@ def test_arguments(
         ({"adam_epsilon": 0.0}, "--adam_epsilon must be positive and finite, got 0.0"),
         ({"num_train_epochs": math.nan}, "--num_train_epochs must be finite, got nan"),
         ({"num_train_epochs": math.inf}, "--num_train_epochs must be finite, got inf"),
-        ({"dataset_num_proc": 0}, "--dataset_num_proc must be at least 1, got 0"),
+        ({"dataset_num_proc": 0}, r"--dataset_num_proc must lie in \[1, 1024\], got 0"),
     ],
     ids=str,
 )
@@ -180,6 +180,15 @@ def test_a_warm_up_beyond_the_last_step_is_said(
             ["prompt has 100 tokens", "--max_length 64", "raise --max_length"],
         ),
         ([{"prompt": "why?", "completion": ""}] * 4, ["no token to learn", "drop_unlearnable"]),
+        (
+            [{"messages": [{"role": "narrator", "content": "then"}]}] * 4,
+            ["train row ", "'narrator'", "--drop_unlearnable_rows"],
+        ),
+        (
+            [{"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]}] * 4,
+            ["row 0", "messages[0]", "'image'", "no text"],
+        ),
+        ([{"input_ids": [3, 99999]}] * 4, ["train row ", "token 99999", "position 1"]),
     ],
     ids=lambda value: None if isinstance(value, list) else str(value),
 )

@@ -66,6 +66,16 @@ def test_engines(student: Shape) -> None:
         replace(PLAN, engine="zero")
 
 
+def test_evaluations_count(student: Shape) -> None:
+    few, many = (estimate(student, student, replace(PLAN, eval_rows=n)) for n in (1, 10_000))
+    assert few.total == sum(few.parts.values()) > few.evaluating
+    assert many.total == many.evaluating > sum(many.parts.values())
+    assert "with 10000 sequences at a time" in many.describe()
+    whole = estimate(replace(student, whole_logits=True), student, PLAN)
+    assert whole.parts["whole logits and their gradients"] == 4 * 32 * 4 * 4 * 384
+    assert "note: the student makes logits in a way of its own" in whole.describe()
+
+
 def test_the_description(student: Shape) -> None:
     text = estimate(student, None, PLAN).describe()
     assert f"{student.parameters:,} parameters, {student.trainable:,} of them trained" in text

@@ -86,6 +86,27 @@ def test_packed_rows_do_not_see_each_other(
     assert loss[True] == pytest.approx(loss[False], rel=1e-5)
 
 
+@pytest.mark.parametrize("max_length", [64, 20])
+def test_joined_rows_are_cut_and_do_not_see_each_other(
+    make_trainer: Callable[..., AMiDTrainer], max_length: int
+) -> None:
+    loss, tokens = {}, {}
+    for joined in (False, True):
+        trainer = make_trainer(
+            per_device_train_batch_size=4,
+            padding_free=joined,
+            max_length=max_length,
+            drop_unlearnable_rows=True,
+        )
+        assert trainer.settings.max_length == max_length
+        batch = dict(next(iter(trainer.get_train_dataloader())))
+        assert ("attention_mask" in batch) is not joined
+        tokens[joined] = int((batch["labels"][:, 1:] != -100).sum())
+        loss[joined] = float(trainer.compute_loss(trainer.model, batch).detach())
+    assert tokens[True] == tokens[False]
+    assert loss[True] == pytest.approx(loss[False], rel=1e-5)
+
+
 def test_accumulation_and_padding_do_not_change_the_step(
     make_trainer: Callable[..., AMiDTrainer],
 ) -> None:

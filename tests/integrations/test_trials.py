@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from amidmath.integrations import cache_teacher, torch_distill
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.torch_loop.generation import generate
+from amidmath.integrations.torch_loop.modes import evaluation_mode
 from amidmath.integrations.torch_loop.states import expose_states
 from amidmath.integrations.torch_loop.trials import (
     answers_together,
@@ -107,3 +108,13 @@ def test_a_run_is_refused(
     who = "student" if role == "student" else "teacher"
     assert f"--packing true: the {who}, a MambaForCausalLM" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_an_attention_that_takes_16_bits_is_run_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_causal("llama")
+    with evaluation_mode(model):
+        assert not torch.is_autocast_enabled("cpu")
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
+    with evaluation_mode(model):
+        assert torch.is_autocast_enabled("cpu")
+    assert not torch.is_autocast_enabled("cpu")

@@ -53,6 +53,7 @@ SETTINGS: dict[str, tuple[list[dict[str, str]], dict[str, Any]]] = {
     "overlap of tokens": (ANSWERS, {"schedule": ["alpha=overlap_token:-5:1"], "order": "qr"}),
     "temperature": (TEXTS, {"schedule": ["temperature=linear:2:1"], "freeze_embeddings": True}),
     "pairs": (PAIRS, {"method": "distillm2", "schedule": ["beta=linear:1:1.5"]}),
+    "random order": (TEXTS, {"train_sampling_strategy": "random", "seed": 3}),
     "packed": (
         TEXTS,
         {

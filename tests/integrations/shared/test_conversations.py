@@ -5,15 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trl
 from datasets import Dataset
 from tiny import byte_tokenizer, tiny_model, write_jsonl
+from trl import ScriptArguments
 
+from amidmath.integrations.shared.chat_template import ChatTemplate
 from amidmath.integrations.shared.conversations import ALIASES, ROLES, conversation, role
-from amidmath.integrations.shared.data import check_rows, read
+from amidmath.integrations.shared.data import check_rows, load_splits, read
 from amidmath.integrations.shared.errors import InputError, UnfitRow
 from amidmath.integrations.shared.prompts import encode_prompts
 from amidmath.integrations.shared.rows import prepare_rows
 from amidmath.integrations.shared.tasks import TASKS, read_rows
+from amidmath.integrations.shared.written_chats import written
 from amidmath.integrations.torch_loop.config import AMiDConfig
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
@@ -144,6 +148,31 @@ def test_what_is_no_text_is_refused_with_its_row(content: Any, says: str) -> Non
     assert says in str(caught.value)
 
 
+def test_templates_that_want_parts() -> None:
+    """As those of models that see do, whose contents are lists."""
+    wanting = (
+        "{% for m in messages %}<{{ m['role'] }}>{% for part in m['content'] %}"
+        "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+    )
+    for template in (wanting, wanting.replace("part['type']", "part.type + ''")):
+        for content in CONTENTS.values():
+            rows = [chat(("user", content), ("assistant", content))]
+            assert texts(rows, template) == ["<user>Hi there<assistant>Hi there"]
+
+
+@pytest.mark.parametrize("path", sorted(Path(trl.__file__).parent.glob("chat_templates/*.jinja")))
+def test_published_templates_write_plain_conversations(path: Path) -> None:
+    encoder = tokenizer(path.read_text("utf-8"))
+    encoder.bos_token = "<bos>"
+    template = ChatTemplate(encoder)
+    for said in (["why", "so"], ["e", "e", "user", "a"], [" why\n", "<think>\nhm\n</think>\n\nso"]):
+        turns = conversation(
+            [{"from": ("human", "gpt")[n % 2], "value": text} for n, text in enumerate(said)], "c"
+        )
+        found = written(template, [turns], {"tools": None}, False)
+        assert all(text.split("\n")[-1].strip() in found.whole for text in said)
+
+
 REFUSED = {
     "left out": (TRIMMED, ("tool", "hot"), "of role 'tool', of which the chat template does not"),
     "unknown": (ANY_ROLE, ("narrator", "then"), "role 'narrator', which the chat template does"),
@@ -172,6 +201,23 @@ def test_a_row_that_a_template_refuses_is_named_or_left_out(name: str) -> None:
     assert len(made) == 2
     assert said[0].startswith("Left out: 1 of 3 train rows cannot be learned from, first row 1: it")
     assert says in said[0]
+
+
+def test_rows_are_named_by_their_place_in_the_dataset(tmp_path: Path) -> None:
+    """Held-out rows are drawn of them, and of a pair there are two."""
+    fine, bad = chat(("user", "why"), ("assistant", "so")), chat(("narrator", "then"))
+    path = str(write_jsonl(tmp_path / "rows.jsonl", [*[fine] * 20, bad, *[fine] * 9]))
+    for seed in range(4):
+        script: Any = ScriptArguments(dataset_name=path)
+        script.eval_dataset_name, script.eval_fraction = None, 0.3
+        for part in load_splits(script, "text", seed):
+            if bad["messages"][0]["role"] in str(part["messages"][:]):
+                with pytest.raises(InputError, match=r"train row 20 .*'narrator'"):
+                    prepare_rows(part, tokenizer(ANY_ROLE), Settings())
+    pairs = [{"prompt": "why", "chosen": "so", "rejected": "no"}] * 3
+    pairs.append({"prompt": "why", "chosen": "so", "rejected": ""})
+    with pytest.raises(InputError, match=r"1 of 8 train rows .* first row 3: it has no token"):
+        prepare_rows(Dataset.from_list(pairs), byte_tokenizer(), Settings(), pairs=True)
 
 
 def test_a_short_text_that_stands_elsewhere_is_missed_all_the_same() -> None:
@@ -271,6 +317,17 @@ def test_evaluation_reads_conversations_alike(tmp_path: Path) -> None:
     rows = read_rows(str(path), TASKS["completion"]).rows
     with pytest.raises(InputError, match=r"row 1 has a message 1, of role 'tool'"):
         encode_prompts(tokenizer(TRIMMED), rows)
+
+
+def test_evaluation_gives_tools_to_the_template(tmp_path: Path) -> None:
+    row = chat(("user", "why"), ("assistant", "so")) | {"tools": [{"name": "look"}]}
+    path = write_jsonl(tmp_path / "tools.jsonl", [row, row | {"tools": None}])
+    rows = read_rows(str(path), TASKS["completion"]).rows
+    prompts = encode_prompts(tokenizer(TOOLS), rows)
+    assert byte_tokenizer().decode(prompts.ids[0]) == "[look]<user>why"
+    assert prompts.deaf == 0
+    assert encode_prompts(tokenizer(ANY_ROLE), rows).deaf == 1
+    assert encode_prompts(tokenizer(TOOLS), rows, style="plain").deaf == 1
 
 
 def test_the_torch_loop_reads_conversations_alike(tmp_path: Path) -> None:
