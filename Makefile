@@ -10,7 +10,7 @@ RUN_JAX := runs/smollm2-amid-jax
 TUNIX := .venv-tunix
 
 .DEFAULT_GOAL := help
-.PHONY: help distill distill-jax embedded test test-slow test-tunix certify bench lint typecheck package clean
+.PHONY: help distill distill-jax embedded test test-slow test-tunix certify families bench lint typecheck package clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,7 +59,7 @@ $(EMBEDDED)/ready: integrations/embedded.py integrations/pruning.py integrations
 test: $(VENV)/dev.stamp  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-slow: $(VENV)/dev.stamp $(EMBEDDED)/ready  ## run the tests that need the real teacher
+test-slow: $(VENV)/dev.stamp $(EMBEDDED)/ready  ## run the tests that need the real teacher, and every family of models
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 # An environment of its own: google-tunix wants an older safetensors, and so an older transformers.
@@ -74,6 +74,9 @@ test-tunix: $(TUNIX)/test.stamp  ## run Tunix's own trainer with our strategy, i
 
 certify: $(VENV)/dev.stamp  ## hold values and gradients against mpmath, write docs/accuracy.md
 	PYTHONPATH=tests/helpers $(BIN)/python -m certify $(ARGS)
+
+families: $(VENV)/dev.stamp  ## take every family of models through both loops, write docs/families.md
+	PYTHONPATH=tests/helpers $(BIN)/python -m families $(ARGS)
 
 bench: $(VENV)/bench.stamp  ## measure side by side with what people use today, write docs/benchmarks.md
 	mkdir -p build/benchmarks
