@@ -62,7 +62,13 @@ from amidmath.integrations.torch_loop.teachers import (
     Teacher,
     freeze,
 )
-from amidmath.integrations.torch_loop.trials import answers_together, check_causal, check_packing
+from amidmath.integrations.torch_loop.trials import (
+    answers_together,
+    check_adapter,
+    check_causal,
+    check_packing,
+    check_padded,
+)
 from amidmath.integrations.torch_loop.vocabularies import OutsideMass
 
 # What of a batch is for the loss or the teacher, and no model takes.
@@ -127,7 +133,9 @@ class AMiDTrainer(WholeCheckpoints, OrderedTrainer):
         collator = WithLengths(self.plain_collator) if joined else self.plain_collator
         self.data_collator = Carrying(collator, _NOT_FOR_MODELS)
         inner = self.student
-        inner = cast("Any", inner).get_base_model() if _has_adapter(inner) else inner
+        if _has_adapter(inner):
+            check_adapter(cast("Any", inner))
+            inner = cast("Any", inner).get_base_model()
         expose_states(inner)
         asked_by = "--packing" if args.packing else "--padding_free"
         self._joined_by = asked_by if joined else None
@@ -156,6 +164,8 @@ class AMiDTrainer(WholeCheckpoints, OrderedTrainer):
         check_causal(role, model)
         if self._joined_by is not None:
             check_packing(role, model, self._joined_by)
+        elif max(self.args.per_device_train_batch_size, self.args.per_device_eval_batch_size) > 1:
+            check_padded(role, model)
         sources = self.policy.sources
         answers = {"student": {Source.STUDENT, Source.BUFFER}, "teacher": {Source.TEACHER}}
         scored = role == "student" and self.task_scores is not None

@@ -1,13 +1,14 @@
-"""What is tried of a model when it is loaded: rows packed into one, and prompts padded at the left.
+"""What is tried of a model when it is loaded: rows packed and padded, adapters saved and loaded.
 
 Families differ in whether they keep packed rows apart and in what left padding does to them, and
 nothing in a configuration says so. What is tried is what training and generation do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import GenerationConfig, PreTrainedModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -62,6 +63,47 @@ def check_packing(role: str, model: PreTrainedModel, flag: str) -> None:
         f"{flag} true: the {role}, a {type(model).__name__}, {problem}. Leave {flag} out, or give "
         "--packing true --packing_strategy wrapped, which makes one stream of text of the rows"
     )
+
+
+def check_padded(role: str, model: PreTrainedModel) -> None:
+    """Raise InputError where a row means something else with padding after it.
+
+    Args:
+        role: student or teacher, for the message.
+        model: its states exposed. One that is not whole in this process is not tried.
+    """
+    if not is_here(model):
+        return
+    long, _, short = documents(model)
+    ids = torch.zeros((2, len(long)), dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, document in enumerate((long, short)):
+        ids[row, : len(document)], mask[row, : len(document)] = document, 1
+    with torch.no_grad(), evaluation_mode(model):
+        together = _run(model, {"input_ids": ids, "attention_mask": mask})[1, : len(short)]
+        moved = _difference(together, _states(model, [short]))
+    if moved > _allowed(model, _APART):
+        raise InputError(
+            f"the {role}, a {type(model).__name__}, makes something else of a row with padding "
+            f"after it: its hidden states differ by {moved:.1%} of their size; give "
+            "--per_device_train_batch_size 1 --per_device_eval_batch_size 1"
+        )
+
+
+def check_adapter(model: PeftModel) -> None:
+    """Raise InputError where PEFT would not load again all that it saves of an adapter."""
+    base = model.get_base_model()
+    if not is_here(base):
+        return
+    saved = get_peft_model_state_dict(model)
+    lost = sorted(set_peft_model_state_dict(model, dict(saved)).unexpected_keys)
+    if lost:
+        layers = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in lost})
+        raise InputError(
+            f"--use_peft: of an adapter on a {type(base).__name__} PEFT does not load {len(lost)} "
+            f"of {len(saved)} weights again once they are saved, {lost[0]} for one: name layers "
+            f"with --lora_target_modules, without {', '.join(layers)} where that is"
+        )
 
 
 Together = Literal["padded", "of one length", "alone"]
@@ -129,7 +171,6 @@ def left_padded(prompts: Sequence[torch.Tensor], pad: int) -> tuple[torch.Tensor
 
 def _states(model: PreTrainedModel, rows: Sequence[torch.Tensor]) -> torch.Tensor:
     """The states (L, H) of rows, packed into one if there are several."""
-    device = next(model.parameters()).device
     if len(rows) == 1:
         batch: dict[str, Any] = {"input_ids": rows[0][None]}
     else:
@@ -137,9 +178,15 @@ def _states(model: PreTrainedModel, rows: Sequence[torch.Tensor]) -> torch.Tenso
         ids = torch.cat(list(rows)).tolist()
         batch = collate([{"input_ids": ids, "seq_lengths": [len(row) for row in rows]}])
         batch.pop("labels")
+    return _run(model, batch)[0]
+
+
+def _run(model: PreTrainedModel, batch: Mapping[str, Any]) -> torch.Tensor:
+    """The states (B, L, H) of a batch."""
+    device = next(model.parameters()).device
     inputs = {k: v.to(device) if torch.is_tensor(v) else v for k, v in batch.items()}
     states: States = model(**inputs, use_cache=False, with_states=lambda states: states)
-    return states.hidden[0].float()
+    return states.hidden.float()
 
 
 def _answers_together(model: Any) -> Together:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from families.build import tiny_family
+from peft import LoraConfig, get_peft_model
 from tiny import byte_tokenizer, write_jsonl
 from tiny_causal import tiny_causal
 from transformers import PreTrainedModel
@@ -16,8 +18,10 @@ from amidmath.integrations.torch_loop.modes import evaluation_mode
 from amidmath.integrations.torch_loop.states import expose_states
 from amidmath.integrations.torch_loop.trials import (
     answers_together,
+    check_adapter,
     check_causal,
     check_packing,
+    check_padded,
     documents,
 )
 
@@ -63,6 +67,30 @@ def test_answers_are_those_of_each_prompt_alone(family: str) -> None:
     together = generate(model, prompts, batch_size=4, **settings)
     for prompt, answer in zip(prompts, together, strict=True):
         assert torch.equal(generate(model, [prompt], **settings)[0], answer)
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom", "mamba", "rwkv"])
+def test_padding_after_a_row_changes_nothing(family: str) -> None:
+    check_padded("student", exposed(family))
+
+
+def test_a_family_to_which_padding_after_a_row_means_something() -> None:
+    with pytest.raises(InputError, match=r"the teacher, a ProphetNetForCausalLM, makes something"):
+        check_padded("teacher", exposed("prophetnet"))
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral", "laguna"])
+def test_adapters_that_are_not_loaded_as_they_were_saved(family: str) -> None:
+    """PEFT renames weights of Laguna on the way back, and finds no place for them."""
+    settings = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_family(family), settings)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    if family == "laguna":
+        with pytest.raises(InputError, match=r"PEFT does not load 6 of 32 weights .* gate_proj, "):
+            check_adapter(model)
+    else:
+        check_adapter(model)
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
