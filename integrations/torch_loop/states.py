@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 import amidmath as am
-from amidmath.integrations.shared.errors import InputError
+from amidmath.integrations.shared.errors import InputError, first_paragraph
 from amidmath.integrations.shared.objective import first_tokens
 from amidmath.integrations.torch_loop.modes import evaluation_mode, needs_half
 
@@ -31,6 +31,7 @@ _SCALES: dict[str, Callable[[Any, float], float]] = {
 # By what names a config says that logits are capped: Gemma, RecurrentGemma, xLSTM.
 _SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 _PROBE_TOKENS = 8
+_FAILURES = (RuntimeError, ValueError, TypeError, AttributeError)
 _ROUGH = 0.1
 _EXPOSED = "_amidmath_exposed"
 
@@ -244,10 +245,18 @@ def _check(model: PreTrainedModel) -> None:
     size = model.config.get_text_config().vocab_size
     ids = (torch.arange(_PROBE_TOKENS, device=parameter.device) * 7919 % size)[None]
     with evaluation_mode(model):
-        theirs = model(input_ids=ids, use_cache=False).logits.float()
+        try:
+            theirs = model(input_ids=ids, use_cache=False).logits.float()
+        except _FAILURES as error:
+            adapted = any(hasattr(layer, "lora_A") for layer in model.modules())
+            advice = "; name fewer layers with --lora_target_modules" if adapted else ""
+            raise InputError(
+                f"{type(model).__name__} does not run on a few tokens{' as adapted' * adapted} "
+                f"({type(error).__name__}: {first_paragraph(error)}){advice}"
+            ) from error
         try:
             ours = model(input_ids=ids, with_states=lambda states: states.logits).float()
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except _FAILURES as error:
             raise UnknownHeadError(
                 f"{type(model).__name__} has no last hidden states that its output layer takes"
             ) from error

@@ -93,6 +93,14 @@ def test_adapters_that_are_not_loaded_as_they_were_saved(family: str) -> None:
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
 
 
+def test_an_adapter_with_which_a_model_does_not_run() -> None:
+    """Llama 4's router is a linear layer that returns two tensors, which PEFT does not know."""
+    settings = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(tiny_family("llama4_text"), settings)
+    with pytest.raises(InputError, match=r"as adapted .AttributeError.*--lora_target_modules"):
+        expose_states(model.get_base_model())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_encoder_is_no_causal_model(dtype: torch.dtype) -> None:
     with pytest.raises(InputError, match=r"the student, a BertGenerationDecoder, reads the tokens"):
