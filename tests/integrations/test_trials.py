@@ -8,7 +8,6 @@ import torch
 from families.build import tiny_family
 from peft import LoraConfig, get_peft_model
 from tiny import byte_tokenizer, write_jsonl
-from tiny_causal import tiny_causal
 from transformers import PreTrainedModel
 
 from amidmath.integrations import cache_teacher, torch_distill
@@ -41,7 +40,7 @@ TOGETHER = (
 
 
 def exposed(family: str, **changes: bool) -> PreTrainedModel:
-    model = tiny_causal(family, **changes)
+    model = tiny_family(family, **changes)
     expose_states(model)
     return model
 
@@ -127,7 +126,7 @@ def test_a_run_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     other = tmp_path / "mamba"
-    tiny_causal("mamba").save_pretrained(other)
+    tiny_family("mamba").save_pretrained(other)
     byte_tokenizer().save_pretrained(other)
     student, teacher = (other, student_dir) if role == "student" else (student_dir, other)
     arguments = {
@@ -147,7 +146,7 @@ def test_a_run_is_refused(
 
 
 def test_an_attention_that_takes_16_bits_is_run_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_causal("llama")
+    model = tiny_family("llama")
     with evaluation_mode(model):
         assert not torch.is_autocast_enabled("cpu")
     monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families.build import tiny_family
 from tiny import byte_tokenizer, save, tiny_model, write_jsonl
-from tiny_causal import tiny_causal
 
 from amidmath.integrations import cache_teacher, torch_distill
 from amidmath.integrations.shared import run_folder
@@ -24,7 +24,7 @@ def run(folder: Path, main: Any, **arguments: Any) -> int:
 
 
 def saved(family: str, folder: Path) -> Path:
-    tiny_causal(family).save_pretrained(folder)
+    tiny_family(family).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
 

@@ -19,8 +19,8 @@ def every_family() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def tiny_config(model_type: str) -> PreTrainedConfig:
-    """The family's own configuration with its sizes made small."""
+def tiny_config(model_type: str, **changes: Any) -> PreTrainedConfig:
+    """The family's own configuration with its sizes made small, and what else is to be changed."""
     cls = CONFIG_MAPPING[model_type]
     own = SETTINGS.get(model_type, {})
     tokens = {"vocab_size": vocabulary_size(), "pad_token_id": 0, "bos_token_id": 1}
@@ -28,7 +28,7 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
     for name, part in getattr(cls, "sub_configs", {}).items():
         if issubclass(part, PreTrainedConfig):
             parts[name] = _sizes(part) | own.get(name, {})
-    settings = _sizes(cls) | parts | tokens | {"eos_token_id": 1} | own
+    settings = _sizes(cls) | parts | tokens | {"eos_token_id": 1} | own | changes
     return cls(**settings)
 
 
@@ -44,7 +44,7 @@ def _is_dropout(name: str, value: Any) -> bool:
     return isinstance(value, float) and any(word in name for word in words)
 
 
-def tiny_family(model_type: str, seed: int = 0) -> PreTrainedModel:
+def tiny_family(model_type: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     """A model in float32, evaluated; norms and biases are random too, as in a trained one.
 
     Raises:
@@ -52,7 +52,7 @@ def tiny_family(model_type: str, seed: int = 0) -> PreTrainedModel:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = tiny_config(model_type)
+        config = tiny_config(model_type, **changes)
         with torch.device("meta"):
             size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
         if size > LARGEST:
