@@ -96,7 +96,8 @@ def check_adapter(model: PeftModel) -> None:
     if not is_here(base):
         return
     saved = get_peft_model_state_dict(model)
-    lost = sorted(set_peft_model_state_dict(model, dict(saved)).unexpected_keys)
+    loaded: Any = set_peft_model_state_dict(model, dict(saved))
+    lost = sorted(loaded.unexpected_keys)
     if lost:
         layers = sorted({name.split(".lora_")[0].rsplit(".", 1)[-1] for name in lost})
         raise InputError(
