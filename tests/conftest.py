@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+# No test asks the hub; said before anything imports its library, which looks once.
+os.environ["HF_HUB_OFFLINE"] = "1"
 # JAX compiles a program once for all of the processes that run tests, and for the next time.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / "build" / "jax-programs")

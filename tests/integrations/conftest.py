@@ -1,9 +1,5 @@
 """A teacher and a student on disk, as a hub would hold them."""
 
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 from pathlib import Path
 
 import pytest
