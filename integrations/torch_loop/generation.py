@@ -12,7 +12,12 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from amidmath.integrations.shared import tokenizers
 from amidmath.integrations.torch_loop.models import context_of
 from amidmath.integrations.torch_loop.modes import evaluation_mode, generation_settings
-from amidmath.integrations.torch_loop.trials import Together, answers_together, left_padded
+from amidmath.integrations.torch_loop.trials import (
+    Together,
+    answers_together,
+    caches_right,
+    left_padded,
+)
 
 
 def generate(
@@ -78,7 +83,7 @@ def generate(
         suppress_tokens=others or None,
         pad_token_id=pad,
         eos_token_id=ends,
-        use_cache=True,
+        use_cache=caches_right(model),
         **sampling,
     )
     device = next(model.parameters()).device

@@ -51,7 +51,8 @@ def load_model(flag: str, name: str, **kwargs: Any) -> PreTrainedModel:
 
 def context_of(model: PreTrainedModel) -> int | None:
     """How many tokens the model can read; None where it sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if limit is not None and limit > 0 else None  # XLNet's is -1
 
 
 def logits_of_model(model: Any) -> int:

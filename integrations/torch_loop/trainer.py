@@ -133,10 +133,11 @@ class AMiDTrainer(WholeCheckpoints, OrderedTrainer):
         collator = WithLengths(self.plain_collator) if joined else self.plain_collator
         self.data_collator = Carrying(collator, _NOT_FOR_MODELS)
         inner = self.student
-        if _has_adapter(inner):
-            check_adapter(cast("Any", inner))
-            inner = cast("Any", inner).get_base_model()
+        adapted: Any = inner if _has_adapter(inner) else None
+        inner = inner if adapted is None else adapted.get_base_model()
         expose_states(inner)
+        if adapted is not None:
+            check_adapter(adapted)
         asked_by = "--packing" if args.packing else "--padding_free"
         self._joined_by = asked_by if joined else None
         self._check_model("student", inner)

@@ -24,6 +24,7 @@ from amidmath.integrations.torch_loop.states import States, is_here
 _LENGTHS = (9, 7)
 _SPECIAL = 3  # the first tokens are often padding, and ends
 _TOGETHER_BY = "_amidmath_answers_together"
+_CACHES_BY = "_amidmath_caches_right"
 _FAILURES = (ValueError, TypeError, RuntimeError, LookupError, AttributeError)
 
 # How far states may differ, as a share of the largest, in float32 and in fewer digits: between two
@@ -91,10 +92,22 @@ def check_padded(role: str, model: PreTrainedModel) -> None:
 
 
 def check_adapter(model: PeftModel) -> None:
-    """Raise InputError where PEFT would not load again all that it saves of an adapter."""
-    base = model.get_base_model()
+    """Raise InputError where an adapter would not be learned, or not be loaded as it was saved.
+
+    Args:
+        model: PEFT's, the states of its base exposed. One that is not whole here is not tried.
+    """
+    base: Any = model.get_base_model()
     if not is_here(base):
         return
+    ids = documents(base)[2][None].to(next(base.parameters()).device)
+    with torch.enable_grad(), evaluation_mode(base):
+        logits = base(input_ids=ids, with_states=lambda states: states.logits)
+    if not logits.requires_grad:
+        raise InputError(
+            f"--use_peft: a {type(base).__name__} lets no gradient through to its adapter, which "
+            "would learn nothing: leave --use_peft out"
+        )
     saved = get_peft_model_state_dict(model)
     loaded: Any = set_peft_model_state_dict(model, dict(saved))
     lost = sorted(loaded.unexpected_keys)
@@ -123,6 +136,22 @@ def answers_together(model: Any) -> Together:
     if found is None:
         found = _answers_together(model) if is_here(model) else "padded"
         setattr(model, _TOGETHER_BY, found)
+    return found
+
+
+def caches_right(model: Any) -> bool:
+    """Whether a model that keeps keys and values while it generates goes on as without; tried once.
+
+    Args:
+        model: a causal language model that generates, with an adapter or not.
+
+    Raises:
+        InputError: what it generates is not what it finds likely, with them or without.
+    """
+    found: bool | None = getattr(model, _CACHES_BY, None)
+    if found is None:
+        found = not is_here(model) or _caches_right(model)
+        setattr(model, _CACHES_BY, found)
     return found
 
 
@@ -193,6 +222,7 @@ def _run(model: PreTrainedModel, batch: Mapping[str, Any]) -> torch.Tensor:
 def _answers_together(model: Any) -> Together:
     long, other, short = documents(model)
     try:
+        caches_right(model)
         alone = [_first_logits(model, [prompt])[0] for prompt in (long, short)]
     except _FAILURES as error:
         raise InputError(
@@ -202,6 +232,23 @@ def _answers_together(model: Any) -> Together:
     if _agree(model, [long, short], alone):
         return "padded"
     return "of one length" if _agree(model, [long, other], alone[:1]) else "alone"
+
+
+def _caches_right(model: Any) -> bool:
+    prompt, _, _ = documents(model)
+    ids = torch.cat([prompt, torch.tensor([_SPECIAL])])[None].to(next(model.parameters()).device)
+    with torch.no_grad(), evaluation_mode(model):
+        wanted = model(input_ids=ids, use_cache=False).logits[0, -2:].float()
+    differences = []
+    for use_cache in (True, False):
+        found = _first_logits(model, [prompt], use_cache)[0]
+        differences.append(_difference(found, wanted))
+        if differences[-1] <= _allowed(model, _APART):
+            return use_cache
+    raise InputError(
+        f"{type(model).__name__} generates from other logits than it gives for the same tokens "
+        f"(they differ by {min(differences):.1%} of their size), and this run asks for answers"
+    )
 
 
 def _agree(model: Any, prompts: Sequence[torch.Tensor], alone: Sequence[torch.Tensor]) -> bool:
@@ -216,13 +263,16 @@ def _agree(model: Any, prompts: Sequence[torch.Tensor], alone: Sequence[torch.Te
     )
 
 
-def _first_logits(model: Any, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
+def _first_logits(
+    model: Any, prompts: Sequence[torch.Tensor], use_cache: bool | None = None
+) -> torch.Tensor:
     """The logits (B, 2, V) of the first two tokens of each answer, of which the first is given."""
     device = next(model.parameters()).device
     ids, mask = left_padded(prompts, 0)
     config = GenerationConfig(
         max_new_tokens=2,
         min_new_tokens=2,
+        use_cache=caches_right(model) if use_cache is None else use_cache,
         do_sample=False,
         pad_token_id=0,
         output_logits=True,

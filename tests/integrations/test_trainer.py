@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from families.build import tiny_family
 from tiny import tiny_model
 from transformers import AutoTokenizer
 
 import amidmath as am
 from amidmath.integrations.torch_loop.config import AMiDConfig
+from amidmath.integrations.torch_loop.models import context_of
 from amidmath.integrations.torch_loop.objective import next_token_mask
 from amidmath.integrations.torch_loop.trainer import AMiDTrainer
 
@@ -154,3 +156,8 @@ def test_bf16_stays_off_on_the_cpu(tmp_path: Path) -> None:
     config = AMiDConfig(str(tmp_path), use_cpu=True)
     assert config.bf16 is False
     assert AMiDConfig(str(tmp_path), use_cpu=True, bf16=True).bf16 is True
+
+
+def test_a_family_without_a_limit_to_its_context() -> None:
+    assert context_of(tiny_model(1, 2)) == 128
+    assert context_of(tiny_family("xlnet")) is None

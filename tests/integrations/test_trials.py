@@ -17,6 +17,7 @@ from amidmath.integrations.torch_loop.modes import evaluation_mode
 from amidmath.integrations.torch_loop.states import expose_states
 from amidmath.integrations.torch_loop.trials import (
     answers_together,
+    caches_right,
     check_adapter,
     check_causal,
     check_packing,
@@ -68,6 +69,26 @@ def test_answers_are_those_of_each_prompt_alone(family: str) -> None:
         assert torch.equal(generate(model, [prompt], **settings)[0], answer)
 
 
+@pytest.mark.parametrize("family", ["roberta", "camembert"])
+def test_families_that_generate_from_other_logits_than_their_own(family: str) -> None:
+    """Generation numbers positions from 0, and these families' own passes do not."""
+    with pytest.raises(InputError, match=r"CausalLM generates from other logits than it gives"):
+        answers_together(exposed(family))
+
+
+def test_a_model_whose_cache_is_wrong_generates_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = exposed("llama")
+    forward = model.forward
+
+    def forgets(*args: object, past_key_values: object = None, **kwargs: object) -> object:
+        return forward(*args, past_key_values=None, **kwargs)
+
+    assert caches_right(exposed("llama"))
+    monkeypatch.setattr(model, "forward", forgets)
+    assert not caches_right(model)
+    assert answers_together(model) == "padded"
+
+
 @pytest.mark.parametrize("family", ["llama", "bloom", "mamba", "rwkv"])
 def test_padding_after_a_row_changes_nothing(family: str) -> None:
     check_padded("student", exposed(family))
@@ -82,7 +103,7 @@ def test_a_family_to_which_padding_after_a_row_means_something() -> None:
 def test_adapters_that_are_not_loaded_as_they_were_saved(family: str) -> None:
     """PEFT renames weights of Laguna on the way back, and finds no place for them."""
     settings = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(tiny_family(family), settings)
+    model = get_peft_model(exposed(family), settings)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     if family == "laguna":
         with pytest.raises(InputError, match=r"PEFT does not load 6 of 32 weights .* gate_proj, "):
@@ -90,6 +111,20 @@ def test_adapters_that_are_not_loaded_as_they_were_saved(family: str) -> None:
     else:
         check_adapter(model)
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_an_adapter_that_no_gradient_reaches() -> None:
+    """Reformer's reversible layers pass gradients on to what comes before them alone."""
+    settings = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(exposed("reformer"), settings)
+    with pytest.raises(InputError, match=r"a ReformerModelWithLMHead lets no gradient through"):
+        check_adapter(model)
+
+
+@pytest.mark.parametrize("target", ["lm_head", "v_proj"])
+def test_an_adapter_on_one_layer_is_learned(target: str) -> None:
+    settings = LoraConfig(r=2, target_modules=[target], task_type="CAUSAL_LM")
+    check_adapter(get_peft_model(exposed("llama"), settings))
 
 
 def test_an_adapter_with_which_a_model_does_not_run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 COLUMNS = [(script, way) for script, ways in WAYS_OF.items() for way in (*ways, RELOADED)]
+
+_OWN = (
+    (r", an? \w+(LM|Decoder|HeadModel)\w*,", ""),
+    (r"\b(an? )?[A-Z]\w+(LM|Decoder|HeadModel)\w*", "the model"),
+    (r"\d+\.\d%", "…%"),
+    (r"of size \d+|\(model_type='\w+'\)|tensor [ab] \(\d+\)", "…"),
+    (r"\{'(\w+)', '(\w+)'\}", "…"),
+    (r"--(packing|padding_free) true(?=:)", "--packing or --padding_free true"),
+    (r"Leave --(packing|padding_free) out", "Leave it out"),
+)
+"""What in a reason is a family's own, and what stands for it on the page."""
 
 INTRODUCTION = """\
 # Model families
@@ -93,7 +105,7 @@ def _cell(outcome: Outcome, reasons: dict[str, int]) -> str:
     if outcome.verdict == "right":
         return "yes"
     if outcome.verdict == "refused":
-        return f"[{reasons.setdefault(_plain(outcome.detail), len(reasons) + 1)}]"
+        return f"[{reasons.setdefault(_kind(outcome.detail), len(reasons) + 1)}]"
     return f"**{outcome.verdict}: {_plain(outcome.detail)}**"
 
 
@@ -114,6 +126,13 @@ def _summary(families: Iterable[Family]) -> list[list[str]]:
 def _table(head: list[str], rows: Iterable[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _kind(reason: str) -> str:
+    """A reason without what differs from one family to the next: names, sizes, the flag."""
+    for pattern, word in _OWN:
+        reason = re.sub(pattern, word, reason)
+    return _plain(reason)
 
 
 def _plain(text: str) -> str:
