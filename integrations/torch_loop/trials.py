@@ -224,6 +224,8 @@ def _answers_together(model: Any) -> Together:
     try:
         caches_right(model)
         alone = [_first_logits(model, [prompt])[0] for prompt in (long, short)]
+    except InputError:
+        raise
     except _FAILURES as error:
         raise InputError(
             f"{type(model).__name__} does not generate ({type(error).__name__}: "
