@@ -35,9 +35,8 @@ class Mean:
     ) -> tuple[Array, Partials]:
         """The means, without the axis, and the derivatives asked for; docs: mixtures, M1, M2."""
         if knobs and differentiates(xp):
-            return _with_moving_knobs(self, (sources,), knobs, self.axis, self.linear, xp), (
-                None,
-            ) * len(needs)
+            moving = _with_moving_knobs(self, (sources,), knobs, self.axis, self.linear, xp)
+            return moving, (None,) * len(needs)
         dtype = _checks.computing_dtype(xp, sources)
         x = xp.astype(sources, dtype, copy=False)
         remaining = [xp.astype(knob, dtype, copy=False) for knob in knobs]

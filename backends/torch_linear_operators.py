@@ -13,6 +13,7 @@ from amidmath._linear_rows import Chunks
 from amidmath._typing import Array
 from amidmath.backends.torch_autograd import refused, token_of
 from amidmath.backends.torch_linear_call import Call, TorchLibrary, rows_of
+from amidmath.backends.torch_operators import outlined, restored
 
 
 def value(call: Call, scale: Array | None, arrays: Sequence[Array]) -> Array:
@@ -44,11 +45,6 @@ def _told(call: Call) -> tuple[Array | None, list[float], str]:
     return None, [*found, 0.0], text
 
 
-def _call(text: str, numbers: Array | None, constants: list[float]) -> Call:
-    call: Call = _named.restored(text, constants if numbers is None else numbers.tolist())
-    return call
-
-
 @torch.library.custom_op("amidmath::linear", mutates_args=())
 def linear(
     arrays: list[torch.Tensor],
@@ -66,7 +62,8 @@ def linear(
         constants: the call's numbers, where they are none of a graph's.
         form: the call's text, see :mod:`amidmath._named`.
     """
-    call, token = _call(form, numbers, constants), token_of(arrays[0])
+    call: Call = restored(form, numbers, constants)
+    token = token_of(arrays[0])
     if not call.reduced:
         return [call.run(arrays, (), None)[0], token]
     by_rows = None if call.late else rows_of(scale, arrays[0])
@@ -83,7 +80,7 @@ def linear_gradients(
     form: str,
 ) -> list[torch.Tensor]:
     """The gradients of the sum of the values times a factor (N,); otherwise as :func:`linear`."""
-    call = _call(form, numbers, constants)
+    call: Call = restored(form, numbers, constants)
     _, grads = call.run(arrays, call.wanted, factor)
     return [grads[k] for k in call.wanted]
 
@@ -92,8 +89,7 @@ def _shapes(
     arrays: list[Array], numbers: Array | None, constants: list[float], form: str
 ) -> tuple[Call, Array, dict[str, Array]]:
     """The call, values and gradients of zero."""
-    given = constants if numbers is None else [0.5] * numbers.shape[0]
-    call: Call = _named.restored(form, given)
+    call: Call = outlined(form, numbers, constants)
     named = dict(zip(call.names, arrays, strict=True))
     library = TorchLibrary(call.autocast)
     values, grads = Chunks(call.form, named, call.wanted, None, library).start(named, call.wanted)
@@ -129,8 +125,7 @@ def _fake_gradients(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Array]) -> None:
     arrays, scale, numbers, ctx.constants, ctx.form = inputs
-    given = ctx.constants if numbers is None else [0.5] * numbers.shape[0]
-    ctx.call = _named.restored(ctx.form, given)
+    ctx.call = outlined(ctx.form, numbers, ctx.constants)
     ctx.dtypes = {k: a.dtype for k, a in zip(ctx.call.names, arrays, strict=True)}
     ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)

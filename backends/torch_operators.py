@@ -67,6 +67,16 @@ def marks_of(needs: Sequence[bool]) -> str:
     return "".join("y" if need else "n" for need in needs)
 
 
+def restored(text: str, numbers: Array | None, constants: list[float]) -> Any:
+    """The form that an operator was told of, to compute it."""
+    return _named.restored(text, constants if numbers is None else numbers.tolist())
+
+
+def outlined(text: str, numbers: Array | None, constants: list[float]) -> Any:
+    """The same for its shapes alone: numbers in a graph's tensor are not looked at."""
+    return _named.restored(text, constants if numbers is None else [0.5] * numbers.shape[0])
+
+
 def _marked(marks: str) -> tuple[bool, ...]:
     return tuple(mark == "y" for mark in marks)
 
@@ -98,10 +108,7 @@ def operator(
         marks: "y" for each operand whose partial derivative is wanted, "n" for the others.
         backend: "reference", "compiled", or nothing.
     """
-    made, needs = (
-        _named.restored(form, constants if numbers is None else numbers.tolist()),
-        _marked(marks),
-    )
+    made, needs = restored(form, numbers, constants), _marked(marks)
     with torch.no_grad():
         value, partials = computed(made, tuple(operands), needs, backend or None)
     token = token_of(operands[0])
@@ -134,8 +141,7 @@ def _fake(
     marks: str,
     backend: str,
 ) -> list[torch.Tensor]:
-    given = constants if numbers is None else [0.5] * numbers.shape[0]
-    made, needs = _named.restored(form, given), _marked(marks)
+    made, needs = outlined(form, numbers, constants), _marked(marks)
     first = operands[0]
     if isinstance(made, (RowForm, SparseForm)):
         dtype = computing_dtype(xp, *operands[:2])
@@ -189,7 +195,7 @@ def _vmap(
         a.expand(size, *a.shape) if dim is None else a.movedim(dim, 0)
         for a, dim in zip(operands, dims[0], strict=True)
     ]
-    made = _named.restored(form, constants if numbers is None else [0.5] * numbers.shape[0])
+    made = outlined(form, numbers, constants)
     by_rows = isinstance(made, (RowForm, SparseForm))
     if by_rows:
         front = [a.reshape(-1, *a.shape[2:]) for a in front]

@@ -30,7 +30,7 @@ from amidmath.integrations.shared.quiet import quiet
 from amidmath.integrations.shared.tasks import Task
 from amidmath.integrations.shared.tokenizers import padding
 from amidmath.integrations.torch_loop.evaluation import evaluate
-from amidmath.integrations.torch_loop.models import context_of, load_model
+from amidmath.integrations.torch_loop.models import context_of, load_model, logits_of_model
 from amidmath.integrations.torch_loop.task_evaluation import answer, collated
 
 LIBRARIES = ("amidmath", "torch", "transformers", "rouge-score", "sacrebleu")
@@ -66,10 +66,7 @@ class TorchModels:
     @property
     def vocabularies(self) -> dict[str, int]:
         """Over how many tokens each has logits."""
-        return {
-            role: int(model.config.get_text_config().vocab_size)
-            for role, model in self.models.items()
-        }
+        return {role: logits_of_model(model) for role, model in self.models.items()}
 
     @property
     def device(self) -> str:

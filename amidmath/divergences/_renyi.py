@@ -68,19 +68,6 @@ def renyi(
     return value[..., 0], tuple(xp.where(nothing, 0.0, a) for a in (rho * slope, -gap, both))
 
 
-def _renyi(
-    log_x: Array,
-    log_y: Array,
-    log_ratio: Array,
-    rho: float,
-    one_minus: float,
-    with_partials: bool,
-    xp: Namespace,
-) -> Evaluated:
-    nothing = absent(log_x, log_y, xp)
-    return renyi(log_x, log_y, log_ratio, rho, one_minus, with_partials, nothing, xp)
-
-
 @dataclass(frozen=True)
 class Renyi(Divergence):
     """Rényi divergence log(Σ x^ρ y^{1-ρ})/(ρ - 1) of order ρ > 0, in nats.
@@ -126,7 +113,9 @@ class Renyi(Divergence):
         self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
     ) -> Evaluated:
         """See :func:`renyi`."""
-        return _renyi(log_x, log_y, log_ratio, self.rho, 1.0 - self.rho, with_partials, xp)
+        nothing = absent(log_x, log_y, xp)
+        orders = self.rho, 1.0 - self.rho
+        return renyi(log_x, log_y, log_ratio, *orders, with_partials, nothing, xp)
 
 
 @dataclass(frozen=True)
@@ -153,7 +142,8 @@ class Bhattacharyya(Divergence):
         self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
     ) -> Evaluated:
         """Half of Rényi's."""
-        return _scaled(0.5, _renyi(log_x, log_y, log_ratio, 0.5, 0.5, with_partials, xp))
+        nothing = absent(log_x, log_y, xp)
+        return _scaled(0.5, renyi(log_x, log_y, log_ratio, 0.5, 0.5, with_partials, nothing, xp))
 
 
 @dataclass(frozen=True)
@@ -199,8 +189,9 @@ class Chernoff(Divergence):
         self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
     ) -> Evaluated:
         """1 - ρ times Rényi's."""
-        other = 1.0 - self.rho
-        return _scaled(other, _renyi(log_x, log_y, log_ratio, self.rho, other, with_partials, xp))
+        nothing, orders = absent(log_x, log_y, xp), (self.rho, 1.0 - self.rho)
+        of_renyi = renyi(log_x, log_y, log_ratio, *orders, with_partials, nothing, xp)
+        return _scaled(1.0 - self.rho, of_renyi)
 
 
 def _scaled(factor: float, evaluated: Evaluated) -> Evaluated:

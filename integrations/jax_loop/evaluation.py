@@ -19,12 +19,8 @@ from amidmath.integrations.jax_loop.objective import Array, Positions, Reference
 from amidmath.integrations.jax_loop.step import positions_of, reference_of, states_of
 from amidmath.integrations.jax_loop.teachers import CachedTeacher, InMemory, Teacher, bare
 from amidmath.integrations.shared.objective import KL_TO_TEACHER
-from amidmath.integrations.shared.quality import Quality
+from amidmath.integrations.shared.quality import CHUNK_BYTES, Quality
 from amidmath.integrations.shared.vocabularies import compared_first, measured_first
-
-CHUNK_BYTES = 2**25
-"""Logits in float32 that are held at a time, the teacher's and a model's together; what is
-computed of them takes a few times as much."""
 
 
 class Judge:

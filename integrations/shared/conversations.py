@@ -21,6 +21,7 @@ ALIASES = {
 """Other names of roles, of ShareGPT and its kin."""
 
 _FORMS = (("role", "content"), ("from", "value"))
+_KEYS = frozenset(key for form in _FORMS for key in form)
 _TEXT_PARTS = (None, "text", "input_text", "output_text")
 
 
@@ -93,7 +94,7 @@ def _message(place: str, turn: Any) -> Message:
     who, what = (turn.get(key) for key in form)
     if not isinstance(who, str):
         raise UnfitRow(f"has in {place} the role {shortened(who)}, which is no text")
-    others = {k: v for k, v in turn.items() if k not in sum(_FORMS, ()) and v is not None}
+    others = {k: v for k, v in turn.items() if k not in _KEYS and v is not None}
     if what is None and others.get("tool_calls"):
         return {"role": who, "content": None, **others}
     return {"role": who, "content": _text(place, what), **others}

@@ -6,6 +6,12 @@ from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
+CHUNK_BYTES = 2**25
+"""Logits in float32 that an evaluation holds at a time, the teacher's and one model's together.
+
+What is computed of them takes a few times as much.
+"""
+
 
 @dataclass(frozen=True)
 class Quality:

@@ -12,7 +12,7 @@ import amidmath as am
 from amidmath._buckets import fold
 from amidmath.integrations.shared.objective import KL_TO_TEACHER, NO_LABEL
 from amidmath.integrations.shared.prepared import ROW
-from amidmath.integrations.shared.quality import Quality
+from amidmath.integrations.shared.quality import CHUNK_BYTES, Quality
 from amidmath.integrations.shared.vocabularies import compared_first, measured_first
 from amidmath.integrations.torch_loop.models import base_of
 from amidmath.integrations.torch_loop.modes import evaluation_mode
@@ -26,10 +26,6 @@ from amidmath.integrations.torch_loop.teachers import (
     Reference,
     Teacher,
 )
-
-CHUNK_BYTES = 2**25
-"""Logits in float32 that are held at a time, the teacher's and one model's together; what is
-computed of them takes a few times as much."""
 
 
 @torch.no_grad()

@@ -10,13 +10,13 @@ from accelerate import PartialState
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from amidmath.integrations.shared import tokenizers
-from amidmath.integrations.torch_loop.models import context_of
+from amidmath.integrations.torch_loop.models import context_of, logits_of_model
 from amidmath.integrations.torch_loop.modes import evaluation_mode, generation_settings
 from amidmath.integrations.torch_loop.trials import (
     Together,
     answers_together,
     caches_right,
-    left_padded,
+    padded,
 )
 
 
@@ -69,7 +69,7 @@ def generate(
     _check(max_new_tokens, temperature, top_p, batch_size)
     check_lengths(model, [len(prompt) for prompt in prompts], max_new_tokens)
     ends = end_tokens(model, tokenizer)
-    pad = tokenizers.padding(tokenizer, ends, int(model.config.get_text_config().vocab_size))
+    pad = tokenizers.padding(tokenizer, ends, logits_of_model(model))
     sampling: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         if temperature > 0.0
@@ -77,7 +77,7 @@ def generate(
     )
     others = []
     if tokens is not None:
-        others = list(range(tokens, int(model.config.get_text_config().vocab_size)))
+        others = list(range(tokens, logits_of_model(model)))
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         suppress_tokens=others or None,
@@ -92,7 +92,7 @@ def generate(
     together = answers_together(model)
     with evaluation_mode(model), generation_settings(model, config), _seeded(seed, device):
         for rows in _batches(order, [len(prompt) for prompt in prompts], batch_size, together):
-            ids, mask = left_padded([prompts[row] for row in rows], pad)
+            ids, mask = padded([prompts[row] for row in rows], pad, before=True)
             found = cast("Any", model).generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device)
             )

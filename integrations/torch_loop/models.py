@@ -114,4 +114,4 @@ def parameter_counts(model: torch.nn.Module) -> tuple[int, int]:
 def embeddings_of(model: PreTrainedModel) -> int:
     """How many tokens the model has embeddings for."""
     size = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    return int(model.config.get_text_config().vocab_size if size is None else size)
+    return logits_of_model(model) if size is None else int(size)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 import amidmath as am
 from amidmath.integrations.shared.errors import InputError, first_paragraph
 from amidmath.integrations.shared.objective import first_tokens
+from amidmath.integrations.torch_loop.models import logits_of_model
 from amidmath.integrations.torch_loop.modes import evaluation_mode, needs_half
 
 T = TypeVar("T")
@@ -242,7 +243,7 @@ def _check(model: PreTrainedModel) -> None:
     if not is_here(model):
         return
     parameter = next(model.parameters())
-    size = model.config.get_text_config().vocab_size
+    size = logits_of_model(model)
     ids = (torch.arange(_PROBE_TOKENS, device=parameter.device) * 7919 % size)[None]
     with evaluation_mode(model):
         try:

@@ -76,10 +76,7 @@ def check_padded(role: str, model: PreTrainedModel) -> None:
     if not is_here(model):
         return
     long, _, short = documents(model)
-    ids = torch.zeros((2, len(long)), dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, document in enumerate((long, short)):
-        ids[row, : len(document)], mask[row, : len(document)] = document, 1
+    ids, mask = padded([long, short], 0, before=False)
     with torch.no_grad(), evaluation_mode(model):
         together = _run(model, {"input_ids": ids, "attention_mask": mask})[1, : len(short)]
         moved = _difference(together, _states(model, [short]))
@@ -188,14 +185,16 @@ def documents(model: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return found[0], found[1], found[2]
 
 
-def left_padded(prompts: Sequence[torch.Tensor], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts of one batch, padding before them, and the mask that leaves it out."""
-    longest = max(map(len, prompts))
-    ids = torch.full((len(prompts), longest), pad, dtype=torch.int64)
+def padded(
+    rows: Sequence[torch.Tensor], pad: int, *, before: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of one batch, padding before or after them, and the mask that leaves it out."""
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), pad, dtype=torch.int64)
     mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt) :] = prompt
-        mask[row, longest - len(prompt) :] = 1
+    for number, row in enumerate(rows):
+        at = slice(longest - len(row), longest) if before else slice(len(row))
+        ids[number, at], mask[number, at] = row, 1
     return ids, mask
 
 
@@ -270,7 +269,7 @@ def _first_logits(
 ) -> torch.Tensor:
     """The logits (B, 2, V) of the first two tokens of each answer, of which the first is given."""
     device = next(model.parameters()).device
-    ids, mask = left_padded(prompts, 0)
+    ids, mask = padded(prompts, 0, before=True)
     config = GenerationConfig(
         max_new_tokens=2,
         min_new_tokens=2,

@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+import array_api_compat.torch as xp
 import torch
 from torch.nn import functional as F  # noqa: N812
 
 import amidmath as am
+from amidmath._buckets import fold
 from amidmath.integrations.shared.objective import NO_LABEL
 
 if TYPE_CHECKING:
@@ -38,7 +40,10 @@ def compare_logits(
         common = min(student.shape[-1], teacher.shape[-1])
         ours, theirs = student, teacher
         if ours.shape[-1] != theirs.shape[-1]:
-            ours, theirs = _with_others(ours, common), _with_others(theirs, common)
+            ours, theirs = (
+                fold(side.flatten(0, 1), common, xp).unflatten(0, mask.shape)
+                for side in (ours, theirs)
+            )
         value = loss(ours, theirs, mask=mask, reduction=added)
     if reduction == "none":
         return value
@@ -51,13 +56,3 @@ def compare_logits(
         return value
     count = mask.sum().clamp(min=1) if batch.denominator is None else batch.denominator
     return value / count
-
-
-def _with_others(logits: torch.Tensor, common: int) -> torch.Tensor:
-    """The first logits, and one for all others together; -inf where there are none."""
-    others = logits[..., common:]
-    if others.shape[-1]:
-        one = others.logsumexp(-1, keepdim=True)
-    else:
-        one = torch.full_like(logits[..., :1], -torch.inf)
-    return torch.cat([logits[..., :common], one], dim=-1)
