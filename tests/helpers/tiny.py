@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ def save(model: LlamaForCausalLM, folder: Path) -> Path:
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def words(arguments: Mapping[str, Any]) -> list[str]:
+    """Arguments by their names as the words of a command line."""
+    return [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 import cache_rank
 import pytest
 from safetensors.torch import load_file
-from tiny import SENTENCES, write_jsonl
+from tiny import SENTENCES, words, write_jsonl
 from torch import testing
 from transformers import AutoModelForCausalLM
 
@@ -18,10 +18,6 @@ from amidmath.integrations import cache_teacher, torch_distill
 
 RANKS = 2
 STEPS, ROWS_A_STEP = 2, 4
-
-
-def words(arguments: dict[str, str]) -> list[str]:
-    return [word for name, value in arguments.items() for word in (f"--{name}", value)]
 
 
 @pytest.fixture(scope="module")

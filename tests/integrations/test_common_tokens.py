@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import save, tiny_model, write_jsonl
+from tiny import save, tiny_model, words, write_jsonl
 
 from amidmath.integrations import jax_distill, torch_distill
 
@@ -36,6 +36,4 @@ def test_a_padded_vocabulary_generates_what_both_can_read(
         "disable_tqdm": "true",
     }
     assert callable(main)
-    assert (
-        main([word for name, value in arguments.items() for word in (f"--{name}", str(value))]) == 0
-    )
+    assert main(words(arguments)) == 0

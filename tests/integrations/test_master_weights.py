@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from tiny import save, tiny_model, write_jsonl
+from tiny import save, tiny_model, words, write_jsonl
 
 from amidmath.integrations.torch_loop.arguments import parse_arguments
 from amidmath.integrations.torch_loop.console import print_header
@@ -30,8 +30,8 @@ def prepared(folder: Path, **changes: Any) -> tuple[AMiDTrainer, str]:
         "disable_tqdm": "true",
         **changes,
     }
-    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    arguments, console = parse_arguments(words), Console(record=True, width=300)
+    command = words(settings)
+    arguments, console = parse_arguments(command), Console(record=True, width=300)
     trainer = prepare(arguments)
     print_header(console, trainer, arguments)
     return trainer, console.export_text()

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import pytest
 import torch
-from tiny import write_jsonl
+from tiny import words, write_jsonl
 
 from amidmath.integrations import jax_distill, torch_distill
 from amidmath.integrations.jax_loop.evaluation import Judge
@@ -83,7 +83,7 @@ def test_a_run_ends_with_one_line(
         "max_steps": 1,
         "disable_tqdm": "true",
     }
-    status = main([w for name, value in arguments.items() for w in (f"--{name}", str(value))])
+    status = main(words(arguments))
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"error: out of memory while {stage}: lower --per_device_")
     assert status == (1 if stage == "training" else 2)

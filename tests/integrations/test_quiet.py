@@ -6,7 +6,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from tiny import write_jsonl
+from tiny import words, write_jsonl
 from transformers.utils import logging as transformers_logging
 
 from amidmath.integrations import jax_distill, torch_distill
@@ -90,10 +90,10 @@ def test_a_run(
         "save_strategy": "no",
         "disable_tqdm": "true",
     }
-    words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    command = words(arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        assert SCRIPTS[framework](words) == 0
+        assert SCRIPTS[framework](command) == 0
     said = capsys.readouterr()
     assert said.err == ""
     assert said.out.startswith("Reading the data and loading the models\n")

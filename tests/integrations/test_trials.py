@@ -7,7 +7,7 @@ import pytest
 import torch
 from families.build import tiny_family
 from peft import LoraConfig, get_peft_model
-from tiny import byte_tokenizer, write_jsonl
+from tiny import byte_tokenizer, words, write_jsonl
 from transformers import PreTrainedModel
 
 from amidmath.integrations import cache_teacher, torch_distill
@@ -172,9 +172,9 @@ def test_a_run_is_refused(
         "packing": "true",
         "max_length": 64,
     }
-    words = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    command = words(arguments)
     main: Callable[[list[str]], int] = cache_teacher.main if role == "cache" else torch_distill.main
-    assert main(words) == 2
+    assert main(command) == 2
     who = "student" if role == "student" else "teacher"
     assert f"--packing true: the {who}, a MambaForCausalLM" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from families.build import tiny_family
-from tiny import byte_tokenizer, save, tiny_model, write_jsonl
+from tiny import byte_tokenizer, save, tiny_model, words, write_jsonl
 
 from amidmath.integrations import cache_teacher, torch_distill
 from amidmath.integrations.shared import run_folder
@@ -20,7 +20,7 @@ def run(folder: Path, main: Any, **arguments: Any) -> int:
         "max_length": 48,
         **arguments,
     }
-    return int(main([w for name, value in settings.items() for w in (f"--{name}", str(value))]))
+    return int(main(words(settings)))
 
 
 def saved(family: str, folder: Path) -> Path:

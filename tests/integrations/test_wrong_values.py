@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import write_jsonl
+from tiny import words, write_jsonl
 
 from amidmath.integrations import jax_distill, torch_distill
 from amidmath.integrations.jax_loop.arguments import JaxConfig
@@ -90,10 +90,6 @@ TORCH = [
     ("pad_to_multiple_of", "0", "--pad_to_multiple_of must be at least 1"),
     ("accelerator_config", "nonsense", "nonsense"),
 ]
-
-
-def words(given: dict[str, Any]) -> list[str]:
-    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
 
 @pytest.fixture

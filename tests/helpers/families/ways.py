@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from families.build import tiny_family
 from peft import AutoPeftModelForCausalLM
-from tiny import write_jsonl
+from tiny import words, write_jsonl
 from tokenizers import Regex, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Split
@@ -167,7 +167,7 @@ def _run(script: Script, folder: Path, run: Path, more: list[str]) -> Outcome | 
         "gradient_checkpointing": "false",
         "disable_tqdm": "true",
     }
-    command = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    command = words(arguments)
     said = io.StringIO()
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

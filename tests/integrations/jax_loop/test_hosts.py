@@ -15,7 +15,7 @@ import jax_process
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tiny import save, tiny_model, write_jsonl
+from tiny import save, tiny_model, words, write_jsonl
 
 from amidmath.integrations.jax_loop import hosts
 from amidmath.integrations.shared.errors import InputError
@@ -175,11 +175,11 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     def told(kind: str, name: str, **changes: Any) -> list[str]:
         place = {"output_dir": folder / name}
         settings = {**models, **data_sets, **place, **SETTINGS, **RUNS[kind], **changes}
-        return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+        return words(settings)
 
     def job(kind: str, name: str, *stops: Stop) -> Job:
-        words = told(kind, name)
-        return Job((words, words), (stops[0], stops[1]) if stops else (None, None))
+        command = told(kind, name)
+        return Job((command, command), (stops[0], stops[1]) if stops else (None, None))
 
     stop = (3, "killed")
     whole = [job("adaptive", "two adaptive"), job("adaptive", "broken", stop, stop)]

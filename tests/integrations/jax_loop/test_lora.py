@@ -14,7 +14,7 @@ from datasets import Dataset
 from flax import nnx
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import load_file
-from tiny import byte_tokenizer, write_jsonl
+from tiny import byte_tokenizer, words, write_jsonl
 from tiny_families import tiny_family
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -196,7 +196,7 @@ def arguments(student_dir: Path, teacher_dir: Path, tmp_path: Path) -> Callable[
             **changes,
         }
         given = {name: value for name, value in settings.items() if value is not None}
-        return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+        return words(given)
 
     return build
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from safetensors.numpy import load_file
-from tiny import write_jsonl
+from tiny import words, write_jsonl
 
 # torch is installed here, but is not found.
 PROGRAM = """
@@ -52,9 +52,9 @@ def test_a_run_without_torch(student_dir: Path, teacher_dir: Path, tmp_path: Pat
         "eval_steps": 2,
         "save_steps": 2,
     }
-    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    command = words(settings)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *words],
+        [sys.executable, "-c", PROGRAM, *command],
         env={**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,

@@ -1,10 +1,11 @@
 """Conversations in every form that datasets give them, through templates that leave things out."""
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import row_making
 import trl
 from datasets import Dataset
 from tiny import byte_tokenizer, tiny_model, write_jsonl
@@ -42,18 +43,7 @@ TEMPLATES = {"any role": ANY_ROLE, "trimmed": TRIMMED, "added": ADDED, "tools": 
 CALL = {"type": "function", "function": {"name": "look", "arguments": {"for": "it"}}}
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How rows are made."""
-
-    max_length: int | None = 200
-    packing: bool = False
-    packing_strategy: str = "bfd"
-    completion_only_loss: bool | None = None
-    assistant_only_loss: bool = False
-    dataset_text_field: str = "text"
-    dataset_num_proc: int | None = None
-    drop_unlearnable_rows: bool = False
+Settings = partial(row_making.Settings, max_length=200)
 
 
 def tokenizer(template: str) -> Any:

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from row_making import Settings
 from tiny import SENTENCES, byte_tokenizer, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -71,20 +72,6 @@ FORMATS: dict[str, list[dict[str, Any]]] = {
         for n in (5, 9, 3)
     ],
 }
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What rows are made by; the first ones are SFTConfig's too."""
-
-    max_length: int | None = 1024
-    packing: bool = False
-    packing_strategy: str = "bfd"
-    completion_only_loss: bool | None = None
-    assistant_only_loss: bool = False
-    dataset_text_field: str = "text"
-    dataset_num_proc: int | None = None
-    drop_unlearnable_rows: bool = False
 
 
 @pytest.fixture(scope="module")

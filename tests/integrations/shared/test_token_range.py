@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from rich.console import Console
-from tiny import byte_tokenizer, save, tiny_model, vocabulary_size, write_jsonl
+from tiny import byte_tokenizer, save, tiny_model, vocabulary_size, words, write_jsonl
 
 from amidmath.integrations.jax_loop import cache_arguments as jax_cache
 from amidmath.integrations.jax_loop import cache_source as jax_source
@@ -48,7 +48,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def words(models: Path, rows: list[dict[str, Any]], tmp_path: Path, **changes: Any) -> list[str]:
+def told(models: Path, rows: list[dict[str, Any]], tmp_path: Path, **changes: Any) -> list[str]:
     given = {
         "model_name_or_path": models / "student",
         "teacher_model_name_or_path": models / "teacher",
@@ -59,16 +59,16 @@ def words(models: Path, rows: list[dict[str, Any]], tmp_path: Path, **changes: A
         "train_sampling_strategy": "sequential",
         **changes,
     }
-    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    return words(given)
 
 
 @pytest.mark.parametrize("loop", LOAD)
 def test_a_token_that_no_row_uses_is_no_matter(loop: str, models: Path, tmp_path: Path) -> None:
     fine = [{"text": "the teacher knows"}] * 8
-    LOAD[loop](words(models, fine, tmp_path))
+    LOAD[loop](told(models, fine, tmp_path))
     fine[2] = {"text": "see <image> here"}
     test = str(write_jsonl(tmp_path / "test.jsonl", fine[:2]))
-    given = words(models, fine, tmp_path, eval_dataset_name=test)
+    given = told(models, fine, tmp_path, eval_dataset_name=test)
     role = "teacher" if "cache" in loop else "student"
     last = SIZE - 1
     says = rf"train row 2: token {SIZE} \('<image>'\) at position 4 is beyond those that the "
@@ -82,10 +82,10 @@ def test_tokens_that_only_the_student_has(loop: str, models: Path, tmp_path: Pat
     rows = [{"text": "the teacher knows"}] * 7 + [{"text": "<image>"}]
     test = str(write_jsonl(tmp_path / "test.jsonl", rows[:2]))
     changes = {"model_name_or_path": models / "larger", "vocab": "common"}
-    given = words(models, rows, tmp_path, eval_dataset_name=test, **changes)
+    given = told(models, rows, tmp_path, eval_dataset_name=test, **changes)
     with pytest.raises(InputError, match=rf"train row 7: token {SIZE} .* the teacher reads"):
         LOAD[loop](given)
-    LOAD[loop](words(models, rows[:7], tmp_path, eval_dataset_name=test, **changes))
+    LOAD[loop](told(models, rows[:7], tmp_path, eval_dataset_name=test, **changes))
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -105,7 +105,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 def test_ids_that_are_given(name: str, loop: str, models: Path, tmp_path: Path) -> None:
     bad, says = BAD[name]
     good = {"input_ids": [3, 4]} | ({"labels": [-100, 4]} if "labels" in bad else {})
-    given = words(models, [good, good, bad, good], tmp_path)
+    given = told(models, [good, good, bad, good], tmp_path)
     test = str(write_jsonl(tmp_path / "test.jsonl", [good]))
     with pytest.raises(InputError, match=f"train row 2.*{says}"):
         LOAD[loop]([*given, "--eval_dataset_name", test])
@@ -133,6 +133,6 @@ def test_a_token_that_fills_batches(models: Path, tmp_path: Path) -> None:
     tokenizer: Any = SimpleNamespace(pad_token_id=9)
     assert [padding(tokenizer, [1], size) for size in (10, 9)] == [9, 1]
     rows = [{"text": "the teacher knows"}] * 8
-    given = words(models, rows, tmp_path, pad_token="<image>")
+    given = told(models, rows, tmp_path, pad_token="<image>")
     with pytest.raises(InputError, match=rf"'<image>' that fills batches is number {SIZE}, beyond"):
         LOAD["torch"](given)
