@@ -37,12 +37,12 @@ from amidmath.integrations.common.run.progress import MetricsFile
 from amidmath.integrations.common.text.vocabularies import compared_in_words
 from amidmath.integrations.jax_loop.devices.processes import is_main, join, together, wait_for_all
 from amidmath.integrations.jax_loop.evaluation.task_scores import student_scores
+from amidmath.integrations.jax_loop.logs.trackers import forget, reporting
 from amidmath.integrations.jax_loop.models.decoder import Decoder
 from amidmath.integrations.jax_loop.run.loading import Prepared, cross_entropy_trainer, prepare
 from amidmath.integrations.jax_loop.run.report import card, memory_in_words, print_header, record
 from amidmath.integrations.jax_loop.settings.arguments import Arguments, parse_arguments
 from amidmath.integrations.jax_loop.teachers.teachers import CachedTeacher, ModelTeacher
-from amidmath.integrations.jax_loop.training.trackers import forget, reporting
 from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 
 

@@ -41,12 +41,12 @@ from amidmath.integrations.torch_loop.devices.processes import (
     whole_weights,
 )
 from amidmath.integrations.torch_loop.evaluation.task_scores import student_scores
+from amidmath.integrations.torch_loop.logs.callbacks import MetricsLog, ProgressBar, Speed
 from amidmath.integrations.torch_loop.run.console import caption, judge, print_header
 from amidmath.integrations.torch_loop.run.dry_run import estimate_of
 from amidmath.integrations.torch_loop.run.loading import cross_entropy_trainer, prepare
 from amidmath.integrations.torch_loop.run.records import card, record
 from amidmath.integrations.torch_loop.settings.arguments import Arguments, parse_arguments
-from amidmath.integrations.torch_loop.training.callbacks import MetricsLog, ProgressBar, Speed
 from amidmath.integrations.torch_loop.training.checkpoints import on_main_process, save_model
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from trl import DistillationConfig, DistillationTrainer
 
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.run.settings import LossSettings
+from amidmath.integrations.common.recipe.settings import LossSettings
 from amidmath.integrations.torch_loop.devices.processes import (
     keep_loss_wide,
     prepare_frozen,

@@ -30,12 +30,8 @@ except ModuleNotFoundError as error:
 
 import amidmath as am
 from amidmath import _checks
-from amidmath.integrations.common.rows.marks import (
-    KL_TO_TEACHER,
-    NO_LABEL,
-    SAMPLE,
-    TOTAL_VARIATION,
-)
+from amidmath.integrations.common.recipe.measures import KL_TO_TEACHER, SAMPLE, TOTAL_VARIATION
+from amidmath.integrations.common.rows.marks import NO_LABEL
 from amidmath.integrations.jax_loop.loss.objective import States as States
 from amidmath.integrations.jax_loop.loss.objective import sampled
 from amidmath.integrations.plugins.jax_losses import chosen_loss

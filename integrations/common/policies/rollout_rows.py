@@ -13,10 +13,9 @@ from amidmath.integrations.common.policies.base import Policy, Source
 from amidmath.integrations.common.policies.replay_buffer import Example, ReplayBuffer
 from amidmath.integrations.common.rows.batches import Batch, lay_out
 from amidmath.integrations.common.rows.from_dataset import first_targets
-from amidmath.integrations.common.rows.marks import NO_LABEL
+from amidmath.integrations.common.rows.marks import NO_LABEL, NO_ROW
 from amidmath.integrations.common.rows.prepared import ROW
 from amidmath.integrations.common.storage.arrow_lists import lists_of
-from amidmath.integrations.common.teacher_cache.cached_rows import NO_ROW
 
 
 class Memory:

@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from amidmath.integrations.common.data.splits import SOURCE
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.rows.marks import NO_LABEL
+from amidmath.integrations.common.rows.marks import NO_LABEL, NO_ROW
 from amidmath.integrations.common.rows.order import order_of
 from amidmath.integrations.common.rows.prepared import ROW
 from amidmath.integrations.common.storage.arrow_lists import lists_in, lists_of
-from amidmath.integrations.common.teacher_cache.cached_rows import NO_ROW
 
 Batch: TypeAlias = dict[str, NDArray[np.int32]]
 

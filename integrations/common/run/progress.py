@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from amidmath.integrations.common.evaluation.metrics import NAMES
 from amidmath.integrations.common.storage.full_disk import append_line
 from amidmath.integrations.common.storage.whole_files import staged_file
@@ -134,11 +132,3 @@ def in_words(logs: Mapping[str, Any]) -> str:
     if "memory_mb" in logs:
         words.append(f"{logs['memory_mb'] / 1e3:.1f} GB")
     return ", ".join(words)
-
-
-def print_facts(console: Console, facts: Mapping[str, str]) -> None:
-    """A header: a line a fact."""
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        console.print(f"[bold]{name:>{width}}[/bold]  {value}", highlight=False, soft_wrap=True)
-    console.print()

@@ -17,17 +17,15 @@ import amidmath as am
 from amidmath.integrations.common.errors import InputError
 from amidmath.integrations.common.policies.base import Policy, Source
 from amidmath.integrations.common.recipe.recipe import Recipe
+from amidmath.integrations.common.recipe.settings import TeacherSettings
+from amidmath.integrations.common.rows.marks import NO_ROW
 from amidmath.integrations.common.rows.prepared import PreparedRows, model_fingerprint
-from amidmath.integrations.common.run.settings import TeacherSettings
 from amidmath.integrations.common.teacher_cache.format import HELD_OUT, INDEX, Lists, other_than
 from amidmath.integrations.common.teacher_cache.store import (
     TopKStore,
     check_fingerprints,
 )
 from amidmath.integrations.common.text.vocabularies import BOTH_MODES, COMMON_ONLY
-
-NO_ROW = -1
-"""The number of a row that only fills a batch: it has no lists."""
 
 
 @dataclass(frozen=True)

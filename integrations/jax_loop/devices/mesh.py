@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 import amidmath as am
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.rows.marks import KL_TO_TEACHER, NO_LABEL
+from amidmath.integrations.common.recipe.measures import KL_TO_TEACHER
+from amidmath.integrations.common.rows.marks import NO_LABEL
 from amidmath.integrations.jax_loop.loss.objective import (
     Array,
     Comparer,

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 import amidmath as am
 from amidmath._buckets import fold
 from amidmath.integrations.common.evaluation.quality import CHUNK_BYTES, Quality
-from amidmath.integrations.common.rows.marks import KL_TO_TEACHER
+from amidmath.integrations.common.recipe.measures import KL_TO_TEACHER
 from amidmath.integrations.common.text.vocabularies import compared_first, measured_first
 from amidmath.integrations.jax_loop.devices.mesh import on_mesh, spread
 from amidmath.integrations.jax_loop.loss.objective import (

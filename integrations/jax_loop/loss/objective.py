@@ -10,16 +10,15 @@ import optax
 
 import amidmath as am
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.recipe.recipe import Recipe
-from amidmath.integrations.common.rows.marks import (
+from amidmath.integrations.common.recipe.measures import (
     KL_TO_TEACHER,
-    NO_LABEL,
     SAMPLE,
-    STUDENT_ROWS,
     TOTAL_VARIATION,
     first_tokens,
     to_reference,
 )
+from amidmath.integrations.common.recipe.recipe import Recipe
+from amidmath.integrations.common.rows.marks import NO_LABEL, STUDENT_ROWS
 
 Array = jax.Array
 

@@ -16,8 +16,8 @@ from rich.console import Console
 from amidmath.integrations.common.cli.command_line import TEACHER_FLAG
 from amidmath.integrations.common.data.splits import load_splits
 from amidmath.integrations.common.rows.batches import counted, fitting_length, laid_out_rows
+from amidmath.integrations.common.rows.marks import NO_ROW
 from amidmath.integrations.common.rows.prepared import PreparedRows
-from amidmath.integrations.common.teacher_cache.cached_rows import NO_ROW
 from amidmath.integrations.common.teacher_cache.caching import tokenizer_for
 from amidmath.integrations.common.teacher_cache.format import Lists
 from amidmath.integrations.common.teacher_cache.source import check_k

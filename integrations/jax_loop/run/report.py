@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from amidmath.integrations.common.cli.command_line import STUDENT_FLAG, TEACHER_FLAG
+from amidmath.integrations.common.cli.facts import print_facts
 from amidmath.integrations.common.run.model_card import Card
-from amidmath.integrations.common.run.progress import print_facts
 from amidmath.integrations.common.run.run_folder import Record
 from amidmath.integrations.jax_loop.devices.mesh import kept_whole
 from amidmath.integrations.jax_loop.models.families import family

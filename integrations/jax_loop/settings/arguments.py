@@ -13,15 +13,12 @@ from amidmath.integrations.common.cli.command_line import (
 from amidmath.integrations.common.cli.ranges import COUNT, RANGES, check_finite, check_ranges
 from amidmath.integrations.common.data.splits import DEFAULT_TEST_SPLIT
 from amidmath.integrations.common.errors import InputError
+from amidmath.integrations.common.evaluation.settings import HeldOutSettings
 from amidmath.integrations.common.evaluation.task_settings import TaskScoreSettings
-from amidmath.integrations.common.run.settings import (
-    HeldOutSettings,
-    LossSettings,
-    PolicySettings,
-    TeacherSettings,
-)
+from amidmath.integrations.common.policies.settings import PolicySettings
+from amidmath.integrations.common.recipe.settings import LossSettings, TeacherSettings
+from amidmath.integrations.jax_loop.logs import trackers
 from amidmath.integrations.jax_loop.models.lora import LoraSettings
-from amidmath.integrations.jax_loop.training import trackers
 
 GROUPS: Groups = {
     "student and LoRA": (LoraSettings, "model_*", "freeze_embeddings"),

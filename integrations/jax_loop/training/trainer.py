@@ -30,6 +30,7 @@ from amidmath.integrations.common.run.progress import (
 from amidmath.integrations.common.text.vocabularies import measured_first
 from amidmath.integrations.jax_loop.devices.mesh import comparer, on_mesh, spread
 from amidmath.integrations.jax_loop.evaluation.task_scores import student_scores
+from amidmath.integrations.jax_loop.logs.trackers import Report
 from amidmath.integrations.jax_loop.loss.objective import CrossEntropy, Objective, traceable
 from amidmath.integrations.jax_loop.models.decoder import Decoder
 from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
@@ -38,7 +39,6 @@ from amidmath.integrations.jax_loop.training import checkpoints
 from amidmath.integrations.jax_loop.training.optimizers import learning_rate, optimizer
 from amidmath.integrations.jax_loop.training.rollouts import Rollouts
 from amidmath.integrations.jax_loop.training.step import Fixed, Steps, TrainState
-from amidmath.integrations.jax_loop.training.trackers import Report
 
 
 class JaxTrainer:

@@ -11,7 +11,8 @@ from torch.nn import functional as F  # noqa: N812
 import amidmath as am
 from amidmath._buckets import fold
 from amidmath.integrations.common.evaluation.quality import CHUNK_BYTES, Quality
-from amidmath.integrations.common.rows.marks import KL_TO_TEACHER, NO_LABEL
+from amidmath.integrations.common.recipe.measures import KL_TO_TEACHER
+from amidmath.integrations.common.rows.marks import NO_LABEL
 from amidmath.integrations.common.rows.prepared import ROW
 from amidmath.integrations.common.text.vocabularies import compared_first, measured_first
 from amidmath.integrations.torch_loop.devices.processes import reshard, summed

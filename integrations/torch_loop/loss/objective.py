@@ -7,16 +7,15 @@ from typing import Any
 import torch
 
 import amidmath as am
-from amidmath.integrations.common.recipe.recipe import Recipe
-from amidmath.integrations.common.rows.marks import (
+from amidmath.integrations.common.recipe.measures import (
     KL_TO_TEACHER,
-    NO_LABEL,
     SAMPLE,
-    STUDENT_ROWS,
     TOTAL_VARIATION,
     first_tokens,
     to_reference,
 )
+from amidmath.integrations.common.recipe.recipe import Recipe
+from amidmath.integrations.common.rows.marks import NO_LABEL, STUDENT_ROWS
 from amidmath.integrations.common.text.vocabularies import measured_first
 from amidmath.integrations.torch_loop.loss.whole_logits import compare_logits
 from amidmath.integrations.torch_loop.models.states import States

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 import amidmath as am
 from amidmath.integrations.common.errors import InputError, first_paragraph
-from amidmath.integrations.common.rows.marks import first_tokens
+from amidmath.integrations.common.recipe.measures import first_tokens
 from amidmath.integrations.torch_loop.models.model_files import logits_of_model
 from amidmath.integrations.torch_loop.models.modes import evaluation_mode, needs_half
 

@@ -8,10 +8,10 @@ from rich.console import Console
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, SchedulerType
 
+from amidmath.integrations.common.cli.facts import print_facts
 from amidmath.integrations.common.cli.memory import EVALUATION, within_memory
 from amidmath.integrations.common.evaluation.quality import Quality
 from amidmath.integrations.common.rows.prepared import ROW
-from amidmath.integrations.common.run.progress import print_facts
 from amidmath.integrations.common.text.vocabularies import compared_in_words
 from amidmath.integrations.torch_loop.devices.processes import own_batches
 from amidmath.integrations.torch_loop.evaluation.quality import evaluate

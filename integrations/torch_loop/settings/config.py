@@ -10,7 +10,8 @@ from trl import SFTConfig
 
 from amidmath.integrations.common.cli.ranges import check_finite, check_ranges
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.run.settings import LossSettings, PolicySettings, TeacherSettings
+from amidmath.integrations.common.policies.settings import PolicySettings
+from amidmath.integrations.common.recipe.settings import LossSettings, TeacherSettings
 
 # What takes a JSON object and nothing else.
 _OBJECTS = (

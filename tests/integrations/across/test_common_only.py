@@ -13,10 +13,11 @@ from tiny import save, tiny_model, write_jsonl
 import amidmath as am
 from amidmath.integrations import cache_teacher, jax_cache_teacher, jax_distill, torch_distill
 from amidmath.integrations.common.errors import InputError
+from amidmath.integrations.common.recipe.measures import first_tokens
+from amidmath.integrations.common.recipe.settings import LossSettings
 from amidmath.integrations.common.recipe.supports import check_finite
-from amidmath.integrations.common.rows.marks import NO_LABEL, first_tokens
+from amidmath.integrations.common.rows.marks import NO_LABEL
 from amidmath.integrations.common.run import run_folder
-from amidmath.integrations.common.run.settings import LossSettings
 from amidmath.integrations.jax_loop.loss.objective import States as JaxStates
 from amidmath.integrations.jax_loop.loss.objective import Whole
 from amidmath.integrations.torch_loop.loss.objective import Batch, compare

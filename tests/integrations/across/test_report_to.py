@@ -16,7 +16,7 @@ from tiny import SENTENCES, write_jsonl
 
 from amidmath.integrations import jax_distill, torch_distill
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.jax_loop.training.trackers import (
+from amidmath.integrations.jax_loop.logs.trackers import (
     TRACKERS,
     Kind,
     Log,

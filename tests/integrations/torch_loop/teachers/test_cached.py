@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import amidmath as am
 from amidmath.integrations.cache_teacher import main
 from amidmath.integrations.common.errors import InputError
+from amidmath.integrations.common.rows.marks import NO_ROW
 from amidmath.integrations.common.rows.prepared import (
     ROW,
     PreparedRows,
@@ -23,7 +24,7 @@ from amidmath.integrations.common.rows.prepared import (
     model_fingerprint,
     number_rows,
 )
-from amidmath.integrations.common.teacher_cache.cached_rows import NO_ROW, CachedRows, normalised
+from amidmath.integrations.common.teacher_cache.cached_rows import CachedRows, normalised
 from amidmath.integrations.common.teacher_cache.format import Lists
 from amidmath.integrations.torch_loop.evaluation.quality import evaluate
 from amidmath.integrations.torch_loop.loss.objective import Batch, compare, next_token_mask

@@ -30,7 +30,7 @@ from amidmath.integrations.common.run.checkpoints import (
 )
 from amidmath.integrations.common.run.progress import TIME_FIELDS
 from amidmath.integrations.common.storage.full_disk import DiskFullError
-from amidmath.integrations.torch_loop.training.callbacks import MetricsLog, Speed
+from amidmath.integrations.torch_loop.logs.callbacks import MetricsLog, Speed
 from amidmath.integrations.torch_loop.training.checkpoints import WholeCheckpoints
 from amidmath.integrations.torch_loop.training.unpickling import refuse_code
 

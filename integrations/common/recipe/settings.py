@@ -1,4 +1,4 @@
-"""What every distillation loop can be told, whatever its framework."""
+"""The settings of every loop's loss and teacher."""
 
 import json
 import math
@@ -9,13 +9,13 @@ import amidmath as am
 from amidmath._amid import ORDERS
 from amidmath.integrations.common.cli.quiet import VERBOSE_HELP
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.policies.kinds import POLICIES, REPLAY_RATIOS, Policy, policy
-from amidmath.integrations.common.policies.replay_buffer import ReplayBuffer
 from amidmath.integrations.common.recipe.recipe import Recipe
 from amidmath.integrations.common.recipe.schedules import Schedules
 from amidmath.integrations.common.text.vocabularies import MODES, VOCAB_HELP
 
 DIVERGENCES = tuple(sorted(am.divergences.REGISTRY))
+
+
 METHODS = tuple(sorted(am.methods.METHODS))
 
 
@@ -142,92 +142,6 @@ def _listed(method: str) -> str:
 
 
 @dataclass
-class PolicySettings:
-    """Which sequences: the dataset's, or generated ones."""
-
-    policy: str = field(
-        default="off_policy",
-        metadata={
-            "help": "Where sequences come from: the dataset's completions (off_policy), the "
-            "student's (on_policy), either (mixed), DistiLLM's adaptive off-policy with a replay "
-            "buffer (adaptive), the teacher's (sequence_level).",
-            "choices": list(POLICIES),
-        },
-    )
-    student_fraction: float | None = field(
-        default=None,
-        metadata={"help": "Share of steps on the student's sequences; mixed (default 0.5)."},
-    )
-    loss_eps: float | None = field(
-        default=None,
-        metadata={
-            "help": "How much the held-out loss must rise to raise the threshold; adaptive "
-            "(default 0.1)."
-        },
-    )
-    replay_ratio: str | None = field(
-        default=None,
-        metadata={
-            "help": "How the share of newly generated sequences changes; adaptive (default "
-            "decreasing).",
-            "choices": list(REPLAY_RATIOS),
-        },
-    )
-    init_threshold: float | None = field(
-        default=None, metadata={"help": "The threshold at the start; adaptive (default 0)."}
-    )
-    buffer_capacity: int = field(
-        default=1000,
-        metadata={
-            "help": "Sequences that a replay buffer holds: one for each process in torch, one for "
-            "the whole run in JAX."
-        },
-    )
-    max_new_tokens: int = field(
-        default=128, metadata={"help": "Tokens to generate at most for a prompt."}
-    )
-    generation_temperature: float = field(
-        default=1.0, metadata={"help": "Temperature of generation; 0 takes the likeliest token."}
-    )
-    generation_top_p: float = field(
-        default=1.0, metadata={"help": "Generate from the likeliest tokens of this mass."}
-    )
-    generation_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Prompts at a time; by default per_device_train_batch_size."},
-    )
-
-    def data_policy(self) -> Policy:
-        """The data policy; raises InputError where settings do not fit it."""
-        names = ("student_fraction", "loss_eps", "replay_ratio", "init_threshold")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return policy(self.policy, seed=int(getattr(self, "seed", 0)), **given)
-
-    def replay_buffer(self) -> ReplayBuffer:
-        """An empty replay buffer."""
-        try:
-            return ReplayBuffer(self.buffer_capacity)
-        except InputError as error:
-            raise InputError(f"--buffer_capacity: {error}") from error
-
-    def check_generation(self) -> None:
-        """Raise InputError on settings of generation that make no sense."""
-        if self.max_new_tokens < 1:
-            raise InputError(f"--max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if not 0.0 <= self.generation_temperature < math.inf:
-            raise InputError(
-                f"--generation_temperature must be a finite number from 0 on, "
-                f"got {self.generation_temperature}"
-            )
-        if not 0.0 < self.generation_top_p <= 1.0:
-            raise InputError(f"--generation_top_p must lie in (0, 1], got {self.generation_top_p}")
-        if self.generation_batch_size is not None and self.generation_batch_size < 1:
-            raise InputError(
-                f"--generation_batch_size must be at least 1, got {self.generation_batch_size}"
-            )
-
-
-@dataclass
 class TeacherSettings:
     """Who teaches, and what of the student is trained on what."""
 
@@ -280,47 +194,3 @@ class TeacherSettings:
             raise InputError(
                 f"--label_weight must be a finite number from 0 on, got {self.label_weight}"
             )
-
-
-@dataclass
-class HeldOutSettings:
-    """On what a run is judged, and beside what."""
-
-    eval_dataset_name: str | None = field(
-        default=None,
-        metadata={
-            "help": "Held-out dataset: hub name, folder or file. Without it, the dataset's "
-            "`dataset_test_split`, or else `eval_fraction` of the training rows is held out."
-        },
-    )
-    eval_fraction: float = field(
-        default=0.05,
-        metadata={"help": "Share of rows held out when the dataset brings no held-out split."},
-    )
-    max_eval_samples: int | None = field(
-        default=None,
-        metadata={"help": "Evaluate on the first so many held-out rows (after packing) only."},
-    )
-    baseline: bool = field(
-        default=False,
-        metadata={
-            "help": "Also train a student with plain cross-entropy on the same data, steps and "
-            "seed, and report it beside the distilled one."
-        },
-    )
-    dry_run: bool = field(
-        default=False,
-        metadata={
-            "help": "Say what would be trained and how much memory it would take, and stop before "
-            "the first step; nothing is written."
-        },
-    )
-
-    def check_held_out(self) -> None:
-        """Raise InputError on values out of range."""
-        if not 0.0 < self.eval_fraction < 1.0:
-            raise InputError(
-                f"--eval_fraction must lie between 0 and 1, both excluded, got {self.eval_fraction}"
-            )
-        if self.max_eval_samples is not None and self.max_eval_samples < 1:
-            raise InputError(f"--max_eval_samples must be at least 1, got {self.max_eval_samples}")
