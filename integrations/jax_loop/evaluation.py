@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import amidmath as am
-from amidmath._buckets import fold
+from amidmath.formulas.buckets import fold
 from amidmath.integrations.jax_loop.decoder import Decoder
 from amidmath.integrations.jax_loop.mesh import on_mesh, spread
 from amidmath.integrations.jax_loop.objective import Array, Positions, Reference, States, in_chunks

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError
 
-from amidmath._checks import shortened
+from amidmath.arrays.checks import shortened
 from amidmath.integrations.shared.conversations import conversation, is_conversation
 from amidmath.integrations.shared.errors import InputError, UnfitRow, first_paragraph
 from amidmath.integrations.shared.files import READERS, UnreadableFile

@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset, Features
 
-from amidmath._checks import shortened
+from amidmath.arrays.checks import shortened
 from amidmath.integrations.shared.arrow_lists import BATCH
 from amidmath.integrations.shared.data import NUMBER, SOURCE
 from amidmath.integrations.shared.errors import InputError

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import amidmath as am
-from amidmath._amid import ORDERS
 from amidmath.integrations.shared.errors import InputError
 from amidmath.integrations.shared.policies import POLICIES, REPLAY_RATIOS, Policy, policy
 from amidmath.integrations.shared.quiet import VERBOSE_HELP
@@ -14,6 +13,7 @@ from amidmath.integrations.shared.recipe import Recipe
 from amidmath.integrations.shared.replay_buffer import ReplayBuffer
 from amidmath.integrations.shared.schedules import Schedules
 from amidmath.integrations.shared.vocabularies import MODES, VOCAB_HELP
+from amidmath.losses.amid import ORDERS
 
 DIVERGENCES = tuple(sorted(am.divergences.REGISTRY))
 METHODS = tuple(sorted(am.methods.METHODS))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from amidmath._checks import shortened
+from amidmath.arrays.checks import shortened
 from amidmath.integrations.shared.chat_template import ChatTemplate
 from amidmath.integrations.shared.conversations import Message
 from amidmath.integrations.shared.errors import UnfitRow

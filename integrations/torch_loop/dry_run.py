@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from amidmath._linear_arguments import ACCELERATOR_BYTES, CPU_BYTES
+from amidmath.inputs.hidden_arguments import ACCELERATOR_BYTES, CPU_BYTES
 from amidmath.integrations.shared.quality import CHUNK_BYTES
 from amidmath.integrations.torch_loop.models import base_of, parameter_counts
 from amidmath.integrations.torch_loop.states import gives_logits

@@ -9,7 +9,7 @@ from array_api_compat import torch as xp
 from torch.nn import functional as F  # noqa: N812
 
 import amidmath as am
-from amidmath._buckets import fold
+from amidmath.formulas.buckets import fold
 from amidmath.integrations.shared.objective import KL_TO_TEACHER, NO_LABEL
 from amidmath.integrations.shared.prepared import ROW
 from amidmath.integrations.shared.quality import CHUNK_BYTES, Quality
