@@ -1,4 +1,4 @@
-"""The packages of the wheel, found in the folders that pyproject.toml's package-dir names."""
+"""The packages of the wheel: every folder under the three roots, wherever they lie."""
 
 from setuptools import find_namespace_packages, setup
 

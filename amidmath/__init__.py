@@ -15,18 +15,6 @@ from typing import Any
 from amidmath import divergences as divergences
 from amidmath import geometry as geometry
 from amidmath import methods as methods
-from amidmath._alpha_jensen_shannon import AlphaJensenShannon as AlphaJensenShannon
-from amidmath._amid import AMiD as AMiD
-from amidmath._dual import derivative as derivative
-from amidmath._head import Head as Head
-from amidmath._loss import Loss as Loss
-from amidmath._means import alpha_mixture as alpha_mixture
-from amidmath._means import falpha_mean as falpha_mean
-from amidmath._means import log_falpha_mean as log_falpha_mean
-from amidmath._sums import WeightedSum as WeightedSum
-from amidmath._top_k import TopK as TopK
-from amidmath._top_k import top_k as top_k
-from amidmath._vocab_parallel import VocabParallel as VocabParallel
 from amidmath.divergences import KL as KL
 from amidmath.divergences import AlphaBeta as AlphaBeta
 from amidmath.divergences import AmariAlpha as AmariAlpha
@@ -59,6 +47,18 @@ from amidmath.divergences import TPower as TPower
 from amidmath.divergences import Triangular as Triangular
 from amidmath.divergences import Tsallis as Tsallis
 from amidmath.divergences import divergence as divergence
+from amidmath.formulas.dual import derivative as derivative
+from amidmath.inputs.head import Head as Head
+from amidmath.inputs.top_k import TopK as TopK
+from amidmath.inputs.top_k import top_k as top_k
+from amidmath.losses.alpha_jensen_shannon import AlphaJensenShannon as AlphaJensenShannon
+from amidmath.losses.amid import AMiD as AMiD
+from amidmath.losses.loss import Loss as Loss
+from amidmath.losses.sums import WeightedSum as WeightedSum
+from amidmath.losses.vocab_parallel import VocabParallel as VocabParallel
+from amidmath.means import alpha_mixture as alpha_mixture
+from amidmath.means import falpha_mean as falpha_mean
+from amidmath.means import log_falpha_mean as log_falpha_mean
 
 __version__ = "0.1.0"
 __all__ = [

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
 
-from amidmath._rowprogram.graph import UnsupportedError
-from amidmath._rows import RowForm
-from amidmath._typing import Array, ClosedForm
+from amidmath.arrays.annotations import Array, ClosedForm
+from amidmath.compiler.graph import UnsupportedError
+from amidmath.rows.forms import RowForm
 
 Result = TypeVar("Result")
 

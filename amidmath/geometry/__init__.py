@@ -9,17 +9,17 @@ of the simplex), so that constants are zero vectors. Between points: :func:`bary
 :func:`amari_chentsov`, :func:`connection`. The equations are in docs: geometry.
 """
 
-from amidmath.geometry._barycenter import barycenter as barycenter
-from amidmath.geometry._barycenter import jensen_divergence as jensen_divergence
-from amidmath.geometry._connection import amari_chentsov as amari_chentsov
-from amidmath.geometry._connection import connection as connection
-from amidmath.geometry._geodesic import geodesic as geodesic
-from amidmath.geometry._metric import fisher_information as fisher_information
-from amidmath.geometry._metric import fisher_metric as fisher_metric
-from amidmath.geometry._modes import ModeReport as ModeReport
-from amidmath.geometry._modes import mode_report as mode_report
-from amidmath.geometry._modes import overlap as overlap
-from amidmath.geometry._natural import natural_gradient as natural_gradient
+from amidmath.geometry.barycenters import barycenter as barycenter
+from amidmath.geometry.barycenters import jensen_divergence as jensen_divergence
+from amidmath.geometry.connections import amari_chentsov as amari_chentsov
+from amidmath.geometry.connections import connection as connection
+from amidmath.geometry.geodesics import geodesic as geodesic
+from amidmath.geometry.metrics import fisher_information as fisher_information
+from amidmath.geometry.metrics import fisher_metric as fisher_metric
+from amidmath.geometry.modes import ModeReport as ModeReport
+from amidmath.geometry.modes import mode_report as mode_report
+from amidmath.geometry.modes import overlap as overlap
+from amidmath.geometry.natural import natural_gradient as natural_gradient
 
 __all__ = [
     "ModeReport",

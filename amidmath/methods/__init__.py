@@ -14,24 +14,24 @@ import importlib
 import pkgutil
 from typing import Any
 
-from amidmath.methods._curriculum import distillm2_beta as distillm2_beta
-from amidmath.methods._curriculum import distillm2_skew as distillm2_skew
-from amidmath.methods._divergences import abkd as abkd
-from amidmath.methods._divergences import akl as akl
-from amidmath.methods._divergences import csd as csd
-from amidmath.methods._divergences import jeffreys as jeffreys
-from amidmath.methods._divergences import kl as kl
-from amidmath.methods._divergences import minillm as minillm
-from amidmath.methods._divergences import reverse_kl as reverse_kl
-from amidmath.methods._divergences import tvd as tvd
-from amidmath.methods._divergences import wsd as wsd
-from amidmath.methods._method import METHODS as METHODS
-from amidmath.methods._method import Method as Method
-from amidmath.methods._mixtures import amid as amid
-from amidmath.methods._mixtures import distillm as distillm
-from amidmath.methods._mixtures import distillm2 as distillm2
-from amidmath.methods._mixtures import gkd as gkd
-from amidmath.methods._mixtures import taid as taid
+from amidmath.methods.curriculum import distillm2_beta as distillm2_beta
+from amidmath.methods.curriculum import distillm2_skew as distillm2_skew
+from amidmath.methods.direct import abkd as abkd
+from amidmath.methods.direct import akl as akl
+from amidmath.methods.direct import csd as csd
+from amidmath.methods.direct import jeffreys as jeffreys
+from amidmath.methods.direct import kl as kl
+from amidmath.methods.direct import minillm as minillm
+from amidmath.methods.direct import reverse_kl as reverse_kl
+from amidmath.methods.direct import tvd as tvd
+from amidmath.methods.direct import wsd as wsd
+from amidmath.methods.method import METHODS as METHODS
+from amidmath.methods.method import Method as Method
+from amidmath.methods.mixtures import amid as amid
+from amidmath.methods.mixtures import distillm as distillm
+from amidmath.methods.mixtures import distillm2 as distillm2
+from amidmath.methods.mixtures import gkd as gkd
+from amidmath.methods.mixtures import taid as taid
 
 # METHODS aside, which is no function or class of its own.
 __all__ = [

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 import amidmath as am
-from amidmath.backends.jax_derivatives import quiet
+from amidmath.backends.jax_backend.derivatives import quiet
 
 
 def am_loss(

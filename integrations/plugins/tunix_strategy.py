@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 import amidmath as am
-from amidmath import _checks
+from amidmath.arrays import checks
 from amidmath.integrations.common.recipe.measures import KL_TO_TEACHER, SAMPLE, TOTAL_VARIATION
 from amidmath.integrations.common.rows.marks import NO_LABEL
 from amidmath.integrations.jax_loop.loss.objective import States as States
@@ -94,7 +94,7 @@ class AMiDStrategy(BaseStrategy):  # type: ignore[misc]
         """See the class."""
         super().__init__(student_forward_fn, teacher_forward_fn, labels_fn)
         self.loss = chosen_loss(loss, parameters)
-        self.label_weight = _checks.number("label_weight", label_weight)
+        self.label_weight = checks.number("label_weight", label_weight)
         if self.label_weight < 0.0:
             raise ValueError(f"label_weight must not be negative, got {label_weight!r}")
 

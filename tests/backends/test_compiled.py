@@ -20,7 +20,8 @@ import amidmath as am
 from amidmath.divergences import REGISTRY
 
 pytest.importorskip("llvmlite")
-from amidmath.backends import choice, cpu
+from amidmath.backends import choice
+from amidmath.backends.llvm_kernels import kernels as llvm_kernels
 
 ROWS, VOCABULARY = 5, 1003
 KL = am.AMiD()
@@ -280,7 +281,7 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
     student, teacher = logits(37)
     results = []
     for threads in (1, 2, 3, 64):
-        monkeypatch.setattr(cpu, "threads_at_hand", lambda threads=threads: threads)
+        monkeypatch.setattr(llvm_kernels, "threads_at_hand", lambda threads=threads: threads)
         results.append(KL.value_and_grad(student, teacher, reduction="none", backend="compiled"))
     for value, grad in results[1:]:
         np.testing.assert_array_equal(value, results[0][0])
@@ -288,7 +289,7 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
 
 
 def test_calls_from_several_threads(monkeypatch):
-    monkeypatch.setattr(cpu, "threads_at_hand", lambda: 2)
+    monkeypatch.setattr(llvm_kernels, "threads_at_hand", lambda: 2)
     pairs = [logits(9, 300 + 50 * seed, seed=seed) for seed in range(8)]
     wanted = [KL.value_and_grad(*pair, backend="compiled") for pair in pairs]
     with ThreadPoolExecutor(4) as pool:
@@ -306,7 +307,7 @@ def _child(pair, connection):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*fork.*:RuntimeWarning")
 def test_a_forked_child_computes_too(monkeypatch):
-    monkeypatch.setattr(cpu, "threads_at_hand", lambda: 2)
+    monkeypatch.setattr(llvm_kernels, "threads_at_hand", lambda: 2)
     pair = logits(9)
     wanted = float(KL.value_and_grad(*pair, backend="compiled")[0])
     context = multiprocessing.get_context("fork")
@@ -323,7 +324,7 @@ def test_a_forked_child_computes_too(monkeypatch):
 
 @pytest.mark.parametrize("gradient", [False, True])
 def test_memory_is_that_of_the_gradient(monkeypatch, gradient):
-    monkeypatch.setattr(cpu, "threads_at_hand", lambda: 1)
+    monkeypatch.setattr(llvm_kernels, "threads_at_hand", lambda: 1)
     student, teacher = logits(200, 4096)
 
     def call():

@@ -19,9 +19,9 @@ import nvrtc
 import pytest
 
 import amidmath as am
-from amidmath._rowprogram.program import row_program
-from amidmath._rows import RowForm
-from amidmath.backends.cuda_source import source
+from amidmath.backends.cuda_kernels.source import source
+from amidmath.compiler.program import row_program
+from amidmath.rows.forms import RowForm
 
 ROWS, VOCABULARY = 3, 333
 LOSSES = {
@@ -64,9 +64,9 @@ def cupy_backend():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cupy", cuda_on_cpu.cupy())
         patch.setitem(sys.modules, "array_api_compat.cupy", array_api_compat.numpy)
-        patch.delitem(sys.modules, "amidmath.backends.cupy", raising=False)
-        backend = importlib.import_module("amidmath.backends.cupy")
-        del sys.modules["amidmath.backends.cupy"]
+        patch.delitem(sys.modules, "amidmath.backends.cupy_backend.adapter", raising=False)
+        backend = importlib.import_module("amidmath.backends.cupy_backend.adapter")
+        del sys.modules["amidmath.backends.cupy_backend.adapter"]
     return backend
 
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 FEW = ("jitted", "jvp", "vmap_of_grad", "checkpoint", "scan", "around", "forward", "export")
-"""Ways that the array core goes by here; operation by operation it does in tests/core."""
+"""Ways that the array core goes by here; operation by operation it does in tests/amidmath."""
 
 OTHERS = ("vmap_of_grad", "scan", "around", "forward", "grad_of_export")
 """Ways in which kinds differ."""

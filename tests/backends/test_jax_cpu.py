@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import amidmath as am
-from amidmath.backends import cpu
+from amidmath.backends.llvm_kernels import kernels as llvm_kernels
 
 EPS = float(np.finfo(np.float32).eps)
 ROWS, VOCABULARY = 3, 1003
@@ -21,7 +21,8 @@ LOSSES = {
 }
 
 pytestmark = pytest.mark.skipif(
-    jax.device_count() != 1 or jax.default_backend() != "cpu", reason="needs one CPU device"
+    jax.device_count() != 1 or jax.default_backend() != "cpu",
+    reason="needs one CPU device",
 )
 
 
@@ -127,7 +128,7 @@ def test_an_error_inside_is_told(logits, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("the kernel is out of order")
 
-    monkeypatch.setattr(cpu, "run", broken)
+    monkeypatch.setattr(llvm_kernels, "run", broken)
     with pytest.raises(Exception, match="RuntimeError: the kernel is out of order"):
         am.AMiD()(*map(jnp.asarray, logits), backend="compiled").block_until_ready()
 

@@ -10,11 +10,14 @@ import pytest
 from jax_kinds import KINDS, LARGE, LOSS
 
 import amidmath as am
-from amidmath._rowprogram.graph import UnsupportedError
-from amidmath.backends import choice, cpu, jax_cpu
+from amidmath.backends import choice
+from amidmath.backends.jax_backend import ffi as jax_cpu
+from amidmath.backends.llvm_kernels import kernels as llvm_kernels
+from amidmath.compiler.graph import UnsupportedError
 
 pytestmark = pytest.mark.skipif(
-    jax.device_count() != 1 or jax.default_backend() != "cpu", reason="needs one CPU device"
+    jax.device_count() != 1 or jax.default_backend() != "cpu",
+    reason="needs one CPU device",
 )
 
 CALL = "custom_call @amidmath_rows("
@@ -30,7 +33,8 @@ def test_a_program_for_this_process_calls_the_kernel():
 
 
 @pytest.mark.parametrize(
-    ("kind", "platform"), [*((kind, "cuda") for kind in KINDS), ("dense", "tpu"), ("dense", "cpu")]
+    ("kind", "platform"),
+    [*((kind, "cuda") for kind in KINDS), ("dense", "tpu"), ("dense", "cpu")],
 )
 def test_what_is_exported_calls_nothing_of_this_process(kind, platform):
     x, rows, whole = jax_kinds.single(KINDS[kind].arrays(LARGE))
@@ -67,7 +71,10 @@ def test_a_shape_that_is_known_later():
 
 
 def test_compiled_is_refused_where_no_kernel_can_be_called():
-    platforms = {"cpu": "kernels are of this process", "cuda": "the program is not for a CPU"}
+    platforms = {
+        "cpu": "kernels are of this process",
+        "cuda": "the program is not for a CPU",
+    }
     for platform, why in platforms.items():
         with pytest.raises(ValueError, match=f"backend 'compiled' runs in JAX on a CPU.*{why}"):
             jax.export.export(insisted, platforms=[platform])(MANY, MANY)
@@ -81,7 +88,7 @@ def test_what_llvm_cannot_compile_is_left_to_the_core(monkeypatch, calls):
     wanted = compiled(x, x[::-1])
     assert calls
     calls.clear()
-    monkeypatch.setattr(cpu, "kernel_of", impossible)
+    monkeypatch.setattr(llvm_kernels, "kernel_of", impossible)
     got = jax.jit(jax.grad(LOSS))(x, x[::-1])
     np.testing.assert_allclose(got, wanted, atol=1e-8)
     assert not calls

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import amidmath as am
-from amidmath._rowprogram import program
-from amidmath._rows import RowForm
+from amidmath.compiler import program
+from amidmath.rows.forms import RowForm
 
 HELPER = Path(__file__).parents[1] / "helpers" / "kept_memory.py"
 
@@ -29,7 +29,7 @@ def test_memory_stays_as_it_is(what):
 
 
 def test_a_kernel_that_is_let_go_while_it_is_used_is_right(monkeypatch):
-    cpu = pytest.importorskip("amidmath.backends.cpu", exc_type=ImportError)
+    cpu = pytest.importorskip("amidmath.backends.llvm_kernels.kernels", exc_type=ImportError)
     monkeypatch.setattr(cpu, "_KERNELS", type(cpu._KERNELS)(most=1))
     student, teacher = np.random.default_rng(0).normal(size=(2, 3, 40)).astype(np.float32)
     losses = [am.AMiD(order=order) for order in ("pr", "qr")]
@@ -64,7 +64,9 @@ def test_graphs_are_not_kept():
 
 
 def test_sources_of_triton_go_with_their_kernels(monkeypatch):
-    triton_rows = pytest.importorskip("amidmath.backends.triton_rows", exc_type=ImportError)
+    triton_rows = pytest.importorskip(
+        "amidmath.backends.triton_kernels.kernels", exc_type=ImportError
+    )
     monkeypatch.setattr(triton_rows, "_COMPILED", type(triton_rows._COMPILED)(most=1))
 
     def sources():

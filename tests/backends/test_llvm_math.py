@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("llvmlite")
 from llvmlite import ir
 
-from amidmath._rowprogram.graph import ROW, TOKEN, Builder
-from amidmath.backends import llvm_jit
-from amidmath.backends.llvm_math import Lanes
-from amidmath.backends.llvm_operations import nonpositive
+from amidmath.backends.llvm_kernels import jit
+from amidmath.backends.llvm_kernels.elementary import Lanes
+from amidmath.backends.llvm_kernels.operations import nonpositive
+from amidmath.compiler.graph import ROW, TOKEN, Builder
 
 DTYPE = {32: np.float32, 64: np.float64}
 NAMES = ("exp", "expm1", "log", "log1p", "log1p_near", "asin")
@@ -48,7 +48,7 @@ def native(name, bits, width, **options):
     b.position_at_end(after)
     b.ret_void()
     arguments = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    return llvm_jit.native(str(module), "map", *arguments)
+    return jit.native(str(module), "map", *arguments)
 
 
 class Function:
@@ -74,7 +74,7 @@ class Function:
 )
 def function(request):
     bits, vector = request.param
-    return Function(bits, llvm_jit.vector_bytes() * 8 // bits if vector else 1)
+    return Function(bits, jit.vector_bytes() * 8 // bits if vector else 1)
 
 
 def log_uniform(count, low, high):

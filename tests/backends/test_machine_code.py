@@ -8,11 +8,12 @@ import re
 import pytest
 
 import amidmath as am
-from amidmath._rowprogram.program import row_program
-from amidmath._rows import RowForm
+from amidmath.compiler.program import row_program
+from amidmath.rows.forms import RowForm
 
 pytest.importorskip("llvmlite")
-from amidmath.backends import cpu, llvm_jit
+from amidmath.backends.llvm_kernels import jit
+from amidmath.backends.llvm_kernels import kernels as llvm_kernels
 
 pytestmark = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"), reason="reads the assembly of x86-64"
@@ -23,13 +24,15 @@ pytestmark = pytest.mark.skipif(
 def assembly(request):
     form = RowForm(am.AMiD(am.JensenShannon(0.5), order="qr", alpha=0.5).block)
     program = row_program(form, (True, True), request.param == "float64")
-    text, *_ = cpu.llvm_text(program, (request.param,) * 2, request.param == "float64", False)
-    return llvm_jit.assembly(text), "pd" if request.param == "float64" else "ps"
+    text, *_ = llvm_kernels.llvm_text(
+        program, (request.param,) * 2, request.param == "float64", False
+    )
+    return jit.assembly(text), "pd" if request.param == "float64" else "ps"
 
 
 def test_arithmetic_is_packed(assembly):
     code, suffix = assembly
-    registers = "zmm" if llvm_jit.vector_bytes() == 64 else "ymm"
+    registers = "zmm" if jit.vector_bytes() == 64 else "ymm"
     packed = re.findall(rf"vf(?:n?m)(?:add|sub)\d+{suffix}\s.*%{registers}", code)
     assert len(packed) > 50
 

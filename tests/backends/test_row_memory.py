@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import amidmath as am
-from amidmath._rowprogram.graph import ROW, TOKEN, Builder
-from amidmath._rowprogram.memory import overwritable, traffic
-from amidmath._rowprogram.program import row_program
-from amidmath._rowprogram.schedule import scheduled
-from amidmath._rows import RowForm
+from amidmath.compiler.graph import ROW, TOKEN, Builder
+from amidmath.compiler.memory import overwritable, traffic
+from amidmath.compiler.program import row_program
+from amidmath.compiler.schedule import scheduled
 from amidmath.divergences import REGISTRY
+from amidmath.rows.forms import RowForm
 
 BFLOAT16 = 2
 ORDERS = ("pr", "rp", "qr", "rq")

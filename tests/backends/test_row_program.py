@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import amidmath as am
-from amidmath._rowprogram.graph import (
+from amidmath.compiler.graph import (
     CONST,
     FOLDED,
     REDUCTIONS,
@@ -23,13 +23,13 @@ from amidmath._rowprogram.graph import (
     UnsupportedError,
     reachable,
 )
-from amidmath._rowprogram.program import row_program
-from amidmath._rowprogram.schedule import scheduled
-from amidmath._rowprogram.simplify import cost, simplified
-from amidmath._rowprogram.stages import staged
-from amidmath._rowprogram.trace import FLOAT64, trace
-from amidmath._rows import RowForm
+from amidmath.compiler.program import row_program
+from amidmath.compiler.schedule import scheduled
+from amidmath.compiler.simplify import cost, simplified
+from amidmath.compiler.stages import staged
+from amidmath.compiler.trace import FLOAT64, trace
 from amidmath.divergences import REGISTRY
+from amidmath.rows.forms import RowForm
 
 ORDERS = ("pr", "rp", "qr", "rq")
 LOSSES = [
@@ -261,7 +261,7 @@ def test_programs_of_one_digest_are_one_graph(name):
 
 
 def test_one_compilation_serves_every_alpha(monkeypatch):
-    cpu = pytest.importorskip("amidmath.backends.cpu", exc_type=ImportError)
+    cpu = pytest.importorskip("amidmath.backends.llvm_kernels.kernels", exc_type=ImportError)
     compiled = []
     monkeypatch.setattr(cpu, "_KERNELS", type(cpu._KERNELS)(most=4))
     original = cpu._compiled

@@ -16,17 +16,18 @@ import numpy as np
 import pytest
 
 import amidmath as am
-from amidmath._rowprogram.program import row_program
-from amidmath._rows import RowForm
+from amidmath.compiler.program import row_program
+from amidmath.rows.forms import RowForm
 
 pytest.importorskip("llvmlite")
 from llvmlite import binding as llvm
 from llvmlite import ir
 
-from amidmath._rowprogram.graph import UnsupportedError
-from amidmath.backends import cpu, llvm_jit
-from amidmath.backends.llvm_math import Lanes
-from amidmath.backends.llvm_memory import DTYPES, STORAGE, from_storage, to_storage
+from amidmath.backends.llvm_kernels import jit
+from amidmath.backends.llvm_kernels import kernels as llvm_kernels
+from amidmath.backends.llvm_kernels.elementary import Lanes
+from amidmath.backends.llvm_kernels.memory import DTYPES, STORAGE, from_storage, to_storage
+from amidmath.compiler.graph import UnsupportedError
 
 NUMPY = {name: np.dtype(name) for name in ("float16", "float32", "float64")}
 NUMPY["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
@@ -71,12 +72,12 @@ def written(dtype, bits, to, width):
 @functools.cache
 def native(dtype, bits, to, width):
     arguments = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    return llvm_jit.native(written(dtype, bits, to, width), "map", *arguments)
+    return jit.native(written(dtype, bits, to, width), "map", *arguments)
 
 
 def converted(x, bits, to, kind):
     """The numbers in another dtype, by way of a computing dtype."""
-    width = llvm_jit.vector_bytes() * 8 // bits if kind == "vectors" else 1
+    width = jit.vector_bytes() * 8 // bits if kind == "vectors" else 1
     padded = np.resize(x, -(-x.size // width) * width)
     result = np.empty(padded.size, NUMPY[to])
     mapped = native(x.dtype.name, bits, to, width)
@@ -170,8 +171,8 @@ def processor(request, monkeypatch):
     except RuntimeError:
         pytest.skip(f"this LLVM does not know {triple}")
     machine = target.create_target_machine(cpu=name, opt=3, jit=True, codemodel="large")
-    monkeypatch.setattr(llvm_jit, "machine", lambda: machine)
-    monkeypatch.setattr(llvm_jit, "vector_bytes", lambda: size)
+    monkeypatch.setattr(jit, "machine", lambda: machine)
+    monkeypatch.setattr(jit, "vector_bytes", lambda: size)
     return machine
 
 
@@ -196,24 +197,24 @@ def test_functions_of_libraries_would_be_found():
         cpu="x86-64", opt=3, jit=True, codemodel="large"
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llvm_jit, "machine", lambda: old)
-        found = functions_of_libraries(llvm_jit.assembly(text))
+        patch.setattr(jit, "machine", lambda: old)
+        found = functions_of_libraries(jit.assembly(text))
     assert {"__truncdfhf2", "fmaf"} <= found
 
 
 def test_no_processor_needs_a_function_for_a_dtype(processor):
     for bits in (32, 64):
         for dtype, to in itertools.product(DTYPES, DTYPES):
-            for width in (1, llvm_jit.vector_bytes() * 8 // bits):
-                code = llvm_jit.assembly(written(dtype, bits, to, width))
+            for width in (1, jit.vector_bytes() * 8 // bits):
+                code = jit.assembly(written(dtype, bits, to, width))
                 assert not functions_of_libraries(code)
 
 
 def test_no_processor_needs_a_function_for_a_kernel(processor):
     form = RowForm(am.AMiD(alpha=0.5).block, masked=True, scaled=True)
     program = row_program(form, (True, True, False, False), True)
-    text, *_ = cpu.llvm_text(program, ("float64", "float16"), True, True)
-    assert not functions_of_libraries(llvm_jit.assembly(text))
+    text, *_ = llvm_kernels.llvm_text(program, ("float64", "float16"), True, True)
+    assert not functions_of_libraries(jit.assembly(text))
 
 
 def test_what_calls_an_unknown_function_is_not_run():
@@ -225,14 +226,14 @@ def test_what_calls_an_unknown_function_is_not_run():
     }
     """
     with pytest.raises(UnsupportedError, match="on this processor"):
-        llvm_jit.native(text, "f")
+        jit.native(text, "f")
 
 
 @pytest.mark.parametrize("lacking", ["fma", "a function"])
 def test_the_core_computes_where_the_processor_cannot(monkeypatch, lacking):
     """And it is found out once."""
     tried = itertools.count()
-    original = cpu.llvm_text
+    original = llvm_kernels.llvm_text
 
     def llvm_text(*args):
         next(tried)
@@ -243,10 +244,10 @@ def test_the_core_computes_where_the_processor_cannot(monkeypatch, lacking):
             text += "\ndeclare void @amidmath_has_no_such_function()"
         return text, *rest
 
-    monkeypatch.setattr(cpu, "llvm_text", llvm_text)
-    monkeypatch.setattr(cpu, "_KERNELS", type(cpu._KERNELS)(most=4))
+    monkeypatch.setattr(llvm_kernels, "llvm_text", llvm_text)
+    monkeypatch.setattr(llvm_kernels, "_KERNELS", type(llvm_kernels._KERNELS)(most=4))
     if lacking == "fma":
-        monkeypatch.setattr(llvm_jit, "fuses", lambda: False)
+        monkeypatch.setattr(jit, "fuses", lambda: False)
     student, teacher = np.random.default_rng(0).normal(size=(2, 65, 1024)).astype(np.float32)
     loss = am.AMiD()
     for _ in range(3):

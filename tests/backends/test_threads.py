@@ -20,9 +20,10 @@ import pytest
 import amidmath as am
 
 pytest.importorskip("llvmlite")
-from amidmath.backends import cpu, threads
+from amidmath.backends.llvm_kernels import kernels as llvm_kernels
+from amidmath.backends.llvm_kernels import threads
+from amidmath.backends.llvm_kernels.threads import share
 from amidmath.backends.recent import Recent
-from amidmath.backends.threads import share
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 
@@ -163,10 +164,10 @@ def test_nothing_is_held_when_it_is_done(monkeypatch):
 def test_how_many_threads_numpy_gets(monkeypatch):
     """As the environment says at the moment, in OpenMP's words."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    cores = cpu.threads_at_hand()
+    cores = llvm_kernels.threads_at_hand()
     for said, wanted in (("3", 3), ("5,2", 5), (" 4 ", 4), ("", cores), ("0", cores), ("²", cores)):
         monkeypatch.setenv("OMP_NUM_THREADS", said)
-        assert cpu.threads_at_hand() == wanted
+        assert llvm_kernels.threads_at_hand() == wanted
 
 
 def test_an_interrupt_in_a_call_of_xla_is_told(monkeypatch):
@@ -176,7 +177,7 @@ def test_an_interrupt_in_a_call_of_xla_is_told(monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt("while rows are computed")
 
-    monkeypatch.setattr(cpu, "run", interrupted)
+    monkeypatch.setattr(llvm_kernels, "run", interrupted)
     rows = jnp.zeros((2, 64))
     with pytest.raises(Exception, match="while rows are computed"):
         am.AMiD()(rows, rows, backend="compiled").block_until_ready()

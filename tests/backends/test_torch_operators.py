@@ -13,9 +13,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import amidmath as am
-from amidmath import _named
-from amidmath._rows import RowForm
-from amidmath.backends import torch_linear_operators
+from amidmath.backends.torch_backend import hidden_operators as torch_linear_operators
+from amidmath.rows import texts
+from amidmath.rows.forms import RowForm
 
 SMALL, COMPILED = (4, 8), (64, 1024)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -155,7 +155,7 @@ def test_a_recorded_gradient_refuses_its_derivative():
 def test_torch_checks_the_operator():
     """Its schema, its fake, its autograd, under every mode that torch knows to try."""
     form = RowForm(am.AMiD(am.Renyi(2.0), alpha=0.3).block, masked=True)
-    text, numbers = _named.described(form)
+    text, numbers = texts.described(form)
     x, t = (a.requires_grad_() for a in arrays(SMALL))
     operands = [x, t, torch.tensor([True, False, True, True])]
     operator = torch.ops.amidmath.value_and_partials.default
@@ -197,8 +197,8 @@ def test_forms_come_back():
         for parameters in cls.examples:
             block = am.AMiD(cls(*parameters), order="qr", alpha=float("-inf")).block
             form = RowForm(block, knobs=1, masked=True)
-            text, numbers = _named.described(form)
-            assert _named.restored(text, numbers) == form
+            text, numbers = texts.described(form)
+            assert texts.restored(text, numbers) == form
             assert "kept" not in text
 
 
@@ -209,10 +209,10 @@ def test_what_has_no_name_is_kept():
         function: object
 
     value = Local(0.25, np.sin)
-    text, numbers = _named.described(value)
-    assert _named.restored(text, numbers) == value
-    for _ in range(_named.MOST):
-        _named.kept(object())
-    _named._parsed.cache_clear()
+    text, numbers = texts.described(value)
+    assert texts.restored(text, numbers) == value
+    for _ in range(texts.MOST):
+        texts.kept(object())
+    texts._parsed.cache_clear()
     with pytest.raises(RuntimeError, match="trace it again"):
-        _named.restored(text, numbers)
+        texts.restored(text, numbers)

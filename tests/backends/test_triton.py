@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import amidmath as am
-from amidmath._rowprogram.program import row_program
-from amidmath._rows import RowForm
-from amidmath.backends.triton_source import source
+from amidmath.backends.triton_kernels.source import source
+from amidmath.compiler.program import row_program
+from amidmath.rows.forms import RowForm
 
 triton = pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 compiler = pytest.importorskip("triton.compiler")
-triton_rows = pytest.importorskip("amidmath.backends.triton_rows")
+triton_rows = pytest.importorskip("amidmath.backends.triton_kernels.kernels")
 
 H100 = 90
 CASES = Path(__file__).with_name("triton_interpreted.py")

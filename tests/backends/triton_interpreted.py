@@ -17,8 +17,10 @@ from certify.subjects import REGISTRY, plan
 from triton.runtime import interpreter
 
 import amidmath as am
-from amidmath._rows import RowForm
-from amidmath.backends import choice, torch_rows, triton_rows
+from amidmath.backends import choice
+from amidmath.backends.torch_backend import rows as torch_rows
+from amidmath.backends.triton_kernels import kernels as triton_kernels
+from amidmath.rows.forms import RowForm
 
 ROWS, VOCABULARY = 2, 701
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -116,10 +118,10 @@ def test_operands_of_several_dtypes(student, teacher, knob, parts):
     keep = torch.tensor([True, False])
     form = RowForm(am.AMiD(lam=operands[2][:, 0]).block, knobs=1, masked=True)
     needs = (True, True, True, False)
-    value, partials = triton_rows.run(form, (*operands, keep), needs, parts=parts)
+    value, partials = triton_kernels.run(form, (*operands, keep), needs, parts=parts)
     computing = torch.float64 if torch.float64 in dtypes[:2] else torch.float32
     wide = (*(a.to(computing) for a in operands), keep)
-    wanted, exact = triton_rows.run(form, wide, needs, parts=parts)
+    wanted, exact = triton_kernels.run(form, wide, needs, parts=parts)
     assert torch.equal(value, wanted)
     for found, partial, dtype in zip(partials[:3], exact[:3], dtypes, strict=True):
         assert found.dtype == dtype
@@ -143,7 +145,7 @@ def test_vocabularies(vocabulary, parts):
     student, teacher = logits(vocabulary=vocabulary)
     teacher[0, 0] = -math.inf if vocabulary > 1 else 0.0
     loss = am.AMiD(order="qr", alpha=-1.0)
-    found = triton_rows.run(RowForm(loss.block), (student, teacher), (True, False), parts=parts)
+    found = triton_kernels.run(RowForm(loss.block), (student, teacher), (True, False), parts=parts)
     expected = truth(loss, student, teacher, reduction="none")
     assert_near((found[0], found[1][0]), expected, torch.float32)
 
@@ -176,7 +178,7 @@ def test_autograd():
 
 def test_a_shared_row(monkeypatch):
     """Several programs a row: masks, all kinds of results, the same to the last bit each time."""
-    monkeypatch.setitem(triton_rows.BLOCKS, torch.float32, (128, 128))
+    monkeypatch.setitem(triton_kernels.BLOCKS, torch.float32, (128, 128))
     student, teacher = logits()
     keep = torch.tensor([True, False])
     lam = torch.full((2, 1), 0.1)
@@ -185,9 +187,9 @@ def test_a_shared_row(monkeypatch):
     form = RowForm(loss.block, knobs=1, masked=True, scaled=True)
     needs = (True, True, True, False, False)
     operands = (student, teacher, lam, keep, scale)
-    whole = triton_rows.run(form, operands, needs, parts=1)
-    shared = triton_rows.run(form, operands, needs, parts=4)
-    again = triton_rows.run(form, operands, needs, parts=4)
+    whole = triton_kernels.run(form, operands, needs, parts=1)
+    shared = triton_kernels.run(form, operands, needs, parts=4)
+    again = triton_kernels.run(form, operands, needs, parts=4)
     torch.testing.assert_close(shared[0], whole[0], rtol=1e-6, atol=0.0)
     for one, other, same in zip(shared[1][:3], whole[1][:3], again[1][:3], strict=True):
         size = float(other.abs().max())
@@ -214,7 +216,7 @@ def test_not_in_place_where_rows_share_memory():
     _, teacher = logits()
     student = teacher[:1].flip(-1).expand(ROWS, VOCABULARY)
     kept = student.clone()
-    triton_rows.run(RowForm(am.AMiD().block), (student, teacher), (True, False), overwrite=True)
+    triton_kernels.run(RowForm(am.AMiD().block), (student, teacher), (True, False), overwrite=True)
     assert torch.equal(student, kept)
 
 
@@ -247,8 +249,8 @@ def test_exp_of_a_gpu(monkeypatch, name):
 
 def test_what_triton_does_not_have():
     student, teacher = (a.to(torch.float8_e4m3fn) for a in logits())
-    with pytest.raises(triton_rows.UnsupportedError, match="float8"):
-        triton_rows.run(RowForm(am.AMiD().block), (student, teacher), (True, False))
+    with pytest.raises(triton_kernels.UnsupportedError, match="float8"):
+        triton_kernels.run(RowForm(am.AMiD().block), (student, teacher), (True, False))
 
 
 def test_without_triton(monkeypatch):

@@ -216,7 +216,8 @@ def render() -> str:
         "# What runs where",
         "",
         "Made by `python tests/helpers/capabilities.py > docs/capabilities.md`; the tests check",
-        f"its cells (`make test ARGS=tests/core/test_capabilities.py`). {YES}: checked. {SAME}:",
+        "its cells (`make test ARGS=tests/amidmath/test_capabilities.py`).",
+        f"{YES}: checked. {SAME}: "
         "the code of a row that is checked in this mode, with another formula. Numbers: see below.",
         "",
     ]
@@ -255,7 +256,8 @@ GENERAL = (
     "`amidmath.methods` makes losses of the classes above; `akl` alone has one of its own.",
     "`Loss.linear`, against a head or a `TopK`, and `Loss.sparse`: values and `..._value_and_grad` "
     "on NumPy and array-api-strict; on torch also grad and compile, on JAX all of its "
-    "transformations (tests/core/test_linear*.py, test_sparse.py, tests/backends/test_jax*.py). "
+    "transformations (tests/amidmath/test_linear*.py, test_sparse.py, "
+    "tests/backends/test_jax*.py). "
     "Not on dask.",
     f"CuPy: {UNTRIED} is what the tests run where there is a GPU; none has run them yet.",
     "Not in the tables: "

@@ -20,7 +20,7 @@ import torch
 from llvmlite import binding as llvm
 
 import amidmath as am
-from amidmath.backends import llvm_jit
+from amidmath.backends.llvm_kernels import jit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -136,12 +136,12 @@ def swept(
 
 def quickly_compiled() -> None:
     """Have LLVM make slower code in less time."""
-    target = llvm.Target.from_triple(llvm_jit.machine().triple)
+    target = llvm.Target.from_triple(jit.machine().triple)
     features = llvm.get_host_cpu_features().flatten()
     machine = target.create_target_machine(
         cpu=llvm.get_host_cpu_name(), features=features, opt=0, jit=True
     )
-    llvm_jit.machine = lambda: machine  # type: ignore[assignment]
+    jit.machine = lambda: machine  # type: ignore[assignment]
 
 
 def main() -> None:
@@ -154,7 +154,7 @@ def main() -> None:
     single = [row for row in four if "float64" not in row]
     for x64, rows, ways in ((True, four, (asked, by_jax)), (False, single, (by_jax,))):
         with jax.enable_x64(x64):
-            # The core compiles each of its operations there; tests/core has it.
+            # The core compiles each of its operations there; tests/amidmath has it.
             swept(f"JAX, x64 {x64}", rows, jax_array, *ways, lengths=(MANY,))
     print("swept")
 

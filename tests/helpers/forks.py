@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import amidmath as am
-from amidmath.backends import cpu, llvm_jit
+from amidmath.backends.llvm_kernels import jit
+from amidmath.backends.llvm_kernels import kernels as llvm_kernels
 from amidmath.backends.recent import Recent
 
 if TYPE_CHECKING:
@@ -41,15 +42,15 @@ def compute(loss: am.Loss = KNOWN) -> float:
 
 def compile_on() -> None:
     """Compile one loss after the other, and take one's time."""
-    original = llvm_jit.optimized
+    original = jit.optimized
 
     def slowly(text: str) -> Any:
         MOMENT.set()
         time.sleep(0.1)
         return original(text)
 
-    llvm_jit.optimized = slowly  # type: ignore[assignment]
-    cpu._KERNELS = Recent(most=1)
+    jit.optimized = slowly  # type: ignore[assignment]
+    llvm_kernels._KERNELS = Recent(most=1)
     while True:
         compute(next(LOSSES))
 
@@ -64,7 +65,7 @@ def free_on() -> None:
     """Make and free machine code."""
     while True:
         MOMENT.set()
-        llvm_jit.native("define void @f() { ret void }", "f")
+        jit.native("define void @f() { ret void }", "f")
 
 
 MOMENT = threading.Event()

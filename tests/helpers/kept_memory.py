@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import amidmath as am
-from amidmath._rows import RowForm
-from amidmath.backends import cpu
-from amidmath.backends import numpy as backend
+from amidmath.backends.llvm_kernels import kernels as llvm_kernels
+from amidmath.backends.numpy_backend import adapter as backend
 from amidmath.backends.recent import Recent
+from amidmath.rows.forms import RowForm
 
 if TYPE_CHECKING:
-    from amidmath._typing import Array, Partials
+    from amidmath.arrays.annotations import Array, Partials
 
 STUDENT, TEACHER = np.random.default_rng(0).normal(size=(2, 3, 40)).astype(np.float32)
 MEGABYTE = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss
@@ -53,7 +53,7 @@ def one_structure(j: int) -> None:
 
 
 def main() -> None:
-    cpu._KERNELS = Recent(most=8)
+    llvm_kernels._KERNELS = Recent(most=8)
     one, count = {"numbers": (one_number, 2000), "structures": (one_structure, 300)}[sys.argv[1]]
     settled = 0
     for j in range(count):

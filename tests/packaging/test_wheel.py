@@ -28,8 +28,8 @@ def test_wheel_contents(dist: Path) -> None:
         "amidmath/__init__.py",
         "amidmath/py.typed",
         "amidmath/divergences/_kl.py",
-        "amidmath/backends/torch.py",
-        "amidmath/backends/torch_operators.py",
+        "amidmath/backends/torch_backend/adapter.py",
+        "amidmath/backends/torch_backend/operators.py",
         "amidmath/integrations/torch_distill.py",
         "amidmath/integrations/configs/smollm2.yaml",
     } <= names
@@ -40,7 +40,7 @@ def test_sdist_contents(dist: Path) -> None:
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {"LICENSE", "README.md", "pyproject.toml", "backends/jax.py"} <= names
+    assert {"LICENSE", "README.md", "pyproject.toml", "backends/jax_backend/adapter.py"} <= names
     assert {"Makefile", "CHANGELOG.md", "CITATION.cff", "docs/design.md"} <= names
     assert "tests/packaging/test_wheel.py" in names
 
@@ -54,7 +54,7 @@ def test_wheel_outside_the_checkout(dist: Path, tmp_path: Path) -> None:
     )
     program = (
         "import numpy as np, amidmath as am\n"
-        "import amidmath.backends.torch, amidmath.integrations.torch_distill\n"
+        "import amidmath.backends.torch_backend.adapter, amidmath.integrations.torch_distill\n"
         f"assert am.__file__.startswith({str(site)!r}), am.__file__\n"
         "value, grad = am.AMiD().value_and_grad(np.zeros((2, 3)), np.eye(2, 3))\n"
         "assert value > 0 and grad.shape == (2, 3)\n"

@@ -27,10 +27,10 @@ from jax_kinds import KINDS, LARGE, SMALL
 from jax_ways import SHARDED, mesh_of
 
 import amidmath as am
-from amidmath.backends import cpu
+from amidmath.backends.llvm_kernels import kernels as llvm_kernels
 
 CALLS = []
-KERNEL = cpu.run
+KERNEL = llvm_kernels.run
 
 
 def counted(*args, **kwargs):
@@ -77,6 +77,6 @@ def refusals():
 
 
 if __name__ == "__main__":
-    cpu.run = counted
+    llvm_kernels.run = counted
     with Path(sys.argv[1]).open("wb") as file:
         pickle.dump({"cases": dict(cases()), "refusals": list(refusals())}, file)

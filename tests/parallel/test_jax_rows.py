@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from jax_kinds import LARGE
 
-from amidmath._dispatch import FIRST_ONLY
+from amidmath.arrays.dispatch import FIRST_ONLY
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 import amidmath as am
-from amidmath._vocab_parallel import Sharded
+from amidmath.losses.vocab_parallel import Sharded
 
 LOSS = am.VocabParallel(am.AMiD(), "vocab")
 

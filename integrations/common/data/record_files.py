@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from amidmath._checks import shortened
+from amidmath.arrays.checks import shortened
 
 Record = Mapping[str, Any]
 

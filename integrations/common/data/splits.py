@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.exceptions import DatasetGenerationError
 
-from amidmath._checks import shortened
+from amidmath.arrays.checks import shortened
 from amidmath.integrations.common.data.record_files import READERS, UnreadableFile
 from amidmath.integrations.common.data.record_tables import table
 from amidmath.integrations.common.errors import InputError, UnfitRow, first_paragraph

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from amidmath._checks import shortened
+from amidmath.arrays.checks import shortened
 from amidmath.integrations.common.data.record_files import READERS, Record, UnreadableFile, records
 from amidmath.integrations.common.errors import InputError, UnfitRow
 from amidmath.integrations.common.evaluation.metrics import marked_number

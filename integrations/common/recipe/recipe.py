@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import amidmath as am
-from amidmath._typing import Array
+from amidmath.arrays.annotations import Array
 from amidmath.integrations.common.errors import InputError
 from amidmath.integrations.common.recipe.schedules import Schedules
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from amidmath._typing import Array
+from amidmath.arrays.annotations import Array
 from amidmath.integrations.common.errors import InputError
 from amidmath.integrations.common.recipe.schedule_base import (
     Schedule,

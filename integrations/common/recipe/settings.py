@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import amidmath as am
-from amidmath._amid import ORDERS
 from amidmath.integrations.common.cli.quiet import VERBOSE_HELP
 from amidmath.integrations.common.errors import InputError
 from amidmath.integrations.common.recipe.recipe import Recipe
 from amidmath.integrations.common.recipe.schedules import Schedules
 from amidmath.integrations.common.text.vocabularies import MODES, VOCAB_HELP
+from amidmath.losses.amid import ORDERS
 
 DIVERGENCES = tuple(sorted(am.divergences.REGISTRY))
 

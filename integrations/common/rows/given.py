@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset, Features
 
-from amidmath._checks import shortened
+from amidmath.arrays.checks import shortened
 from amidmath.integrations.common.data.splits import NUMBER, SOURCE
 from amidmath.integrations.common.errors import InputError
 from amidmath.integrations.common.rows.settings import RowSettings

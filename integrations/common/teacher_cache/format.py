@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from amidmath._checks import shortened
+from amidmath.arrays.checks import shortened
 from amidmath.integrations.common.errors import InputError, first_paragraph
 
 INDEX = "index.json"

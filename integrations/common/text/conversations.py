@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from amidmath._checks import shortened
+from amidmath.arrays.checks import shortened
 from amidmath.integrations.common.errors import UnfitRow
 
 Message = dict[str, Any]

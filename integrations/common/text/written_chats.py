@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from amidmath._checks import shortened
+from amidmath.arrays.checks import shortened
 from amidmath.integrations.common.errors import UnfitRow
 from amidmath.integrations.common.text.chat_template import ChatTemplate
 from amidmath.integrations.common.text.conversations import Message

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import amidmath as am
-from amidmath._buckets import fold
+from amidmath.formulas.buckets import fold
 from amidmath.integrations.common.evaluation.quality import CHUNK_BYTES, Quality
 from amidmath.integrations.common.recipe.measures import KL_TO_TEACHER
 from amidmath.integrations.common.text.vocabularies import compared_first, measured_first

@@ -9,7 +9,7 @@ from array_api_compat import torch as xp
 from torch.nn import functional as F  # noqa: N812
 
 import amidmath as am
-from amidmath._buckets import fold
+from amidmath.formulas.buckets import fold
 from amidmath.integrations.common.evaluation.quality import CHUNK_BYTES, Quality
 from amidmath.integrations.common.recipe.measures import KL_TO_TEACHER
 from amidmath.integrations.common.rows.marks import NO_LABEL

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 import amidmath as am
-from amidmath._buckets import fold
+from amidmath.formulas.buckets import fold
 from amidmath.integrations.common.rows.marks import NO_LABEL
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from amidmath._linear_arguments import ACCELERATOR_BYTES, CPU_BYTES
+from amidmath.inputs.hidden_arguments import ACCELERATOR_BYTES, CPU_BYTES
 from amidmath.integrations.common.evaluation.quality import CHUNK_BYTES
 from amidmath.integrations.torch_loop.models.model_files import base_of, parameter_counts
 from amidmath.integrations.torch_loop.models.states import gives_logits

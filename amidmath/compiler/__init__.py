@@ -1,0 +1,1 @@
+"""From a closed form to a row program: traced, simplified, scheduled."""

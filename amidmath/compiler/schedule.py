@@ -1,0 +1,187 @@
+"""When each part of a row's program is computed: sweeps over the tokens, with row numbers between.
+
+A reduction ends a sweep: what depends on it waits for the next one. What is costly and used in
+several sweeps is kept in a buffer of the length of the row, where the executor has such buffers.
+"""
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+
+from amidmath.compiler.graph import REDUCTIONS, TOKEN, Node, reachable
+from amidmath.compiler.simplify import COST
+
+WORTH_KEEPING = {"real": 12, "bool": 3}
+"""Instructions a token above which loading a number is better than computing it again.
+
+What costs is what moves between caches: numbers of 4 or 8 bytes, truth values of one bit.
+"""
+
+
+@dataclass
+class Sweep:
+    """One pass over the tokens.
+
+    Args:
+        reductions: what it reduces to numbers of the row.
+        kept: what it writes into buffers.
+        outputs: what it writes for the caller: which operand's derivative, and the node.
+    """
+
+    reductions: list[Node] = field(default_factory=list)
+    kept: list[Node] = field(default_factory=list)
+    outputs: list[tuple[int, Node]] = field(default_factory=list)
+
+    @property
+    def roots(self) -> list[Node]:
+        """The token expressions that it computes."""
+        reduced = [r.args[0] for r in self.reductions]
+        return [*reduced, *self.kept, *(node for _, node in self.outputs)]
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is computed on one row.
+
+    Args:
+        sweeps: the passes, in order.
+        value: the row's value.
+        partials: derivatives by the operands, numbers a token or a row, None if not wanted.
+        buffers: the nodes that are kept, each with its buffer and the sweep that fills it.
+    """
+
+    sweeps: tuple[Sweep, ...]
+    value: Node
+    partials: tuple[Node | None, ...]
+    buffers: dict[Node, tuple[int, int]]
+
+    @property
+    def roots(self) -> list[Node]:
+        """The value and the partials that are wanted."""
+        return [self.value, *(p for p in self.partials if p is not None)]
+
+    @property
+    def slots(self) -> int:
+        """How many buffers there are."""
+        return max((slot + 1 for slot, _ in self.buffers.values()), default=0)
+
+
+def scheduled(value: Node, partials: Sequence[Node | None], keeping: bool) -> Program:
+    """The sweeps of a row's value and derivatives.
+
+    Args:
+        value: one number a row.
+        partials: derivatives, None where none is wanted.
+        keeping: whether the executor has buffers for what several sweeps use.
+    """
+    roots = [value, *(p for p in partials if p is not None)]
+    nodes = reachable(roots)
+    level = _levels(nodes)
+    outputs = [(j, p) for j, p in enumerate(partials) if p is not None and p.kind == TOKEN]
+    reductions = [n for n in nodes if n.op in REDUCTIONS]
+    last = max([level[n.args[0]] for n in reductions] + [level[n] for _, n in outputs])
+    sweeps = [Sweep() for _ in range(last + 1)]
+    for node in reductions:
+        sweeps[level[node.args[0]]].reductions.append(node)
+    for j, node in outputs:
+        sweeps[level[node]].outputs.append((j, node))
+    buffers = _kept(sweeps) if keeping else {}
+    return Program(tuple(sweeps), value, tuple(partials), buffers)
+
+
+def _levels(nodes: Sequence[Node]) -> dict[Node, int]:
+    """The sweep in which a token's number can be computed, before which a row's is known."""
+    level: dict[Node, int] = {}
+    for node in nodes:
+        highest = max((level[a] for a in node.args), default=0)
+        level[node] = highest + 1 if node.op in REDUCTIONS else highest
+    return level
+
+
+def _kept(sweeps: Sequence[Sweep]) -> dict[Node, tuple[int, int]]:
+    """Choose what is written into buffers, going from sweep to sweep."""
+    kept: dict[Node, tuple[int, int]] = {}
+    first: dict[Node, int] = {}
+    for at, sweep in enumerate(sweeps):
+        chosen: list[Node] = []
+        prices = _prices(kept)
+        stack = [r for r in sweep.roots if r.kind == TOKEN]
+        seen: set[Node] = set()
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in first and node not in kept and _worth(prices(node), node):
+                kept[node] = (len(kept), first[node])
+                chosen.append(node)
+            if node not in kept:
+                stack.extend(a for a in node.args if a.kind == TOKEN)
+        # What is cheap to compute from others that are kept need not be.
+        for node in sorted(chosen, key=lambda n: -n.order):
+            place = kept.pop(node)
+            if _worth(_prices(kept)(node), node):
+                kept[node] = place
+                sweeps[first[node]].kept.append(node)
+        for node in seen:
+            first.setdefault(node, at)
+    return _shared_buffers(sweeps, kept)
+
+
+def _worth(price: int, node: Node) -> bool:
+    return price > WORTH_KEEPING.get(node.type, math.inf)
+
+
+def _prices(kept: Collection[Node]) -> Callable[[Node], int]:
+    """What it takes to compute a number, given what is kept."""
+    known: dict[Node, int] = {}
+
+    def price(node: Node) -> int:
+        if node.kind != TOKEN:
+            return 0
+        if node in kept:
+            return 1
+        if node not in known:
+            known[node] = COST[node.op] + sum(price(a) for a in node.args)
+        return known[node]
+
+    return price
+
+
+def _shared_buffers(
+    sweeps: Sequence[Sweep], kept: dict[Node, tuple[int, int]]
+) -> dict[Node, tuple[int, int]]:
+    """Give buffers that are no longer read to what is kept later: fewer of them fit a cache."""
+    last: dict[Node, int] = {}
+    for at, sweep in enumerate(sweeps):
+        for node in sorted(computed(sweep.roots, kept, at)[1], key=lambda n: n.order):
+            last[node] = at
+    free: list[int] = []
+    shared: dict[Node, tuple[int, int]] = {}
+    count = 0
+    for at, sweep in enumerate(sweeps):
+        free += [shared[n][0] for n, end in last.items() if end == at - 1 and n in shared]
+        for node in sweep.kept:
+            if free:
+                slot = free.pop()
+            else:
+                slot, count = count, count + 1
+            shared[node] = (slot, at)
+    return shared
+
+
+def computed(
+    roots: Sequence[Node], kept: dict[Node, tuple[int, int]], at: int
+) -> tuple[set[Node], set[Node]]:
+    """The token expressions that a sweep computes, and those that it reads from buffers."""
+    seen: set[Node] = set()
+    read: set[Node] = set()
+    stack = [r for r in roots if r.kind == TOKEN]
+    while stack:
+        node = stack.pop()
+        if node in kept and kept[node][1] < at:
+            read.add(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.extend(a for a in node.args if a.kind == TOKEN)
+    return seen, read

@@ -1,0 +1,1 @@
+"""Inputs of a loss: logits, hidden states with their head, top-k lists, shards."""

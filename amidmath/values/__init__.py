@@ -1,0 +1,1 @@
+"""Losses and divergences as values: equality, pytrees, operators."""

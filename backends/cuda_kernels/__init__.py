@@ -1,0 +1,1 @@
+"""Row programs as CUDA C++."""

@@ -1,0 +1,1 @@
+"""CuPy: how closed forms run on its arrays."""

@@ -1,0 +1,1 @@
+"""JAX: how closed forms run on its arrays and are differentiated."""

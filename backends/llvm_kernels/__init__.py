@@ -1,0 +1,1 @@
+"""Row programs as machine code for the CPU, by LLVM."""

@@ -1,0 +1,1 @@
+"""NumPy: how closed forms run on its arrays."""

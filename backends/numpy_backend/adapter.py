@@ -1,0 +1,73 @@
+"""NumPy: compiled rows where there is enough to compute, the core as it is elsewhere."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import array_api_compat.numpy as xp
+import numpy as np
+
+from amidmath.arrays.annotations import Array, ClosedForm, Partials
+from amidmath.backends import choice
+from amidmath.rows.forms import RowForm
+
+if TYPE_CHECKING:
+    from amidmath.backends.llvm_kernels import kernels as llvm_kernels
+
+
+def run(
+    form: ClosedForm,
+    operands: tuple[Array, ...],
+    needs: tuple[bool, ...],
+    backend: str | None = None,
+    overwrite: bool = False,
+) -> tuple[Array, Partials]:
+    """The closed form's value and the partial derivatives that ``needs`` marks.
+
+    With ``overwrite`` the first operand's gradient may take its place in memory.
+    """
+    run_rows = partial(_compiled, overwrite=overwrite)
+    result = choice.compiled(choice.CPU, run_rows, form, operands, needs, backend)
+    if result is not None:
+        return result
+    with np.errstate(all="ignore"):  # the core handles its infinities itself
+        return form(*operands, needs=needs, xp=xp)
+
+
+def _compiled(
+    form: RowForm, operands: tuple[Array, ...], needs: tuple[bool, ...], overwrite: bool
+) -> tuple[Array, Partials]:
+    from amidmath.backends.llvm_kernels import kernels as llvm_kernels
+
+    rows, vocabulary = operands[0].shape
+    held = [_side_by_side(a) for a in operands]  # copies live until the kernel has run
+    computing = np.result_type(np.float32, *(a.dtype for a in operands[:2]))
+
+    def empty(which: int | None) -> tuple[Array, "llvm_kernels.View"]:
+        if which is None:
+            made = np.empty(rows, computing)
+        else:
+            made = np.empty(operands[which].shape, operands[which].dtype.newbyteorder("="))
+        return made, _view(made)
+
+    views = [_view(a) for a in held]
+    over = (operands[0], views[0]) if overwrite and _writable(operands[0], held[0]) else None
+    threads = llvm_kernels.threads_at_hand()
+    return llvm_kernels.run(form, needs, views, rows, vocabulary, empty, threads, over)
+
+
+def _writable(a: Array, held: Array) -> bool:
+    """Whether each number of the array has a place of its own that may be written to."""
+    apart = a.shape[0] == 1 or a.strides[0] >= a.shape[1] * a.itemsize
+    return held is a and a.flags.writeable and apart
+
+
+def _side_by_side(a: Array) -> Array:
+    """The array, or a copy where the numbers of a row do not lie side by side in native order."""
+    aligned = a.ndim == 1 or a.shape[-1] == 1 or a.strides[-1] == a.itemsize
+    return a if aligned and a.dtype.isnative else np.array(a, a.dtype.newbyteorder("="), order="C")
+
+
+def _view(a: Array) -> "llvm_kernels.View":
+    from amidmath.backends.llvm_kernels import kernels as llvm_kernels
+
+    return llvm_kernels.View(a.ctypes.data, a.strides[0], a.dtype.name, a)

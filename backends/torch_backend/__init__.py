@@ -1,0 +1,1 @@
+"""torch: how closed forms run on its tensors and are differentiated."""

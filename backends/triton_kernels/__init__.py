@@ -1,0 +1,1 @@
+"""Row programs as kernels for the GPU, by Triton."""
