@@ -61,7 +61,8 @@ def _step(shape: Shape, settings: dict[str, Any] | None, look: bool) -> Any:
     import optax
     from flax import nnx
 
-    from amidmath.integrations.jax_loop.loss.objective import CrossEntropy, Objective, Whole
+    from amidmath.integrations.jax_loop.loss.compare import Whole
+    from amidmath.integrations.jax_loop.loss.objective import CrossEntropy, Objective
     from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
     from amidmath.integrations.jax_loop.training.step import Steps, TrainState
     from amidmath.integrations.jax_loop.training.trainer import trained_parameters

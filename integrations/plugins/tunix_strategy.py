@@ -32,8 +32,8 @@ import amidmath as am
 from amidmath.arrays import checks
 from amidmath.integrations.common.recipe.measures import KL_TO_TEACHER, SAMPLE, TOTAL_VARIATION
 from amidmath.integrations.common.rows.marks import NO_LABEL
-from amidmath.integrations.jax_loop.loss.objective import States as States
 from amidmath.integrations.jax_loop.loss.objective import sampled
+from amidmath.integrations.jax_loop.loss.states import States as States
 from amidmath.integrations.plugins.jax_losses import chosen_loss
 
 Output = jax.Array | States

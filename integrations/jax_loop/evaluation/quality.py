@@ -16,17 +16,19 @@ from amidmath.formulas.buckets import fold
 from amidmath.integrations.common.evaluation.quality import CHUNK_BYTES, Quality
 from amidmath.integrations.common.recipe.measures import KL_TO_TEACHER
 from amidmath.integrations.common.text.vocabularies import compared_first, measured_first
-from amidmath.integrations.jax_loop.devices.mesh import on_mesh, spread
-from amidmath.integrations.jax_loop.loss.objective import (
+from amidmath.integrations.jax_loop.devices.mesh import on_mesh
+from amidmath.integrations.jax_loop.loss.compare import in_chunks, spread
+from amidmath.integrations.jax_loop.loss.states import (
     Array,
     Positions,
     Reference,
     States,
-    in_chunks,
+    positions_of,
+    reference_of,
+    states_of,
 )
 from amidmath.integrations.jax_loop.models.decoder import Decoder
 from amidmath.integrations.jax_loop.teachers.teachers import CachedTeacher, InMemory, Teacher, bare
-from amidmath.integrations.jax_loop.training.step import positions_of, reference_of, states_of
 
 
 class Judge:

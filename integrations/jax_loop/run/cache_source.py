@@ -25,14 +25,14 @@ from amidmath.integrations.common.text.tokenizers import load_tokenizer, padding
 from amidmath.integrations.common.text.vocabularies import COMMON_ONLY
 from amidmath.integrations.jax_loop.devices.mesh import ROWS, make_mesh, row_shards
 from amidmath.integrations.jax_loop.devices.processes import on_host
-from amidmath.integrations.jax_loop.loss.objective import in_chunks
+from amidmath.integrations.jax_loop.loss.compare import in_chunks
+from amidmath.integrations.jax_loop.loss.states import states_of
 from amidmath.integrations.jax_loop.models.decoder import Decoder
 from amidmath.integrations.jax_loop.models.generation import end_tokens
 from amidmath.integrations.jax_loop.run.loading import as_cached, load_teacher_model, rows_of
 from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
 from amidmath.integrations.jax_loop.settings.cache_arguments import CacheRequest
 from amidmath.integrations.jax_loop.teachers.teachers import bare
-from amidmath.integrations.jax_loop.training.step import states_of
 
 # Positions whose logits are held at a time.
 _CHUNK = 256

@@ -28,9 +28,10 @@ from amidmath.integrations.common.run.progress import (
     resident_bytes,
 )
 from amidmath.integrations.common.text.vocabularies import measured_first
-from amidmath.integrations.jax_loop.devices.mesh import comparer, on_mesh, spread
+from amidmath.integrations.jax_loop.devices.mesh import on_mesh
 from amidmath.integrations.jax_loop.evaluation.task_scores import student_scores
 from amidmath.integrations.jax_loop.logs.trackers import Report
+from amidmath.integrations.jax_loop.loss.compare import comparer, spread
 from amidmath.integrations.jax_loop.loss.objective import CrossEntropy, Objective, traceable
 from amidmath.integrations.jax_loop.models.decoder import Decoder
 from amidmath.integrations.jax_loop.settings.arguments import JaxConfig

@@ -18,8 +18,8 @@ from amidmath.integrations.common.recipe.settings import LossSettings
 from amidmath.integrations.common.recipe.supports import check_finite
 from amidmath.integrations.common.rows.marks import NO_LABEL
 from amidmath.integrations.common.run import run_folder
-from amidmath.integrations.jax_loop.loss.objective import States as JaxStates
-from amidmath.integrations.jax_loop.loss.objective import Whole
+from amidmath.integrations.jax_loop.loss.compare import Whole
+from amidmath.integrations.jax_loop.loss.states import States as JaxStates
 from amidmath.integrations.torch_loop.loss.objective import Batch, compare
 from amidmath.integrations.torch_loop.models.states import States
 
