@@ -22,6 +22,7 @@ import amidmath as am
 from amidmath.integrations import jax_distill
 from amidmath.integrations.common.policies.base import Source
 from amidmath.integrations.common.run.progress import TIME_FIELDS
+from amidmath.integrations.jax_loop.run.loading import prepare
 from amidmath.integrations.jax_loop.training import trainer as trainer_module
 from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 
@@ -166,7 +167,7 @@ def test_nothing_is_compiled_after_the_first_step(
     rows = [{"prompt": "p" * length, "completion": "x"} for length in lengths]
     data = write_jsonl(tmp_path / "prompts.jsonl", rows)
     words = arguments(tmp_path / "run", dataset_name=data, policy="on_policy", max_steps=4)
-    trainer = jax_distill.prepare(jax_distill.parse_arguments(words), print).trainer
+    trainer = prepare(jax_distill.parse_arguments(words), print).trainer
     with compilations() as programs:
         for _ in range(4):
             trainer._step()
@@ -241,7 +242,7 @@ def test_every_method_has_a_step(
     policy = "mixed" if method == "distillm2" else "off_policy"
     words = arguments(tmp_path / "run", method=method, alpha=None, policy=policy)
     parsed = jax_distill.parse_arguments(words)
-    trainer = jax_distill.prepare(parsed, print).trainer
+    trainer = prepare(parsed, print).trainer
     batch = trainer.rollouts.batch(Source.DATASET, trainer.batches.step(0))
     values, fixed = trainer._values()
     state, result = jax.eval_shape(

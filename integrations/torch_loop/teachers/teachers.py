@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 import amidmath as am
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.torch_loop.devices.processes import reshard
+from amidmath.integrations.torch_loop.devices.engines import reshard
 from amidmath.integrations.torch_loop.models.states import States, expose_states
 
 T = TypeVar("T")

@@ -21,13 +21,15 @@ from amidmath.integrations.common.rows.from_dataset import whole_rows
 from amidmath.integrations.common.rows.settings import RowSettings
 from amidmath.integrations.common.run.checkpoints import ExtraState
 from amidmath.integrations.common.text.vocabularies import compared_first
-from amidmath.integrations.torch_loop.devices.processes import (
-    LENGTHS,
-    WithLengths,
-    ignore_repeated_rows,
+from amidmath.integrations.torch_loop.devices.engines import (
     keep_loss_wide,
     prepare_frozen,
     reshard,
+)
+from amidmath.integrations.torch_loop.devices.shares import (
+    LENGTHS,
+    WithLengths,
+    ignore_repeated_rows,
     summed,
 )
 from amidmath.integrations.torch_loop.evaluation.task_scores import student_scores

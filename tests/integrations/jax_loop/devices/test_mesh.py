@@ -21,8 +21,8 @@ from amidmath.integrations.jax_loop.devices.mesh import (
     parse_mesh,
     place,
 )
+from amidmath.integrations.jax_loop.run.header import _not_divided
 from amidmath.integrations.jax_loop.run.loading import check_tensor_axis
-from amidmath.integrations.jax_loop.run.report import _not_divided
 from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
 
 ROWS = [

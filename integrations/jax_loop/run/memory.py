@@ -1,0 +1,26 @@
+"""What a run would take of memory, as XLA plans it."""
+
+from typing import Any
+
+from amidmath.integrations.jax_loop.run.loading import Prepared
+
+
+def memory_in_words(prepared: Prepared) -> str:
+    """What XLA says that a training step and an evaluation take on a device; neither is run."""
+    trainer = prepared.trainer
+    found: Any = trainer.compiled_step().memory_analysis()
+    if found is None:
+        return "Memory: this backend does not say what a step takes."
+    parts = {
+        "weights, optimiser states and the batch": found.argument_size_in_bytes,
+        "gradients and activations": found.temp_size_in_bytes,
+    }
+    total = sum(parts.values())
+    judging = prepared.judge.temporary_bytes(trainer.student, next(prepared.held_out(None)))
+    listed = ", ".join(f"{size / 1e9:.2f} GB {name}" for name, size in parts.items())
+    return (
+        f"Memory of a training step on each device, as XLA has planned it: {total / 1e9:.2f} GB "
+        f"({listed}). An evaluation takes {judging / 1e9:.2f} GB beside weights, with "
+        f"{trainer.config.per_device_eval_batch_size} sequences at a time. Libraries and what an "
+        "allocator keeps back come on top."
+    )
