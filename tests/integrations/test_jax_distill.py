@@ -145,16 +145,16 @@ def test_every_policy_goes_on_as_if_there_had_been_no_break(
         "sequence_level": {Source.TEACHER},
     }
     assert set(sources) == expected[policy]
-    step = JaxTrainer._step
+    step = JaxTrainer.make_step
 
     def stops(self: JaxTrainer) -> None:
         if self.step == 5:
             raise KeyboardInterrupt
         step(self)
 
-    monkeypatch.setattr(JaxTrainer, "_step", stops)
+    monkeypatch.setattr(JaxTrainer, "make_step", stops)
     assert jax_distill.main(arguments(broken, **settings)) == 130
-    monkeypatch.setattr(JaxTrainer, "_step", step)
+    monkeypatch.setattr(JaxTrainer, "make_step", step)
     assert jax_distill.main(arguments(broken, **settings)) == 0
     same_runs(whole, broken)
 
@@ -170,7 +170,7 @@ def test_nothing_is_compiled_after_the_first_step(
     trainer = prepare(jax_distill.parse_arguments(words), print).trainer
     with compilations() as programs:
         for _ in range(4):
-            trainer._step()
+            trainer.make_step()
     assert programs.count("jit(_train)") == 1
     assert programs.count("jit(_answers)") <= 1  # another test may have compiled that one
 
@@ -244,7 +244,7 @@ def test_every_method_has_a_step(
     parsed = jax_distill.parse_arguments(words)
     trainer = prepare(parsed, print).trainer
     batch = trainer.rollouts.batch(Source.DATASET, trainer.batches.step(0))
-    values, fixed = trainer._values()
+    values, fixed = trainer.scheduled()
     state, result = jax.eval_shape(
         lambda *given: trainer.steps._train(*given[:4], fixed, *given[4:]),
         trainer.state,

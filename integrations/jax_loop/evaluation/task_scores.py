@@ -1,7 +1,6 @@
 """The answers of a decoder to a task's prompts, and the scores of a trainer's student."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -13,9 +12,6 @@ from amidmath.integrations.common.evaluation.tasks import Task
 from amidmath.integrations.common.text.tokenizers import padding
 from amidmath.integrations.jax_loop.models.decoder import Decoder
 from amidmath.integrations.jax_loop.models.generation import generate
-
-if TYPE_CHECKING:
-    from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 
 
 def answer(
@@ -61,17 +57,20 @@ def answer(
     return Answers.of_tokens(found, tokenizer, ends, task)
 
 
-def student_scores(asked: TaskScores, trainer: "JaxTrainer") -> dict[str, float]:
-    """The scores of a trainer's student as it is now, in percent, by metric.
+def student_scores(
+    asked: TaskScores, student: Decoder, ends: Sequence[int], batch_size: int
+) -> dict[str, float]:
+    """The scores of a student as it is now, in percent, by metric.
 
     The sampling has a key of its own, so that training goes on as if nothing had been asked. All
     processes must call it, and all are given the scores.
 
     Args:
         asked: what the student answers.
-        trainer: whose student.
+        student: who answers.
+        ends: which tokens end an answer.
+        batch_size: prompts at a time.
     """
-    how = asked.decoding(trainer.config.per_device_eval_batch_size)
-    ends = trainer.rollouts.end_tokens
-    answers = answer(trainer.student, asked.tokenizer, ends, asked.prompts, asked.task, how)
+    how = asked.decoding(batch_size)
+    answers = answer(student, asked.tokenizer, ends, asked.prompts, asked.task, how)
     return asked.of(answers.texts[0], answers.unfinished[0])

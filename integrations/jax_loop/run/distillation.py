@@ -18,7 +18,6 @@ from amidmath.integrations.common.run.progress import MetricsFile
 from amidmath.integrations.common.run.run_folder import METRICS, STUDENT, Record
 from amidmath.integrations.common.text.vocabularies import compared_in_words
 from amidmath.integrations.jax_loop.devices.processes import Joined, is_main, together
-from amidmath.integrations.jax_loop.evaluation.task_scores import student_scores
 from amidmath.integrations.jax_loop.logs.trackers import forget, reporting
 from amidmath.integrations.jax_loop.models.decoder import Decoder
 from amidmath.integrations.jax_loop.run.header import print_header
@@ -74,8 +73,8 @@ class JaxTraining:
         trainer, folder, config = self.trainer, self.told.output_dir, self.told.config
         if name == STUDENT and checkpoint is None and is_main():
             forget(folder)
-        trainer.metrics = MetricsFile(folder / METRICS, name)
-        trainer.metrics.is_writer = is_main()
+        trainer.logs.metrics = MetricsFile(folder / METRICS, name)
+        trainer.logs.metrics.is_writer = is_main()
         groups = record(self.told).arguments.values()
         report = reporting(
             (config.report_to or ()) if is_main() else (),
@@ -88,14 +87,15 @@ class JaxTraining:
         )
         with ExitStack() as stack:
             with together():
-                trainer.report = stack.enter_context(report)
-            stack.enter_context(trainer.progress(title, config.disable_tqdm or not is_main()))
+                trainer.logs.report = stack.enter_context(report)
+            hidden = config.disable_tqdm or not is_main()
+            stack.enter_context(trainer.logs.bar(trainer.total, title, hidden))
             with within_memory("training", TRAINING):
                 trainer.train(checkpoint)
 
     def scores(self) -> dict[str, float] | None:
         """The scores of the model's answers on the run's task; None if it has no task."""
-        return None if self.asked is None else student_scores(self.asked, self.trainer)
+        return None if self.asked is None else self.trainer.scores(self.asked)
 
 
 @dataclass(frozen=True)

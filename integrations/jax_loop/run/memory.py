@@ -2,13 +2,18 @@
 
 from typing import Any
 
+import jax.numpy as jnp
+
+from amidmath.integrations.common.policies.base import Source
+from amidmath.integrations.jax_loop.devices.mesh import on_mesh
 from amidmath.integrations.jax_loop.run.loading import Prepared
+from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 
 
 def memory_in_words(prepared: Prepared) -> str:
     """What XLA says that a training step and an evaluation take on a device; neither is run."""
     trainer = prepared.trainer
-    found: Any = trainer.compiled_step().memory_analysis()
+    found: Any = compiled_step(trainer).memory_analysis()
     if found is None:
         return "Memory: this backend does not say what a step takes."
     parts = {
@@ -24,3 +29,20 @@ def memory_in_words(prepared: Prepared) -> str:
         f"{trainer.config.per_device_eval_batch_size} sequences at a time. Libraries and what an "
         "allocator keeps back come on top."
     )
+
+
+def compiled_step(trainer: JaxTrainer) -> Any:
+    """The training step as XLA has compiled it, of the first batch; nothing is run."""
+    batch = trainer.rollouts.batch(Source.DATASET, trainer.batches.step(0))
+    placed = on_mesh(trainer.mesh, batch, trainer.teacher.with_lists, lead=1)
+    values, fixed = trainer.scheduled()
+    lowered = trainer.steps.train.lower(
+        trainer.state,
+        trainer.teacher.parameters,
+        placed,
+        values,
+        fixed=fixed,
+        denominator=jnp.float32(1),
+        look=jnp.asarray(False),
+    )
+    return lowered.compile()

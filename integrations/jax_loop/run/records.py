@@ -38,6 +38,6 @@ def card(
         LIBRARIES,
         steps=trainer.step,
         sequences_a_step=batches.batch_size * batches.accumulation,
-        tokens=trainer.figures.tokens,
+        tokens=trainer.logs.figures.tokens,
         has_adapter=arguments.config.use_peft,
     )

@@ -125,13 +125,13 @@ def _logged(prepared: Prepared) -> list[float]:
     """The loss of every step, by a trainer that compiles its step once."""
     found: list[float] = []
     trainer = prepared.trainer
-    log: Callable[[dict[str, Any]], None] = trainer._log
+    log: Callable[[dict[str, Any]], None] = trainer.log
 
     def watch(logs: dict[str, Any]) -> None:
         found.append(logs["loss"])
         log(logs)
 
-    trainer._log = watch  # type: ignore[method-assign]
+    trainer.log = watch  # type: ignore[method-assign]
     with compilations() as programs:
         trainer.train()
     assert programs.count("jit(_train)") == 1

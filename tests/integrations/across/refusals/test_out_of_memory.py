@@ -53,7 +53,7 @@ def test_before_anything_is_written_it_is_an_input_that_does_not_fit() -> None:
 
 PLACES: dict[str, tuple[Callable[[list[str]], int], tuple[Any, str], tuple[Any, str]]] = {
     "torch": (torch_distill.main, (distillation, "evaluate"), (AMiDTrainer, "training_step")),
-    "jax": (jax_distill.main, (Judge, "__call__"), (JaxTrainer, "_step")),
+    "jax": (jax_distill.main, (Judge, "__call__"), (JaxTrainer, "make_step")),
 }
 
 

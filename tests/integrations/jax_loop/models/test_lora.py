@@ -220,7 +220,7 @@ def test_a_run_trains_the_adapter_alone(
     parsed = jax_distill.parse_arguments(words)
     trainer = prepare(parsed, print).trainer
     before = jax.tree.map(np.asarray, trainer.state.frozen)
-    trainer._step()
+    trainer.make_step()
     same = jax.tree.map(np.array_equal, before, jax.tree.map(np.asarray, trainer.state.frozen))
     assert all(jax.tree.leaves(same))
     count = sum(leaf.size for leaf in jax.tree.leaves(trainer.state.trained))
@@ -292,7 +292,7 @@ def test_torch_trains_the_same_adapter_alike(
     ours = prepare(parsed, print)
     ours.save(tmp_path / "start", parsed)
     found: list[float] = []
-    ours.trainer._log = lambda logs: found.append(logs["loss"])  # type: ignore[method-assign]
+    ours.trainer.log = lambda logs: found.append(logs["loss"])  # type: ignore[method-assign]
     ours.trainer.train()
 
     base = AutoModelForCausalLM.from_pretrained(student_dir, dtype=torch.float32)
@@ -321,7 +321,7 @@ def test_the_base_teaches_the_adapter(arguments: Callable[..., list[str]], tmp_p
     assert figures["before"].kl == 0.0
     assert figures["before"].perplexity == figures["teacher"].perplexity
     for _ in range(3):
-        trainer._step()
+        trainer.make_step()
     after = prepared.judge({"after": trainer.student}, prepared.held_out(4))
     assert after["after"].kl > 1e-3
     assert after["teacher"] == figures["teacher"]

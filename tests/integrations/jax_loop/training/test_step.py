@@ -42,9 +42,9 @@ def losses(made: JaxTrainer) -> list[float]:
     """The loss of every step, from a gradient over the batch's positions."""
     found = []
     for _ in range(made.total):
-        before = made.figures.loss_sum
-        made._step()
-        found.append(made.figures.loss_sum - before)
+        before = made.logs.figures.loss_sum
+        made.make_step()
+        found.append(made.logs.figures.loss_sum - before)
     return found
 
 
