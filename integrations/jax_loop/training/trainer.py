@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from amidmath.integrations.common.errors import TrainingError
+from amidmath.integrations.common.errors import not_finite
 from amidmath.integrations.common.evaluation.task_scores import TaskScores, with_prefix
 from amidmath.integrations.common.rows.batches import Batches, counted
 from amidmath.integrations.common.run.checkpoints import ExtraState, step_of
@@ -183,12 +183,7 @@ class JaxTrainer:
         )
         loss, norm = float(result.loss), float(result.grad_norm)
         if not math.isfinite(norm):
-            raise TrainingError(
-                f"step {self.step + 1}: the gradient's norm is {norm}, so the step was not made "
-                f"and nothing was saved of it; the student is that of step {self.step}. A lower "
-                "--learning_rate, or an --alpha below 1 (whose assistant covers all tokens that "
-                "teacher or student do), helps against it; earlier checkpoints are kept"
-            )
+            raise not_finite(self.step + 1, norm)
         kl, overlap, looked = (float(x) for x in result.statistics)
         last = dict(self.recipe.values(self.step, self.total))
         if looked:

@@ -19,7 +19,7 @@ from amidmath.integrations.common.teacher_cache.format import Lists
 from amidmath.integrations.common.teacher_cache.source import check_k
 from amidmath.integrations.common.text.tokenizers import load_tokenizer
 from amidmath.integrations.common.text.vocabularies import COMMON_ONLY
-from amidmath.integrations.torch_loop.loss.objective import next_token_mask
+from amidmath.integrations.torch_loop.loss.batch import next_token_mask
 from amidmath.integrations.torch_loop.models.model_files import logits_of_model
 from amidmath.integrations.torch_loop.models.states import States
 from amidmath.integrations.torch_loop.run.loading import bars_for_many, load_teacher_model

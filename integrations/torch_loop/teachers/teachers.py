@@ -9,8 +9,13 @@ from transformers import PreTrainedModel
 
 import amidmath as am
 from amidmath.integrations.common.errors import InputError
+from amidmath.integrations.common.recipe.recipe import Recipe
+from amidmath.integrations.common.recipe.supports import check_finite
+from amidmath.integrations.common.text.vocabularies import compared_first
 from amidmath.integrations.torch_loop.devices.engines import reshard
+from amidmath.integrations.torch_loop.models.model_files import logits_of_model
 from amidmath.integrations.torch_loop.models.states import States, expose_states
+from amidmath.integrations.torch_loop.teachers.cached import CachedTeacher
 
 T = TypeVar("T")
 
@@ -131,6 +136,27 @@ class AdapterBaseTeacher:
     def describe(self) -> str:
         """What it is."""
         return "the student's base model (its adapter off)"
+
+
+def compared_with(teacher: Teacher, ours: int, vocab: str, recipe: Recipe) -> int | None:
+    """Over how many first tokens the loss is where others are left out; None where none are.
+
+    Args:
+        teacher: what a student learns from.
+        ours: how many logits the student has.
+        vocab: as ``--vocab`` has it.
+        recipe: the loss.
+
+    Raises:
+        InputError: the loss would be infinite whatever the student learns.
+    """
+    if isinstance(teacher, CachedTeacher):
+        return teacher.rows.tokens
+    if not isinstance(teacher, ModelTeacher):
+        return None
+    theirs = logits_of_model(teacher.model)
+    check_finite(recipe, vocab, ours, theirs)
+    return compared_first(vocab, ours, theirs)
 
 
 class _AdapterOff(torch.nn.Module):
