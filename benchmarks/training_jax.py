@@ -63,7 +63,7 @@ def _step(shape: Shape, settings: dict[str, Any] | None, look: bool) -> Any:
 
     from amidmath.integrations.jax_loop.loss.compare import Whole
     from amidmath.integrations.jax_loop.loss.objective import CrossEntropy, Objective
-    from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
+    from amidmath.integrations.jax_loop.settings.config import JaxConfig
     from amidmath.integrations.jax_loop.training.optimizers import trained_parameters
     from amidmath.integrations.jax_loop.training.step import Steps, TrainState
 

@@ -21,14 +21,14 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from amidmath.integrations.common.cli.command_line import exit_status
 from amidmath.integrations.common.cli.quiet import quiet
-from amidmath.integrations.common.evaluation.answers import Answers, Decoding
 from amidmath.integrations.common.evaluation.arguments import parse_arguments
-from amidmath.integrations.common.evaluation.prompts import HeldOut
 from amidmath.integrations.common.evaluation.quality import Quality
 from amidmath.integrations.common.evaluation.report import STUDENT, TEACHER
 from amidmath.integrations.common.evaluation.run import Named, bar, run
-from amidmath.integrations.common.evaluation.tasks import Task
 from amidmath.integrations.common.rows.batches import held_out
+from amidmath.integrations.common.tasks.answers import Answers, Decoding
+from amidmath.integrations.common.tasks.prompts import HeldOut
+from amidmath.integrations.common.tasks.tasks import Task
 from amidmath.integrations.common.text.tokenizers import own_or_base, padding, place
 from amidmath.integrations.jax_loop.devices.mesh import make_mesh
 from amidmath.integrations.jax_loop.devices.processes import processes

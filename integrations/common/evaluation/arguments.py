@@ -15,9 +15,10 @@ from amidmath.integrations.common.cli.command_line import (
 )
 from amidmath.integrations.common.cli.quiet import VERBOSE_HELP
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.evaluation.answers import Decoding
-from amidmath.integrations.common.evaluation.prompts import PROMPT_STYLE_HELP, PROMPT_STYLES
-from amidmath.integrations.common.evaluation.tasks import TASKS, Languages, Task
+from amidmath.integrations.common.tasks.answers import Decoding
+from amidmath.integrations.common.tasks.prompts import PROMPT_STYLE_HELP, PROMPT_STYLES
+from amidmath.integrations.common.tasks.rows import Languages
+from amidmath.integrations.common.tasks.tasks import TASKS, Task
 from amidmath.integrations.common.text.vocabularies import MODES, VOCAB_HELP
 
 

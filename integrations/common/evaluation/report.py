@@ -14,12 +14,12 @@ from rich.table import Table
 
 from amidmath.integrations.common.cli.facts import print_facts
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.evaluation.answers import Score, TaskResult
 from amidmath.integrations.common.evaluation.arguments import Arguments
-from amidmath.integrations.common.evaluation.prompts import HeldOut, Prompts
 from amidmath.integrations.common.evaluation.quality import Quality
-from amidmath.integrations.common.evaluation.tasks import TaskRows
 from amidmath.integrations.common.storage.whole_files import staged_file, write_json
+from amidmath.integrations.common.tasks.answers import Score, TaskResult
+from amidmath.integrations.common.tasks.prompts import HeldOut, Prompts
+from amidmath.integrations.common.tasks.reading import TaskRows
 
 RESULTS = "results.json"
 PREDICTIONS = "predictions.jsonl"

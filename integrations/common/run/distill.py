@@ -12,11 +12,12 @@ from amidmath.integrations.common.cli.memory import LOADING, within_memory
 from amidmath.integrations.common.cli.quiet import LibraryLog
 from amidmath.integrations.common.errors import while_preparing
 from amidmath.integrations.common.evaluation.quality import Quality, as_table, plain, warnings_about
-from amidmath.integrations.common.evaluation.task_scores import in_words
 from amidmath.integrations.common.run import run_folder
 from amidmath.integrations.common.run.model_card import Card, write_card
 from amidmath.integrations.common.run.plots import plot
+from amidmath.integrations.common.run.record import Record
 from amidmath.integrations.common.run.told import Told
+from amidmath.integrations.common.tasks.scores import in_words
 
 T = TypeVar("T")
 Model = TypeVar("Model")
@@ -137,7 +138,7 @@ class Loop(Protocol[Model]):
         """Who trains together."""
         ...
 
-    def record(self) -> run_folder.Record:
+    def record(self) -> Record:
         """The run, to be compared with what its folder holds."""
         ...
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from amidmath.integrations.common.evaluation.metrics import NAMES
 from amidmath.integrations.common.storage.full_disk import append_line
 from amidmath.integrations.common.storage.whole_files import staged_file
+from amidmath.integrations.common.tasks.metrics import NAMES
 
 TIME_FIELDS = frozenset(
     {

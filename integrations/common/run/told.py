@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from amidmath.integrations.common.cli.command_line import STUDENT_FLAG, TEACHER_FLAG
-from amidmath.integrations.common.evaluation.task_settings import TaskScoreSettings
 from amidmath.integrations.common.policies.base import Policy
 from amidmath.integrations.common.recipe.recipe import Recipe
 from amidmath.integrations.common.run.model_card import Card
-from amidmath.integrations.common.run.run_folder import Record
+from amidmath.integrations.common.run.record import Record
+from amidmath.integrations.common.tasks.settings import TaskScoreSettings
 
 
 class Script(Protocol):

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from amidmath.integrations.common.evaluation.answers import Answers, Decoding
-from amidmath.integrations.common.evaluation.task_scores import TaskScores
-from amidmath.integrations.common.evaluation.tasks import Task
+from amidmath.integrations.common.tasks.answers import Answers, Decoding
+from amidmath.integrations.common.tasks.scores import TaskScores
+from amidmath.integrations.common.tasks.tasks import Task
 from amidmath.integrations.common.text.tokenizers import padding
 from amidmath.integrations.jax_loop.models.decoder import Decoder
 from amidmath.integrations.jax_loop.models.generation import generate

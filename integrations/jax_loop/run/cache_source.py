@@ -29,9 +29,10 @@ from amidmath.integrations.jax_loop.loss.compare import in_chunks
 from amidmath.integrations.jax_loop.loss.states import states_of
 from amidmath.integrations.jax_loop.models.decoder import Decoder
 from amidmath.integrations.jax_loop.models.generation import end_tokens
-from amidmath.integrations.jax_loop.run.loading import as_cached, load_teacher_model, rows_of
-from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
+from amidmath.integrations.jax_loop.run.loading import rows_of
+from amidmath.integrations.jax_loop.run.models import as_cached, load_teacher_model
 from amidmath.integrations.jax_loop.settings.cache_arguments import CacheRequest
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 from amidmath.integrations.jax_loop.teachers.teachers import bare
 
 # Positions whose logits are held at a time.

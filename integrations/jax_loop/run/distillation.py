@@ -11,11 +11,12 @@ from tqdm.auto import tqdm
 
 from amidmath.integrations.common.cli.memory import EVALUATION, TRAINING, within_memory
 from amidmath.integrations.common.evaluation.quality import Quality
-from amidmath.integrations.common.evaluation.task_scores import TaskScores
 from amidmath.integrations.common.run.checkpoints import step_of
 from amidmath.integrations.common.run.model_card import Card
 from amidmath.integrations.common.run.progress import MetricsFile
-from amidmath.integrations.common.run.run_folder import METRICS, STUDENT, Record
+from amidmath.integrations.common.run.record import Record
+from amidmath.integrations.common.run.run_folder import METRICS, STUDENT
+from amidmath.integrations.common.tasks.scores import TaskScores
 from amidmath.integrations.common.text.vocabularies import compared_in_words
 from amidmath.integrations.jax_loop.devices.processes import Joined, is_main, together
 from amidmath.integrations.jax_loop.logs.trackers import forget, reporting

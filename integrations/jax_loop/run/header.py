@@ -12,8 +12,10 @@ from amidmath.integrations.common.cli.facts import print_facts
 from amidmath.integrations.jax_loop.devices.mesh import kept_whole
 from amidmath.integrations.jax_loop.models.families import family
 from amidmath.integrations.jax_loop.models.lora import adapted, module_name
-from amidmath.integrations.jax_loop.run.loading import Prepared, computing_dtype
-from amidmath.integrations.jax_loop.settings.arguments import Arguments, JaxConfig
+from amidmath.integrations.jax_loop.run.loading import Prepared
+from amidmath.integrations.jax_loop.run.models import computing_dtype
+from amidmath.integrations.jax_loop.settings.arguments import Arguments
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 from amidmath.integrations.jax_loop.teachers.teachers import InMemory
 from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 

@@ -5,7 +5,8 @@ from typing import Any, TypeAlias, cast
 
 from amidmath.integrations.common.cli.command_line import Groups, parse
 from amidmath.integrations.common.teacher_cache.settings import CacheSettings, Request
-from amidmath.integrations.jax_loop.settings.arguments import JaxConfig, JaxScriptArguments
+from amidmath.integrations.jax_loop.settings.arguments import JaxScriptArguments
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 
 
 def _said_anew(kind: type, name: str, text: str) -> Any:

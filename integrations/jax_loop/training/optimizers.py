@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 
 
 def learning_rate(config: JaxConfig, total: int) -> optax.Schedule:

@@ -22,7 +22,7 @@ from amidmath.integrations.common.rows.batches import Batches
 from amidmath.integrations.common.rows.marks import STUDENT_ROWS
 from amidmath.integrations.jax_loop.models.decoder import Decoder
 from amidmath.integrations.jax_loop.models.generation import generate
-from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 from amidmath.integrations.jax_loop.teachers.teachers import InMemory, ModelTeacher, Teacher
 
 _BY_STUDENT = {Source.STUDENT, Source.BUFFER}

@@ -12,9 +12,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from amidmath.integrations.common.errors import not_finite
-from amidmath.integrations.common.evaluation.task_scores import TaskScores, with_prefix
 from amidmath.integrations.common.rows.batches import Batches, counted
 from amidmath.integrations.common.run.checkpoints import ExtraState, step_of
+from amidmath.integrations.common.tasks.scores import TaskScores, with_prefix
 from amidmath.integrations.common.text.vocabularies import measured_first
 from amidmath.integrations.jax_loop.devices.mesh import on_mesh
 from amidmath.integrations.jax_loop.evaluation.task_scores import student_scores
@@ -22,7 +22,7 @@ from amidmath.integrations.jax_loop.logs.log import RunLog
 from amidmath.integrations.jax_loop.loss.compare import comparer, spread
 from amidmath.integrations.jax_loop.loss.objective import CrossEntropy, Objective, traceable
 from amidmath.integrations.jax_loop.models.decoder import Decoder
-from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 from amidmath.integrations.jax_loop.teachers.teachers import Teacher, compared_with
 from amidmath.integrations.jax_loop.training import checkpoints
 from amidmath.integrations.jax_loop.training.optimizers import (

@@ -50,3 +50,9 @@ def next_token_mask(labels: torch.Tensor) -> torch.Tensor:
 def next_token_targets(labels: torch.Tensor) -> torch.Tensor:
     """The label that each position predicts; -100 for none, as at the last position."""
     return torch.nn.functional.pad(labels[..., 1:], (0, 1), value=NO_LABEL)
+
+
+def count_tokens(inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
+    """How many tokens a batch has, padding left out."""
+    mask = inputs.get("attention_mask")
+    return torch.tensor(labels.numel(), device=labels.device) if mask is None else mask.sum()

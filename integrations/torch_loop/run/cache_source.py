@@ -22,7 +22,8 @@ from amidmath.integrations.common.text.vocabularies import COMMON_ONLY
 from amidmath.integrations.torch_loop.loss.batch import next_token_mask
 from amidmath.integrations.torch_loop.models.model_files import logits_of_model
 from amidmath.integrations.torch_loop.models.states import States
-from amidmath.integrations.torch_loop.run.loading import bars_for_many, load_teacher_model
+from amidmath.integrations.torch_loop.run.loading import bars_for_many
+from amidmath.integrations.torch_loop.run.models import load_teacher_model
 from amidmath.integrations.torch_loop.settings.cache_arguments import Arguments
 from amidmath.integrations.torch_loop.settings.config import AMiDConfig
 from amidmath.integrations.torch_loop.teachers.cached import lists_of

@@ -12,10 +12,11 @@ from trl import SFTTrainer
 
 from amidmath.integrations.common.cli.memory import EVALUATION, TRAINING, within_memory
 from amidmath.integrations.common.evaluation.quality import Quality
-from amidmath.integrations.common.evaluation.task_scores import TaskScores
 from amidmath.integrations.common.rows.prepared import ROW
 from amidmath.integrations.common.run.model_card import Card
-from amidmath.integrations.common.run.run_folder import METRICS, Record
+from amidmath.integrations.common.run.record import Record
+from amidmath.integrations.common.run.run_folder import METRICS
+from amidmath.integrations.common.tasks.scores import TaskScores
 from amidmath.integrations.common.text.vocabularies import compared_in_words
 from amidmath.integrations.torch_loop.devices.engines import BeforeFirstStep, whole_weights
 from amidmath.integrations.torch_loop.devices.processes import Launched, on_main_process

@@ -10,7 +10,8 @@ from amidmath.integrations.torch_loop.models.model_files import (
     parameter_counts,
 )
 from amidmath.integrations.torch_loop.models.states import gives_logits
-from amidmath.integrations.torch_loop.run.memory import Shape, whole_in_words
+from amidmath.integrations.torch_loop.run.memory import whole_in_words
+from amidmath.integrations.torch_loop.run.model_shape import Shape
 from amidmath.integrations.torch_loop.settings.arguments import Arguments
 from amidmath.integrations.torch_loop.settings.config import AMiDConfig
 from amidmath.integrations.torch_loop.teachers.teachers import ModelTeacher

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from amidmath.integrations.common.evaluation.task_scores import with_prefix
+from amidmath.integrations.common.tasks.scores import with_prefix
 from amidmath.integrations.torch_loop.devices.shares import summed
 from amidmath.integrations.torch_loop.loss.batch import Batch
 from amidmath.integrations.torch_loop.loss.objective import sampled_statistics

@@ -10,8 +10,8 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 
 from amidmath.integrations.common.cli.memory import EVALUATION, within_memory
 from amidmath.integrations.common.errors import not_finite
-from amidmath.integrations.common.evaluation.task_scores import TaskScores, with_prefix
 from amidmath.integrations.common.run.checkpoints import ExtraState
+from amidmath.integrations.common.tasks.scores import TaskScores, with_prefix
 from amidmath.integrations.torch_loop.devices.engines import (
     keep_loss_wide,
     prepare_frozen,
@@ -24,7 +24,7 @@ from amidmath.integrations.torch_loop.devices.shares import (
     summed,
 )
 from amidmath.integrations.torch_loop.evaluation.task_scores import student_scores
-from amidmath.integrations.torch_loop.loss.batch import Batch
+from amidmath.integrations.torch_loop.loss.batch import Batch, count_tokens
 from amidmath.integrations.torch_loop.loss.objective import recipe_loss
 from amidmath.integrations.torch_loop.models.model_files import (
     check_context,
@@ -298,9 +298,3 @@ class _AfterStep(TrainerCallback):
     ) -> None:
         """See the class."""
         self.trainer.finish_step()
-
-
-def count_tokens(inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
-    """How many tokens a batch has, padding left out."""
-    mask = inputs.get("attention_mask")
-    return torch.tensor(labels.numel(), device=labels.device) if mask is None else mask.sum()

@@ -13,11 +13,8 @@ from tiny import SENTENCES, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amidmath.integrations.jax_loop.run.loading import Prepared, prepare
-from amidmath.integrations.jax_loop.settings.arguments import (
-    Arguments,
-    JaxConfig,
-    JaxScriptArguments,
-)
+from amidmath.integrations.jax_loop.settings.arguments import Arguments, JaxScriptArguments
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 from amidmath.integrations.torch_loop.models.model_files import freeze_embeddings
 from amidmath.integrations.torch_loop.settings.config import AMiDConfig
 from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer

@@ -20,11 +20,8 @@ import numpy as np
 
 from amidmath.integrations.jax_loop.run.loading import prepare
 from amidmath.integrations.jax_loop.run.memory import compiled_step
-from amidmath.integrations.jax_loop.settings.arguments import (
-    Arguments,
-    JaxConfig,
-    JaxScriptArguments,
-)
+from amidmath.integrations.jax_loop.settings.arguments import Arguments, JaxScriptArguments
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 
 
 def run(job):

@@ -26,7 +26,7 @@ from amidmath.integrations.jax_loop.models.families import family
 from amidmath.integrations.jax_loop.models.lora import LoraSettings, adapted, attach
 from amidmath.integrations.jax_loop.models.model_files import LoadedModel, load_model
 from amidmath.integrations.jax_loop.run.loading import prepare
-from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 from amidmath.integrations.torch_loop.settings.config import AMiDConfig
 from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer

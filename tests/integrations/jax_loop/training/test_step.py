@@ -9,11 +9,8 @@ import numpy as np
 from tiny import write_jsonl
 
 from amidmath.integrations.jax_loop.run.loading import prepare
-from amidmath.integrations.jax_loop.settings.arguments import (
-    Arguments,
-    JaxConfig,
-    JaxScriptArguments,
-)
+from amidmath.integrations.jax_loop.settings.arguments import Arguments, JaxScriptArguments
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 from amidmath.integrations.jax_loop.training.step import TrainState
 from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 

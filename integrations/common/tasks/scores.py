@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.evaluation.answers import Decoding, score
-from amidmath.integrations.common.evaluation.metrics import NAMES
-from amidmath.integrations.common.evaluation.prompts import encode_prompts
-from amidmath.integrations.common.evaluation.task_settings import TaskScoreSettings
-from amidmath.integrations.common.evaluation.tasks import Row, Task, TaskRows, read_rows
 from amidmath.integrations.common.rows.token_range import check_prompts
+from amidmath.integrations.common.tasks.answers import Decoding, score
+from amidmath.integrations.common.tasks.metrics import NAMES
+from amidmath.integrations.common.tasks.prompts import encode_prompts
+from amidmath.integrations.common.tasks.reading import TaskRows, read_rows
+from amidmath.integrations.common.tasks.rows import Row
+from amidmath.integrations.common.tasks.settings import TaskScoreSettings
+from amidmath.integrations.common.tasks.tasks import Task
 
 UNFINISHED = "unfinished"
 """The share of answers, in percent, that reached max_new_tokens without an end."""
