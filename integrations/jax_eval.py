@@ -33,7 +33,7 @@ from amidmath.integrations.common.text.tokenizers import own_or_base, padding, p
 from amidmath.integrations.jax_loop.devices.mesh import make_mesh
 from amidmath.integrations.jax_loop.devices.processes import processes
 from amidmath.integrations.jax_loop.evaluation.quality import Judge
-from amidmath.integrations.jax_loop.evaluation.task_scores import answer
+from amidmath.integrations.jax_loop.evaluation.task_answers import answer
 from amidmath.integrations.jax_loop.models.generation import end_tokens
 from amidmath.integrations.jax_loop.models.model_files import LoadedModel, load_model
 from amidmath.integrations.jax_loop.teachers.teachers import ModelTeacher

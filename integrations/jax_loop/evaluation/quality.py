@@ -28,7 +28,8 @@ from amidmath.integrations.jax_loop.loss.states import (
     states_of,
 )
 from amidmath.integrations.jax_loop.models.decoder import Decoder
-from amidmath.integrations.jax_loop.teachers.teachers import CachedTeacher, InMemory, Teacher, bare
+from amidmath.integrations.jax_loop.teachers.cached import CachedTeacher, bare
+from amidmath.integrations.jax_loop.teachers.teachers import InMemory, Teacher
 
 
 class Judge:

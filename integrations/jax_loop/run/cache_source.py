@@ -33,7 +33,7 @@ from amidmath.integrations.jax_loop.run.loading import rows_of
 from amidmath.integrations.jax_loop.run.models import as_cached, load_teacher_model
 from amidmath.integrations.jax_loop.settings.cache_arguments import CacheRequest
 from amidmath.integrations.jax_loop.settings.config import JaxConfig
-from amidmath.integrations.jax_loop.teachers.teachers import bare
+from amidmath.integrations.jax_loop.teachers.cached import bare
 
 # Positions whose logits are held at a time.
 _CHUNK = 256

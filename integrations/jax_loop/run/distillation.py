@@ -26,7 +26,8 @@ from amidmath.integrations.jax_loop.run.loading import Prepared, cross_entropy_t
 from amidmath.integrations.jax_loop.run.memory import memory_in_words
 from amidmath.integrations.jax_loop.run.records import card, record
 from amidmath.integrations.jax_loop.settings.arguments import Arguments
-from amidmath.integrations.jax_loop.teachers.teachers import CachedTeacher, ModelTeacher
+from amidmath.integrations.jax_loop.teachers.cached import CachedTeacher
+from amidmath.integrations.jax_loop.teachers.teachers import ModelTeacher
 from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 
 

@@ -21,11 +21,8 @@ from amidmath.integrations.jax_loop.models.lora import adapted, attach
 from amidmath.integrations.jax_loop.models.model_files import LoadedModel, load_model
 from amidmath.integrations.jax_loop.settings.arguments import Arguments
 from amidmath.integrations.jax_loop.settings.config import JaxConfig
-from amidmath.integrations.jax_loop.teachers.teachers import (
-    CachedTeacher,
-    ModelTeacher,
-    Teacher,
-)
+from amidmath.integrations.jax_loop.teachers.cached import CachedTeacher
+from amidmath.integrations.jax_loop.teachers.teachers import ModelTeacher, Teacher
 
 
 def as_cached(rows: Dataset, tokenizer: PreTrainedTokenizerBase, config: JaxConfig) -> PreparedRows:
