@@ -74,7 +74,7 @@ class JaxModels:
 
     @property
     def device(self) -> str:
-        """What computes, and in which type."""
+        """The backend that computes, and its type."""
         return f"{jax.default_backend()}, {self.models[STUDENT].decoder.head().weight.dtype}"
 
     def judge(self, texts: HeldOut, batch_size: int, vocab: str) -> dict[str, Quality]:

@@ -74,7 +74,7 @@ class TorchModels:
 
     @property
     def device(self) -> str:
-        """What computes, and in which type."""
+        """The backend that computes, and its type."""
         student = self.models[STUDENT]
         return f"{student.device.type}, {str(student.dtype).removeprefix('torch.')}"
 

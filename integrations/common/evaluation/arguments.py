@@ -1,4 +1,4 @@
-"""What the evaluation scripts can be told."""
+"""The arguments of the evaluation scripts."""
 
 import math
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """What they are evaluated on."""
+    """The data that they are evaluated on."""
 
     _argument_group_name: ClassVar[str] = "data"
 
@@ -131,7 +131,7 @@ class Arguments:
         return Path(str(self.output.output_dir))
 
     def languages(self) -> Languages:
-        """What a translation translates."""
+        """The languages of a translation."""
         return Languages(**{name: _language(self.data, name) for name in asdict(Languages())})
 
     def decoding(self) -> Decoding:

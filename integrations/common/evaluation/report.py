@@ -1,4 +1,4 @@
-"""What an evaluation says: its header, its table, and the files that it leaves."""
+"""Reports of an evaluation: its header, its table, and the files that it leaves."""
 
 import json
 import math
@@ -28,7 +28,7 @@ STUDENT, TEACHER = "student", "teacher"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an evaluation.
+    """The results of an evaluation.
 
     Args:
         figures: on held-out text, by model.
@@ -69,7 +69,7 @@ def print_header(
     texts: HeldOut,
     device: str,
 ) -> None:
-    """What is about to happen, a line a fact.
+    """Print what is about to happen, a line a fact.
 
     Args:
         console: where.

@@ -40,7 +40,7 @@ class Processes(Protocol):
         ...
 
     def agreed(self, work: Callable[[], T]) -> T:
-        """What ``work`` finds in the run folder, the same on every process."""
+        """The finding of ``work`` in the run folder, the same on every process."""
         ...
 
     def on_main(self, work: Callable[[], None]) -> None:
@@ -101,7 +101,7 @@ class Run(Protocol[Model]):
         ...
 
     def memory(self) -> str:
-        """What a training step would take, in words; nothing is trained."""
+        """The memory that a training step would take, in words; nothing is trained."""
         ...
 
     def judge(self, models: Mapping[str, Model], limit: int | None) -> dict[str, Quality]:
@@ -126,7 +126,7 @@ class Run(Protocol[Model]):
 
 
 class Loop(Protocol[Model]):
-    """What a framework does for a distillation."""
+    """A framework's part of a distillation."""
 
     @property
     def told(self) -> Told:

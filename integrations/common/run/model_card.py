@@ -20,7 +20,7 @@ _FIGURES = {
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card says.
+    """The facts of a model card.
 
     Args:
         name: of the student.

@@ -34,7 +34,7 @@ _END_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Record:
-    """What a run is, for run.json and to be compared.
+    """The arguments and facts of a run, for run.json and to be compared.
 
     Args:
         arguments: the arguments by group, ``{"training": {"seed": 42, …}, …}``.

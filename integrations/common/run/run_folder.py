@@ -1,4 +1,4 @@
-"""What a run leaves behind, and whether the same command begins, goes on, or has nothing to do."""
+"""The folder of a run, and whether the same command begins, goes on, or has nothing to do."""
 
 import json
 import math
@@ -150,7 +150,7 @@ def write_figures(path: Path, figures: Mapping[str, Mapping[str, float]]) -> Non
 
 
 def read_figures(path: Path) -> dict[str, dict[str, float]] | None:
-    """What ``write_figures`` wrote, or None if there is no such file."""
+    """Read what ``write_figures`` wrote; None if there is no such file."""
     if not path.exists():
         return None
     content = json.loads(path.read_text("utf-8"))

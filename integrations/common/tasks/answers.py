@@ -35,7 +35,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answered.
+    """The answers of a model.
 
     Args:
         texts: one list a seed, in the prompts' order.

@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Languages:
-    """What a translation task translates.
+    """The languages of a translation task.
 
     Args:
         source: the name of the source language in the prompt.

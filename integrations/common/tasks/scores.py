@@ -21,7 +21,7 @@ UNFINISHED = "unfinished"
 
 @dataclass(frozen=True)
 class TaskScores:
-    """What a student is asked while it trains, and how its answers are scored.
+    """Prompts that a student answers while it trains, and how its answers are scored.
 
     A row has one answer, of the task's first seed where the task samples.
 
@@ -49,7 +49,7 @@ class TaskScores:
         context: int | None,
         size: int,
     ) -> "TaskScores | None":
-        """What the settings name, read and found to fit the student; None if they name nothing.
+        """Those that the settings name, read and found to fit the student; None if they name none.
 
         Args:
             settings: the task and its rows.
@@ -87,7 +87,7 @@ class TaskScores:
         return cls(task, found.rows, prompts, tokenizer, longest, about)
 
     def describe(self) -> str:
-        """What is scored, in one line."""
+        """The task and its metrics in one line."""
         way = f"temperature {self.task.temperature:g}" if self.task.temperature > 0.0 else "greedy"
         names = ", ".join(self.task.metrics)
         return f"{self.about}: {names} of answers of up to {self.max_new_tokens} tokens ({way})"

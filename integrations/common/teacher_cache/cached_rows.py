@@ -1,4 +1,4 @@
-"""What a cached teacher says of any batch of the rows that it was asked of, as NumPy arrays.
+"""The lists of a cached teacher for any batch of the rows that it was asked of, as NumPy arrays.
 
 Training rows have the numbers from 0 on, held-out rows those after them, so that a batch's numbers
 say which of the two caches it is of.

@@ -45,7 +45,7 @@ class Processes(Protocol):
         ...
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """What ``work`` gives on the main process, on every process; its InputError too."""
+        """The result of ``work`` on the main process, on every process; its InputError too."""
         ...
 
     def wait(self) -> None:
@@ -120,7 +120,7 @@ def make_cache(
 
 
 def header_of(request: Request[Any, Any], source: Source) -> Header:
-    """What the cache will say of itself.
+    """The header of the cache.
 
     Raises:
         InputError: held-out rows, beside training rows that were cached otherwise.

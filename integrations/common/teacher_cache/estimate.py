@@ -1,4 +1,4 @@
-"""What caching a teacher takes and gives: size, time, and the mass that is covered."""
+"""An estimate of caching a teacher: size, time, and the mass that is covered."""
 
 import time
 from collections.abc import Sequence
@@ -110,7 +110,7 @@ def try_out(
 
 
 def print_summary(console: Console, store: TopKStore) -> None:
-    """What is there now, and how much of the teacher's mass."""
+    """Print what is there now, and how much of the teacher's mass."""
     mass = -np.expm1(np.concatenate(list(store.tails())).astype(np.float64))
     size = sum(shard.size or 0 for shard in store.shards)
     console.print(

@@ -1,4 +1,4 @@
-"""What a cache is made of: a teacher and the rows that it is asked of."""
+"""The source of a cache: a teacher and the rows that it is asked of."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -183,7 +183,7 @@ def _with(messages: Sequence[Message], number: int, **changes: Any) -> list[Mess
 
 
 def _kinds(turn: Message) -> tuple[Any, ...]:
-    """What of a message, beside its role, may lead a template elsewhere."""
+    """The parts of a message, beside its role, that may lead a template elsewhere."""
     content = turn["content"]
     return (None if content is None else bool(content.strip()), *sorted(turn))
 

@@ -92,7 +92,7 @@ def place(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> Named
 
 
 def kept_whole(mesh: Mesh, parameters: Any) -> dict[str, tuple[int, float]]:
-    """What an axis of the mesh was to divide, but does not, because a dimension is no multiple.
+    """Parameters that an axis of the mesh was to divide, but cannot: a dimension is no multiple.
 
     Args:
         mesh: the mesh.

@@ -112,7 +112,7 @@ class Joined:
         return together()
 
     def agreed(self, work: Callable[[], T]) -> T:
-        """What ``work`` finds in files that all processes see and none changes meanwhile."""
+        """The finding of ``work`` in files that all processes see and none changes meanwhile."""
         return work()
 
     def on_main(self, work: Callable[[], None]) -> None:
@@ -156,7 +156,7 @@ def _number(name: str, least: int) -> int | None:
 
 
 def _said(message: str) -> list[str]:
-    """What every process says."""
+    """The messages of all processes."""
     room = np.zeros(_MESSAGE_BYTES, np.uint8)
     encoded = message.encode()[:_MESSAGE_BYTES]
     room[: len(encoded)] = np.frombuffer(encoded, np.uint8)

@@ -93,7 +93,7 @@ class Judge:
         }
 
     def temporary_bytes(self, model: Decoder, batch: Mapping[str, np.ndarray[Any, Any]]) -> int:
-        """What judging a model on a batch takes beside weights, as XLA has planned it; 0 unknown.
+        """Memory of judging a model on a batch, beside weights, as XLA has planned it; 0 unknown.
 
         Args:
             model: to judge.

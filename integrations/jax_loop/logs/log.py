@@ -100,7 +100,7 @@ class RunLog:
             self._bar = None
 
     def extra_states(self) -> dict[str, ExtraState]:
-        """What belongs in a checkpoint."""
+        """The states that belong in a checkpoint."""
         states: dict[str, ExtraState] = {"figures": self.figures, "clock": self.clock}
         if self.metrics is not None:
             states["metrics"] = self.metrics

@@ -26,7 +26,7 @@ _PROJECT = "huggingface"
 
 @dataclass(frozen=True)
 class Log:
-    """What a tracker is to keep.
+    """The log that a tracker is to keep.
 
     Args:
         name: of the run, for people.

@@ -78,7 +78,7 @@ class Whole:
 
 
 def in_chunks(function: Callable[[Any], Any], rows: Any, step: int) -> Any:
-    """What a function gives of every ``step`` positions, stacked.
+    """The results of a function of every ``step`` positions, stacked.
 
     Args:
         function: of a tree of rows (step, …).

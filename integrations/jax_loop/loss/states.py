@@ -69,13 +69,13 @@ class States:
 
 
 Reference = States | am.TopK
-"""What a teacher says of a batch: hidden states with a head, or its most probable tokens."""
+"""A teacher's word on a batch: hidden states with a head, or its most probable tokens."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Positions:
-    """What of a batch the loss needs beside states.
+    """The parts of a batch that the loss needs beside states.
 
     Args:
         mask: (B, L), which positions count.
@@ -92,7 +92,7 @@ Batch = Mapping[str, Array]
 
 
 def reference_of(graph: Any, parameters: Any, batch: Batch) -> Reference | None:
-    """What the teacher says of a batch (B, L): its states, the batch's lists, or nothing."""
+    """The teacher's reference for a batch (B, L): its states, the batch's lists, or nothing."""
     if graph is None:
         has_lists = "top_indices" in batch
         return am.TopK(batch["top_log_probs"], batch["top_indices"]) if has_lists else None
@@ -100,7 +100,7 @@ def reference_of(graph: Any, parameters: Any, batch: Batch) -> Reference | None:
 
 
 def positions_of(batch: Batch) -> Positions:
-    """What of a batch (B, L) counts."""
+    """The positions of a batch (B, L) that count."""
     return Positions(counted(batch), targets(batch), batch.get("source"))
 
 

@@ -148,7 +148,7 @@ class Layers(nnx.Module):
         return query, key, value
 
     def rest(self, x: jax.Array, attended: jax.Array) -> jax.Array:
-        """What leaves the layer, of what entered it and what its heads attended to."""
+        """The layer's output, from its input and what its heads attended to."""
         out = self.output(attended)
         if self.attention_post_norm is not None:
             out = self.attention_post_norm(out)

@@ -130,7 +130,7 @@ class JaxRun:
         print_header(console, self.prepared, self.told)
 
     def memory(self) -> str:
-        """What XLA says that a training step takes, in words."""
+        """The memory that XLA has planned for a training step, in words."""
         return memory_in_words(self.prepared)
 
     def judge(self, models: Mapping[str, Decoder], limit: int | None) -> dict[str, Quality]:

@@ -1,4 +1,4 @@
-"""What a run says of itself: its header, run.json, the model card, and what it would take."""
+"""The header of a run: what is about to happen."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 
 
 def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> None:
-    """What is about to happen, a line a fact, before anything slow begins."""
+    """Print what is about to happen, a line a fact, before anything slow begins."""
     script, config, trainer = arguments.script, arguments.config, prepared.trainer
     teacher = trainer.teacher.describe()
     if isinstance(trainer.teacher, InMemory):
@@ -74,7 +74,7 @@ def _precision(trainer: JaxTrainer, config: JaxConfig) -> str:
 
 
 def _not_divided(mesh: Mesh, whole: Mapping[str, tuple[int, float]]) -> str:
-    """What stays whole on each device along an axis that was to divide it."""
+    """The parameters that stay whole on each device along an axis that was to divide them."""
     return "; ".join(
         f"{count} of the student's parameters ({share:.1%} of its bytes) along {axis}: their "
         f"dimensions are no multiples of {mesh.shape[axis]}"
@@ -83,7 +83,7 @@ def _not_divided(mesh: Mesh, whole: Mapping[str, tuple[int, float]]) -> str:
 
 
 def _adapter(prepared: Prepared, config: JaxConfig, trained: int) -> str:
-    """What the adapter is, with its matrices' names in the student's files."""
+    """The adapter in words, with its matrices' names in the student's files."""
     known = family(prepared.student.hf_config.model_type)
     tensors = adapted(known, config.lora_target_modules)
     names = ", ".join(dict.fromkeys(map(module_name, tensors)))
@@ -92,7 +92,7 @@ def _adapter(prepared: Prepared, config: JaxConfig, trained: int) -> str:
 
 
 def _warnings(config: JaxConfig, total: int) -> dict[str, str]:
-    """What was asked for and will not come, as a shared configuration of a longer run may have."""
+    """Events that were asked for and will not come, as in a longer run's configuration."""
     found = []
     if config.eval_strategy == "steps" and config.eval_steps > total:
         found.append(

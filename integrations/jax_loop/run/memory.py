@@ -1,4 +1,4 @@
-"""What a run would take of memory, as XLA plans it."""
+"""The memory of a run, as XLA plans it."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 
 
 def memory_in_words(prepared: Prepared) -> str:
-    """What XLA says that a training step and an evaluation take on a device; neither is run."""
+    """The memory that XLA plans for a training step and an evaluation; neither is run."""
     trainer = prepared.trainer
     found: Any = compiled_step(trainer).memory_analysis()
     if found is None:

@@ -1,4 +1,4 @@
-"""What the JAX distillation script can be told: the torch script's flags, and a mesh."""
+"""The arguments of the JAX distillation script: the torch script's flags, and a mesh."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

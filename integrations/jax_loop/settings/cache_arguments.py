@@ -1,4 +1,4 @@
-"""What the script that caches a teacher can be told in JAX: data, what to cache, JAX's settings."""
+"""The arguments of caching a teacher in JAX: data, what to cache, JAX's settings."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias, cast

@@ -16,7 +16,7 @@ from amidmath.integrations.jax_loop.teachers.cached import Batch, CachedTeacher,
 
 
 class _WithoutLists:
-    """What has no lists to add to a batch."""
+    """A teacher without lists to add to a batch."""
 
     def with_lists(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """A batch as it goes to the devices."""

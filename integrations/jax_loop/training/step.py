@@ -34,7 +34,7 @@ Sums = Callable[[Mapping[str, Array], States, Any, Positions], Any]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """What an optimiser step changes, and the parameters beside it.
+    """The state that an optimiser step changes, and the parameters beside it.
 
     Args:
         trained: the parameters that train.
@@ -50,7 +50,7 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepResult:
-    """What a step says of itself.
+    """The figures of a step.
 
     Args:
         loss: mean over the positions that count.

@@ -224,7 +224,7 @@ class JaxTrainer:
         return when == "epoch" and ends_epoch
 
     def extra_states(self) -> dict[str, ExtraState]:
-        """What belongs in a checkpoint beside the arrays."""
+        """The states that belong in a checkpoint beside the arrays."""
         return {
             "schedules": self.recipe.schedules,
             "policy": self.policy,

@@ -19,7 +19,7 @@ def main_console() -> Console:
 
 
 def on_main_process(work: Callable[[], T]) -> T:
-    """What ``work`` gives on the main process, on every process; its InputError too.
+    """The result of ``work`` on the main process, on every process; its InputError too.
 
     For what all processes must agree on while one of them may change the files.
     """
@@ -55,7 +55,7 @@ class Launched:
         return nullcontext()
 
     def agreed(self, work: Callable[[], T]) -> T:
-        """What ``work`` finds on the main process, on every process; its InputError too."""
+        """The finding of ``work`` on the main process, on every process; its InputError too."""
         return on_main_process(work)
 
     def on_main(self, work: Callable[[], T]) -> T:

@@ -109,7 +109,7 @@ def summed(values: torch.Tensor) -> torch.Tensor:
 
 
 def in_order(mine: Sequence[T]) -> list[T]:
-    """What all processes have of rows that ``own_batches`` gave them, in the order of all rows."""
+    """The results of all processes for rows of ``own_batches``, in the order of all rows."""
     state = PartialState()
     if state.num_processes == 1:
         return list(mine)

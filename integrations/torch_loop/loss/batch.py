@@ -10,7 +10,7 @@ from amidmath.integrations.common.rows.marks import NO_LABEL
 
 @dataclass(frozen=True)
 class Batch:
-    """What of a batch the loss needs beside states.
+    """The parts of a batch that the loss needs beside states.
 
     Args:
         labels: shape (B, L), -100 where nothing is learned.

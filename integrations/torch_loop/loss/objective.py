@@ -95,7 +95,7 @@ def compare(
 
 
 def _teacher(reference: States | am.TopK, batch: Batch) -> dict[str, Any]:
-    """What ``am.Loss.linear`` takes of a teacher: hidden states and a head, or lists alone."""
+    """Arguments of ``am.Loss.linear`` for a teacher: hidden states and a head, or lists alone."""
     if isinstance(reference, am.TopK):  # of common tokens only, wherever it comes from
         return {"teacher_hidden": reference}
     others = "common" if batch.vocab == "common" and batch.tokens is None else "strict"

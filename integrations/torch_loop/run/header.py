@@ -19,7 +19,7 @@ from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
 
 
 def print_header(console: Console, trainer: AMiDTrainer, arguments: Arguments) -> None:
-    """What is about to happen, a line a fact, before anything slow begins."""
+    """Print what is about to happen, a line a fact, before anything slow begins."""
     script, config = arguments.script, arguments.config
     teacher = trainer.teacher.describe()
     if isinstance(trainer.teacher, ModelTeacher):

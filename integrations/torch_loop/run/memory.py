@@ -1,4 +1,4 @@
-"""What a run would train and how much memory it would take, before anything is computed.
+"""The memory that a run would take, before anything is computed.
 
 The estimate is a sum of parts that are known (weights, gradients, optimiser states, the chunk of
 logits) and one that is counted for a Llama-like layer (activations). The runtime itself (Python,
@@ -71,7 +71,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What would be trained, and the memory of each process at its peak.
+    """The parts of a run's memory, and that of each process at its peak.
 
     Args:
         student: its shape.
@@ -116,7 +116,7 @@ class Estimate:
 
 
 def estimate_of(trainer: AMiDTrainer, baseline: bool = False) -> Estimate:
-    """What a prepared trainer would train, and the memory of each process.
+    """Estimate what a prepared trainer would train, and the memory of each process.
 
     Args:
         trainer: prepared.

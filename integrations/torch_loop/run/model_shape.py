@@ -11,7 +11,7 @@ from amidmath.integrations.torch_loop.models.states import gives_logits
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model its memory depends on.
+    """The sizes of a model that its memory depends on.
 
     Args:
         parameters: how many, tied ones once.

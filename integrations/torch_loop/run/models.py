@@ -72,7 +72,7 @@ def load_student(arguments: Arguments) -> PreTrainedModel:
 def load_teacher(
     arguments: Arguments, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> GivenTeacher:
-    """What AMiDTrainer takes as the teacher; raises InputError where it does not fit."""
+    """The teacher as AMiDTrainer takes it; raises InputError where it does not fit."""
     config = arguments.config
     if config.teacher_is_base:
         return "base"

@@ -1,4 +1,4 @@
-"""What the distillation script can be told, beside TRL's and transformers' own arguments."""
+"""The arguments of the distillation script, beside TRL's and transformers' own."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path

@@ -28,7 +28,7 @@ class BaseStates:
 
 
 Reference = States | BaseStates | am.TopK
-"""What a teacher says of a batch: hidden states with a head, or its most probable tokens."""
+"""A teacher's word on a batch: hidden states with a head, or its most probable tokens."""
 
 
 class Teacher(Protocol):
@@ -134,7 +134,7 @@ class AdapterBaseTeacher:
         return then(BaseStates(hidden))
 
     def describe(self) -> str:
-        """What it is."""
+        """The teacher in one line."""
         return "the student's base model (its adapter off)"
 
 

@@ -54,7 +54,7 @@ class WholeCheckpoints(Trainer):
     _push: str | None = None
 
     def extra_states(self) -> dict[str, ExtraState]:
-        """What is saved in every checkpoint and restored on resuming, by name.
+        """The states that are saved in every checkpoint and restored on resuming, by name.
 
         The names must be the same whenever a run goes on. A subclass adds its own to these: the
         logged figures, and the callbacks that have a state.

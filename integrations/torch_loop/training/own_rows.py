@@ -16,7 +16,7 @@ from amidmath.integrations.torch_loop.settings.config import AMiDConfig
 from amidmath.integrations.torch_loop.training.row_order import OrderedTrainer
 
 NOT_FOR_MODELS = ("row", "source")
-"""What of a batch is for the loss or the teacher, and no model takes."""
+"""The entries of a batch that are for the loss or the teacher, and no model takes."""
 
 
 class OwnRowsTrainer(OrderedTrainer):
