@@ -13,10 +13,10 @@ from amidmath.integrations.common.cli.quiet import LibraryLog
 from amidmath.integrations.common.errors import while_preparing
 from amidmath.integrations.common.evaluation.quality import Quality, as_table, plain, warnings_about
 from amidmath.integrations.common.run import run_folder
+from amidmath.integrations.common.run.arguments import RunArguments
 from amidmath.integrations.common.run.model_card import Card, write_card
 from amidmath.integrations.common.run.plots import plot
 from amidmath.integrations.common.run.record import Record
-from amidmath.integrations.common.run.told import Told
 from amidmath.integrations.common.tasks.scores import in_words
 
 T = TypeVar("T")
@@ -129,7 +129,7 @@ class Loop(Protocol[Model]):
     """A framework's part of a distillation."""
 
     @property
-    def told(self) -> Told:
+    def arguments(self) -> RunArguments:
         """The arguments of the run."""
         ...
 
@@ -155,7 +155,7 @@ def distill(loop: Loop[Model], console: Console, log: LibraryLog | None = None) 
     """Run a whole distillation; gives the run folder.
 
     Args:
-        loop: what a framework does for it, with what the run was told.
+        loop: what a framework does for it, with the arguments of the run.
         console: for people; prints on the main process.
         log: what the libraries say, which goes to the run folder.
 
@@ -163,8 +163,8 @@ def distill(loop: Loop[Model], console: Console, log: LibraryLog | None = None) 
         InputError: something given does not fit; nothing has been written then.
         TrainingError: training cannot go on; what was saved before is kept.
     """
-    told, processes = loop.told, loop.processes
-    folder, limit = told.output_dir, told.script.max_eval_samples
+    arguments, processes = loop.arguments, loop.processes
+    folder, limit = arguments.output_dir, arguments.script.max_eval_samples
     is_new = not folder.exists()
     say = partial(console.print, highlight=False, soft_wrap=True)
     before: dict[str, Quality] = {}
@@ -178,7 +178,7 @@ def distill(loop: Loop[Model], console: Console, log: LibraryLog | None = None) 
             console.print("Reading the data and loading the models")
             run = loop.load(console)
             run.print_header(console)
-            if told.script.dry_run:
+            if arguments.script.dry_run:
                 say(run.memory())
                 return folder
             saved = run_folder.read_figures(folder / run_folder.BEFORE)
@@ -209,13 +209,13 @@ def distill(loop: Loop[Model], console: Console, log: LibraryLog | None = None) 
     run.save(folder / run_folder.STUDENT)
     trained = {AFTER: run.student}
     scores = {AFTER: run.student.scores()}
-    if told.script.baseline:
+    if arguments.script.baseline:
         trained[BASELINE] = baseline = run.baseline()
         baseline.train("cross-entropy baseline", "baseline", None, lambda: None)
         scores[BASELINE] = baseline.scores()
     found = {name: of for name, of in scores.items() if of is not None}
     results = before | run.judge({name: each.model for name, each in trained.items()}, limit)
-    processes.on_main(lambda: _finish(told, run, results, found))
+    processes.on_main(lambda: _finish(arguments, run, results, found))
     count = next(iter(results.values())).tokens
     over = run.compared_in_words()
     console.print(as_table(results, f"on {count:,} held-out tokens; KL in nats a token{over}"))
@@ -229,9 +229,9 @@ def distill(loop: Loop[Model], console: Console, log: LibraryLog | None = None) 
 
 
 def _claim(loop: Loop[Model]) -> run_folder.Start:
-    config = loop.told.config
+    config = loop.arguments.config
     return run_folder.claim(
-        loop.told.output_dir,
+        loop.arguments.output_dir,
         loop.record(),
         resume=config.resume_from_checkpoint,
         overwrite=config.overwrite_output_dir,
@@ -239,16 +239,16 @@ def _claim(loop: Loop[Model]) -> run_folder.Start:
 
 
 def _finish(
-    told: Told,
+    arguments: RunArguments,
     run: Run[Model],
     results: Mapping[str, Quality],
     scores: Mapping[str, Mapping[str, float]],
 ) -> None:
     """Write results, scores, curves and the model card; the run is complete then."""
-    folder = told.output_dir
+    folder = arguments.output_dir
     figures = {name: {**of, **scores.get(name, {})} for name, of in plain(results).items()}
     run_folder.write_figures(folder / run_folder.RESULTS, figures)
-    lines, title = run_folder.read_metrics(folder), told.config.recipe().describe()
+    lines, title = run_folder.read_metrics(folder), arguments.config.recipe().describe()
     plot(folder / run_folder.CURVES, lines, figures, title)
     write_card(folder / run_folder.STUDENT, run.card(figures))
     run_folder.finish_folder(folder)

@@ -1,4 +1,4 @@
-"""Making a teacher's cache: what asks the teacher is a :class:`Source`, each framework's own."""
+"""The making of a teacher's cache, by whatever framework asks the teacher."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ from amidmath.integrations.common.teacher_cache.format import (
     read_index,
 )
 from amidmath.integrations.common.teacher_cache.settings import Request
-from amidmath.integrations.common.teacher_cache.source import Source, batches
+from amidmath.integrations.common.teacher_cache.source import CacheSource, batches
 from amidmath.integrations.common.teacher_cache.store import TopKStore, data_arguments
 from amidmath.integrations.common.teacher_cache.writer import TopKWriter, check_folder
 from amidmath.integrations.common.text.tokenizers import load_tokenizer, vocabulary_size
@@ -69,7 +69,7 @@ class OneProcess:
 def make_cache(
     request: Request[Any, Any],
     console: Console,
-    load: Callable[[], Source],
+    load: Callable[[], CacheSource],
     processes: Processes,
 ) -> Path:
     """Make a cache, or go on with one; gives its folder.
@@ -119,7 +119,7 @@ def make_cache(
     return folder
 
 
-def header_of(request: Request[Any, Any], source: Source) -> Header:
+def header_of(request: Request[Any, Any], source: CacheSource) -> Header:
     """The header of the cache.
 
     Raises:
@@ -155,7 +155,7 @@ def header_of(request: Request[Any, Any], source: Source) -> Header:
 
 
 def write(
-    source: Source,
+    source: CacheSource,
     writer: TopKWriter,
     missing: Sequence[int],
     processes: Processes,

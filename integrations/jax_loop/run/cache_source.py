@@ -42,8 +42,8 @@ _BUCKET = 64
 
 
 @dataclass(frozen=True)
-class JaxSource:
-    """A teacher in JAX and the rows that it is asked of; a ``cache_source.Source``.
+class JaxCacheSource:
+    """A teacher in JAX and the rows that it is asked of; a ``teacher_cache.source.CacheSource``.
 
     Args:
         model: the teacher, on the mesh.
@@ -160,7 +160,7 @@ def _lists_of(
     return tuple(array.reshape(-1, *array.shape[2:]) for array in found)
 
 
-def load(request: CacheRequest, console: Console) -> JaxSource:
+def load(request: CacheRequest, console: Console) -> JaxCacheSource:
     """The teacher, and the rows as jax_distill.py would prepare them.
 
     Raises:
@@ -179,4 +179,4 @@ def load(request: CacheRequest, console: Console) -> JaxSource:
     say = partial(console.print, highlight=False, soft_wrap=True)
     prepared = as_cached(rows_of(part, name, tokenizer, config, say, sizes), tokenizer, config)
     pad = padding(tokenizer, end_tokens(model, theirs), size)
-    return JaxSource(model.decoder, mesh, prepared, asked, common, pad, config)
+    return JaxCacheSource(model.decoder, mesh, prepared, asked, common, pad, config)

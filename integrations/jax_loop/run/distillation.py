@@ -35,17 +35,17 @@ from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 class JaxLoop:
     """A :class:`amidmath.integrations.common.run.distill.Loop` for JAX."""
 
-    told: Arguments
+    arguments: Arguments
     processes = Joined()
 
     def record(self) -> Record:
         """The run, to be compared with what its folder holds."""
-        return record(self.told)
+        return record(self.arguments)
 
     def load(self, console: Console) -> "JaxRun":
         """Models and data, found to fit together up to the first optimiser step."""
         say = partial(console.print, highlight=False, soft_wrap=True)
-        return JaxRun(self.told, prepare(self.told, say))
+        return JaxRun(self.arguments, prepare(self.arguments, say))
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class JaxTraining:
 
     Args:
         trainer: prepared.
-        told: the arguments.
+        arguments: the arguments.
         asked: the task on which its model's answers are scored.
     """
 
     trainer: JaxTrainer
-    told: Arguments
+    arguments: Arguments
     asked: TaskScores | None
 
     @property
@@ -72,12 +72,12 @@ class JaxTraining:
     ) -> None:
         """Train with a progress bar, a metrics file, and trackers if some are asked for."""
         at_start()
-        trainer, folder, config = self.trainer, self.told.output_dir, self.told.config
+        trainer, folder, config = self.trainer, self.arguments.output_dir, self.arguments.config
         if name == STUDENT and checkpoint is None and is_main():
             forget(folder)
         trainer.logs.metrics = MetricsFile(folder / METRICS, name)
         trainer.logs.metrics.is_writer = is_main()
-        groups = record(self.told).arguments.values()
+        groups = record(self.arguments).arguments.values()
         report = reporting(
             (config.report_to or ()) if is_main() else (),
             model=name,
@@ -105,11 +105,11 @@ class JaxRun:
     """A :class:`amidmath.integrations.common.run.distill.Run` in JAX.
 
     Args:
-        told: the arguments.
+        arguments: the arguments.
         prepared: trainer, tokenizer and rows.
     """
 
-    told: Arguments
+    arguments: Arguments
     prepared: Prepared
     is_sharded = False  # a mesh's devices judge a student in parts, too
 
@@ -120,14 +120,14 @@ class JaxRun:
 
     def baseline(self) -> JaxTraining:
         """A student from the same start, on the same rows in the same order, by cross-entropy."""
-        return self._training(cross_entropy_trainer(self.prepared, self.told))
+        return self._training(cross_entropy_trainer(self.prepared, self.arguments))
 
     def _training(self, trainer: JaxTrainer) -> JaxTraining:
-        return JaxTraining(trainer, self.told, self.prepared.trainer.task_scores)
+        return JaxTraining(trainer, self.arguments, self.prepared.trainer.task_scores)
 
     def print_header(self, console: Console) -> None:
         """Say what is about to happen, a line a fact."""
-        print_header(console, self.prepared, self.told)
+        print_header(console, self.prepared, self.arguments)
 
     def memory(self) -> str:
         """The memory that XLA has planned for a training step, in words."""
@@ -141,7 +141,7 @@ class JaxRun:
             unit="batch",
             leave=False,
             dynamic_ncols=True,
-            disable=self.told.config.disable_tqdm or not is_main(),
+            disable=self.arguments.config.disable_tqdm or not is_main(),
         )
         with within_memory("evaluating", EVALUATION):
             return self.prepared.judge(models, bar)
@@ -158,11 +158,11 @@ class JaxRun:
 
     def save(self, folder: Path) -> None:
         """Write the student as it is now."""
-        self.prepared.save(folder, self.told)
+        self.prepared.save(folder, self.arguments)
 
     def card(self, figures: Mapping[str, Mapping[str, float]]) -> Card:
         """The student's model card, once it is trained."""
-        return card(self.told, self.prepared.trainer, figures)
+        return card(self.arguments, self.prepared.trainer, figures)
 
     def publish(self) -> None:
         """Nothing: there is no flag for it in JAX."""

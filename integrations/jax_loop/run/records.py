@@ -5,9 +5,9 @@ from dataclasses import asdict
 
 import jax
 
+from amidmath.integrations.common.run.arguments import card_of, record_of
 from amidmath.integrations.common.run.model_card import Card
 from amidmath.integrations.common.run.record import Record
-from amidmath.integrations.common.run.told import card_of, record_of
 from amidmath.integrations.jax_loop.settings.arguments import Arguments
 from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 

@@ -32,8 +32,8 @@ from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
 
 
 @dataclass(frozen=True)
-class TorchSource:
-    """A teacher in torch and the rows that it is asked of; a ``cache_source.Source``.
+class TorchCacheSource:
+    """A teacher in torch and the rows that it is asked of; a ``teacher_cache.source.CacheSource``.
 
     Args:
         teacher: in memory, on its device.
@@ -102,7 +102,7 @@ class TorchSource:
         return expected.view(keep.shape)
 
 
-def load(arguments: Arguments, console: Console) -> TorchSource:
+def load(arguments: Arguments, console: Console) -> TorchCacheSource:
     """The teacher, and the rows as torch_distill.py would prepare them."""
     config, script = arguments.config, arguments.script
     with PartialState().main_process_first():  # the others find what it has read
@@ -137,7 +137,7 @@ def load(arguments: Arguments, console: Console) -> TorchSource:
     prepared = PreparedRows(rows, trainer.tokenizer, apart)
     precision = trainer.accelerator.mixed_precision
     dtype = str(model.dtype).removeprefix("torch.")
-    return TorchSource(
+    return TorchCacheSource(
         trainer.teacher, size, asked, prepared, collator, common, dtype, precision, config
     )
 

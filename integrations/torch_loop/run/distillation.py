@@ -41,17 +41,17 @@ from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
 class TorchLoop:
     """A :class:`amidmath.integrations.common.run.distill.Loop` for torch."""
 
-    told: Arguments
+    arguments: Arguments
     processes = Launched()
 
     def record(self) -> Record:
         """The run, to be compared with what its folder holds."""
-        return record(self.told)
+        return record(self.arguments)
 
     def load(self, console: Console) -> "TorchRun":
         """Models and data, found to fit together up to the first optimiser step."""
         del console  # what is to be known of rows is said by the trainer
-        return TorchRun(self.told, prepare(self.told))
+        return TorchRun(self.arguments, prepare(self.arguments))
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,11 @@ class TorchRun:
     """A :class:`amidmath.integrations.common.run.distill.Run` in torch.
 
     Args:
-        told: the arguments.
+        arguments: the arguments.
         trainer: at its first step.
     """
 
-    told: Arguments
+    arguments: Arguments
     trainer: AMiDTrainer
 
     @property
@@ -118,18 +118,18 @@ class TorchRun:
 
     def baseline(self) -> TorchTraining:
         """A student from the same start, on the same rows in the same order, by cross-entropy."""
-        return self._training(cross_entropy_trainer(self.trainer, self.told))
+        return self._training(cross_entropy_trainer(self.trainer, self.arguments))
 
     def _training(self, trainer: SFTTrainer) -> TorchTraining:
-        return TorchTraining(trainer, self.told.output_dir, self.trainer.task_scores)
+        return TorchTraining(trainer, self.arguments.output_dir, self.trainer.task_scores)
 
     def print_header(self, console: Console) -> None:
         """Say what is about to happen, a line a fact."""
-        print_header(console, self.trainer, self.told)
+        print_header(console, self.trainer, self.arguments)
 
     def memory(self) -> str:
         """An estimate of what a training step takes, in words."""
-        return estimate_of(self.trainer, self.told.script.baseline).describe()
+        return estimate_of(self.trainer, self.arguments.script.baseline).describe()
 
     def judge(self, models: Mapping[str, PreTrainedModel], limit: int | None) -> dict[str, Quality]:
         """Figures of some models, and of a teacher in memory, on the first held-out rows."""
@@ -176,9 +176,9 @@ class TorchRun:
 
     def card(self, figures: Mapping[str, Mapping[str, float]]) -> Card:
         """The student's model card, once it is trained."""
-        return card(self.told, self.trainer.state, figures)
+        return card(self.arguments, self.trainer.state, figures)
 
     def publish(self) -> None:
         """Send the run to a hub, if that was asked for."""
         if self.trainer.args.push_to_hub:
-            self.trainer.push_to_hub(dataset_name=self.told.script.dataset_name)
+            self.trainer.push_to_hub(dataset_name=self.arguments.script.dataset_name)

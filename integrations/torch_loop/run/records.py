@@ -5,9 +5,9 @@ from dataclasses import asdict
 
 from transformers.trainer_callback import TrainerState
 
+from amidmath.integrations.common.run.arguments import card_of, record_of
 from amidmath.integrations.common.run.model_card import Card
 from amidmath.integrations.common.run.record import Record
-from amidmath.integrations.common.run.told import card_of, record_of
 from amidmath.integrations.torch_loop.settings.arguments import Arguments
 
 LIBRARIES = ("amidmath", "torch", "transformers", "trl", "accelerate", "datasets")

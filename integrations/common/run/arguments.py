@@ -39,8 +39,8 @@ class Config(Protocol):
         ...
 
 
-class Told(Protocol):
-    """All that one run was told, whichever loop runs it.
+class RunArguments(Protocol):
+    """The arguments of one run, whichever loop runs it.
 
     Attributes:
         student: hub name or folder of the student.
@@ -66,7 +66,7 @@ class Told(Protocol):
 
 
 def record_of(
-    told: Told,
+    arguments: RunArguments,
     groups: Mapping[str, Mapping[str, Any]],
     libraries: Sequence[str],
     processes: int,
@@ -74,21 +74,21 @@ def record_of(
     """The run, for run.json and to be compared with what a folder holds.
 
     Args:
-        told: the arguments.
+        arguments: of the run.
         groups: all of them by group, as run.json has them.
         libraries: whose versions it says.
         processes: how many train together.
     """
-    script, config = told.script, told.config
+    script, config = arguments.script, arguments.config
     return Record(
         arguments=groups,
         reads={
-            STUDENT_FLAG: told.student,
-            TEACHER_FLAG: told.teacher,
+            STUDENT_FLAG: arguments.student,
+            TEACHER_FLAG: arguments.teacher,
             "--teacher_cache": config.teacher_cache,
             "--dataset_name": script.dataset_name,
             "--eval_dataset_name": script.eval_dataset_name,
-            "--eval_task_dataset": told.scores.eval_task_dataset,
+            "--eval_task_dataset": arguments.scores.eval_task_dataset,
         },
         facts={
             "loss": config.recipe().describe(),
@@ -100,7 +100,7 @@ def record_of(
 
 
 def card_of(
-    told: Told,
+    arguments: RunArguments,
     figures: Mapping[str, Mapping[str, float]],
     libraries: Sequence[str],
     *,
@@ -112,7 +112,7 @@ def card_of(
     """The model card of the student of a run that has ended.
 
     Args:
-        told: the arguments.
+        arguments: of the run.
         figures: of held-out text, by model.
         libraries: whose versions it says.
         steps: optimiser steps that were made.
@@ -120,16 +120,18 @@ def card_of(
         tokens: how many the student was trained on; None if they were not counted.
         has_adapter: the student is an adapter.
     """
-    recipe = told.config.recipe()
+    recipe = arguments.config.recipe()
     return Card(
-        name=told.output_dir.name or "student",
-        student=told.student,
-        teacher=told.teacher or told.config.teacher_cache or "the student's own base model",
-        data=str(told.script.dataset_name),
+        name=arguments.output_dir.name or "student",
+        student=arguments.student,
+        teacher=arguments.teacher
+        or arguments.config.teacher_cache
+        or "the student's own base model",
+        data=str(arguments.script.dataset_name),
         method=recipe.method.name,
         loss=recipe.describe(),
         conventions=recipe.conventions(),
-        sequences=told.config.data_policy().describe(),
+        sequences=arguments.config.data_policy().describe(),
         steps=steps,
         sequences_a_step=sequences_a_step,
         tokens=tokens,
