@@ -120,7 +120,7 @@ def card_of(
         tokens: how many the student was trained on; None if they were not counted.
         has_adapter: the student is an adapter.
     """
-    recipe = arguments.config.recipe()
+    config, recipe = arguments.config, arguments.config.recipe()
     return Card(
         name=arguments.output_dir.name or "student",
         student=arguments.student,
@@ -131,7 +131,7 @@ def card_of(
         method=recipe.method.name,
         loss=recipe.describe(),
         conventions=recipe.conventions(),
-        sequences=arguments.config.data_policy().describe(),
+        sequences=config.data_policy().describe(),
         steps=steps,
         sequences_a_step=sequences_a_step,
         tokens=tokens,
