@@ -23,7 +23,6 @@ PAIR = ("prompt", "chosen", "rejected")
 SOURCE = "source"
 """The column that says who wrote a row's completion: 0 the teacher, 1 the student."""
 
-
 NUMBER = "row_in_dataset"
 """The column that says which row of its split one is, by which messages name it."""
 

@@ -24,10 +24,8 @@ FREE = frozenset(
     }
 )
 
-
 # Files longer than this are known by their size and their ends: a teacher is read twice else.
 _WHOLE_BYTES = 1 << 26
-
 
 _END_BYTES = 1 << 20
 

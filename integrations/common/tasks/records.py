@@ -20,7 +20,6 @@ INSTRUCTION_ONLY = (
     "the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
 )
 
-
 INSTRUCTION_AND_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further "
     "context. Write a response that appropriately completes the request.\n\n"

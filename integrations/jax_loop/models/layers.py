@@ -17,7 +17,6 @@ from amidmath.integrations.jax_loop.models.lora import LowRank
 
 Axes: TypeAlias = tuple[str | None, ...]
 
-
 _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),

@@ -18,9 +18,7 @@ from amidmath.integrations.jax_loop.models.layers import Axes
 
 WEIGHTS = "model.safetensors"
 
-
 INDEX = "model.safetensors.index.json"
-
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
 

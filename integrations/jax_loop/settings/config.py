@@ -11,9 +11,7 @@ from amidmath.integrations.jax_loop.models.lora import LoraSettings
 
 SCHEDULES = ("linear", "cosine", "constant", "constant_with_warmup")
 
-
 OPTIMIZERS = ("adamw", "adafactor", "lion", "sgd")
-
 
 WHEN = ("no", "steps", "epoch")
 

@@ -9,9 +9,7 @@ from accelerate.utils import gather_object
 
 T = TypeVar("T")
 
-
 Batch = dict[str, Any]
-
 
 LENGTHS = "row_lengths"
 """The entry of a batch with the tokens of each row, where a collator joins rows into one."""
