@@ -9,7 +9,7 @@ from jax import lax
 from amidmath.arrays.annotations import Array, Partials
 from amidmath.backends.jax_backend import rows as jax_rows
 from amidmath.backends.jax_backend.derivatives import evaluate, product
-from amidmath.losses.vocab_parallel import ShardedRows
+from amidmath.pairs.sharded import ShardedRows
 
 
 def ranks(group: Any) -> "AxisRanks":
@@ -36,7 +36,7 @@ def ranks(group: Any) -> "AxisRanks":
 
 @dataclass(frozen=True)
 class AxisRanks:
-    """See :class:`amidmath.losses.vocab_parallel.Ranks`."""
+    """See :class:`amidmath.pairs.sharded.Ranks`."""
 
     axis: str
 

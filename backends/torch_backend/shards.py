@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from amidmath.arrays.annotations import Array, Partials
-from amidmath.backends.torch_backend import adapter as torch_backend
-from amidmath.losses.vocab_parallel import ShardedRows
+from amidmath.backends.torch_backend import closed_forms
+from amidmath.pairs.sharded import ShardedRows
 
 
 def ranks(group: Any) -> "GroupRanks":
@@ -38,7 +38,7 @@ def ranks(group: Any) -> "GroupRanks":
 
 @dataclass(frozen=True)
 class GroupRanks:
-    """See :class:`amidmath.losses.vocab_parallel.Ranks`."""
+    """See :class:`amidmath.pairs.sharded.Ranks`."""
 
     group: dist.ProcessGroup
 
@@ -106,13 +106,13 @@ class GroupRanks:
 
     def values(self, form: ShardedRows, operands: tuple[Array, ...]) -> Array:
         """Under autograd: each rank scales the partial derivatives that it has."""
-        return torch_backend.differentiable(form, -1, operands)
+        return closed_forms.differentiable(form, -1, operands)
 
     def partials(
         self, form: ShardedRows, operands: tuple[Array, ...], needs: tuple[bool, ...]
     ) -> tuple[Array, Partials]:
         """Outside of autograd."""
-        return torch_backend.run(form, operands, needs)
+        return closed_forms.run(form, operands, needs)
 
 
 def _is_dtensor(array: Array) -> bool:

@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import amidmath as am
-from amidmath.backends.torch_backend import hidden_operators as torch_linear_operators
+from amidmath.backends.torch_backend import chunk_operators as torch_linear_operators
 from amidmath.rows import texts
 from amidmath.rows.forms import RowForm
 

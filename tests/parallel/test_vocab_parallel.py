@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 import amidmath as am
-from amidmath.losses.vocab_parallel import Sharded
+from amidmath.pairs.shards import Sharded
 
 LOSS = am.VocabParallel(am.AMiD(), "vocab")
 

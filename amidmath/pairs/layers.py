@@ -1,7 +1,7 @@
-"""The layer of one side of a loss from hidden states, multiplied out a chunk of rows at a time.
+"""The logits of one side, a chunk of rows at a time: multiplied out by a layer, or given.
 
 Libraries whose arrays can be written into use :class:`Library`; JAX has one of its own. Arrays go
-by name, as in :mod:`amidmath.inputs.hidden_rows`.
+by name, as in :mod:`amidmath.pairs.chunks`.
 """
 
 from collections.abc import Mapping
@@ -66,6 +66,10 @@ class Library:
             return self.xp.nonzero(keep)[0]
         return None
 
+    def own(self, array: Array) -> Array:
+        """An array that may be written into, or a copy of one that is somebody's."""
+        return self.xp.asarray(array, copy=True)
+
     def take(self, array: Array, at: Any, fill: float = 0) -> Array:
         """The rows of the array at a slice, or at indices; ``fill`` where an index is none."""
         return array[at, ...] if isinstance(at, slice) else self.xp.take(array, at, axis=0)
@@ -100,11 +104,12 @@ class Layer:
         step: int,
     ) -> None:
         self.library, self.projection = library, projection
-        self.hidden = arrays[f"{side}_hidden"]
+        self.hidden = arrays[f"{side}.states"]
+        self.side = side
         self.dtype = library.multiplying_dtype(self.hidden)
         self.weight, self.bias, self.a, self.b = (
-            self._prepared(arrays.get(f"{side}_{name}"))
-            for name in ("head", "bias", "low_rank_a", "low_rank_b")
+            self._prepared(arrays.get(f"{side}.head.{name}"))
+            for name in ("weight", "bias", "low_rank[0]", "low_rank[1]")
         )
         shape = (step, projection.vocabulary)
         self.buffer = library.buffer(shape, self.dtype, self.hidden)
@@ -135,25 +140,72 @@ class Layer:
     def pulled_back(
         self, grads: dict[str, Array], u: Array, hidden: Array, at: Any
     ) -> dict[str, Array]:
-        """The student's gradients with those of a chunk, from that by its outputs, u."""
+        """The side's gradients with those of a chunk, from that by its outputs, u."""
         grads, library = dict(grads), self.library
+        states, head = f"{self.side}.states", f"{self.side}.head."
+        weight, bias = f"{head}weight", f"{head}bias"
+        low_a, low_b = f"{head}low_rank[0]", f"{head}low_rank[1]"
 
         def add(name: str, a: Array, b: Array) -> None:
             if name in grads:
                 grads[name] = library.add_product(grads[name], a.T, b)
 
-        by_hidden = u @ self.weight if "student_hidden" in grads else None
-        if self.a is not None and {"student_low_rank_a", "student_hidden"} & grads.keys():
+        by_hidden = u @ self.weight if states in grads else None
+        if self.a is not None and {low_a, states} & grads.keys():
             by_a = self.projection.factor * (u @ self.b)
-            add("student_low_rank_a", by_a, hidden)
+            add(low_a, by_a, hidden)
             if by_hidden is not None:
                 by_hidden += by_a @ self.a
         if by_hidden is not None:
-            grads["student_hidden"] = library.put(grads["student_hidden"], at, by_hidden)
-        add("student_head", u, hidden)
-        if "student_low_rank_b" in grads:
-            add("student_low_rank_b", u, self.through_a(hidden))
-        if "student_bias" in grads:
-            total = grads["student_bias"]
-            grads["student_bias"] = total + library.xp.sum(u, axis=0, dtype=total.dtype)
+            grads[states] = library.put(grads[states], at, by_hidden)
+        add(weight, u, hidden)
+        if low_b in grads:
+            add(low_b, u, self.through_a(hidden))
+        if bias in grads:
+            total = grads[bias]
+            grads[bias] = total + library.xp.sum(u, axis=0, dtype=total.dtype)
         return grads
+
+
+class Rows:
+    """The logits of a side that are given.
+
+    Args:
+        side: whose they are, student or teacher.
+        arrays: by name.
+        library: of the arrays.
+    """
+
+    def __init__(self, side: str, arrays: Mapping[str, Array], library: Library) -> None:
+        self.side, self.library = side, library
+        self.hidden = arrays[side]
+        self.dtype = self.hidden.dtype
+
+    def states(self, at: Any, keep: Array | None) -> Array:
+        """The logits of some rows; zeros for what is left out."""
+        xp = self.library.xp
+        rows = self.library.take(self.hidden, at)
+        if keep is None:
+            return rows
+        return xp.astype(xp.where(keep[:, None], rows, 0.0), self.dtype, copy=False)
+
+    def outputs(self, states: Array) -> Array:
+        """The same, not to be written into: they may be the caller's."""
+        return states
+
+    def pulled_back(
+        self, grads: dict[str, Array], u: Array, states: Array, at: Any
+    ) -> dict[str, Array]:
+        """The side's gradients with those of a chunk."""
+        if self.side not in grads:
+            return grads
+        return grads | {self.side: self.library.put(grads[self.side], at, u)}
+
+
+def side_of(
+    side: str, projection: Projection, arrays: Mapping[str, Array], library: Library, step: int
+) -> Layer | Rows:
+    """The logits of a side, from its hidden states or as they are."""
+    if side in arrays:
+        return Rows(side, arrays, library)
+    return Layer(side, projection, arrays, library, step)

@@ -1,4 +1,4 @@
-"""torch: the loss from hidden states as operators, for graphs; see :mod:`torch_operators`."""
+"""torch: losses in chunks of rows as operators, for graphs; see :mod:`.operators`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,9 +10,9 @@ import torch
 from amidmath.arrays.annotations import Array
 from amidmath.arrays.dispatch import scaled_sum
 from amidmath.backends.torch_backend.autograd import refused, token_of
-from amidmath.backends.torch_backend.hidden_call import Call, TorchLibrary, rows_of
+from amidmath.backends.torch_backend.chunk_call import Call, TorchLibrary, rows_of
 from amidmath.backends.torch_backend.operators import outlined, restored
-from amidmath.inputs.hidden_rows import Chunks
+from amidmath.pairs.chunks import Chunks
 from amidmath.rows import texts
 
 

@@ -1,7 +1,7 @@
-"""torch: the loss from hidden states under autograd, autocast, compile, with DTensor heads."""
+"""torch: losses in chunks of rows under autograd, autocast, compile, with DTensor heads."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import array_api_compat.torch as xp
 import torch
@@ -9,7 +9,7 @@ import torch
 from amidmath.arrays.annotations import Array
 from amidmath.arrays.checks import computing_dtype
 from amidmath.arrays.dispatch import scaled_sum
-from amidmath.backends.torch_backend import hidden_operators as torch_linear_operators
+from amidmath.backends.torch_backend import chunk_operators
 from amidmath.backends.torch_backend.autograd import (
     Kept,
     along,
@@ -18,29 +18,25 @@ from amidmath.backends.torch_backend.autograd import (
     token_of,
     transformed,
 )
-from amidmath.backends.torch_backend.hidden_call import TILE, Call, TorchLibrary, rows_of
+from amidmath.backends.torch_backend.chunk_call import TILE, Call, TorchLibrary, rows_of
 from amidmath.backends.torch_backend.rows import at_hand, real, recording
-from amidmath.inputs.hidden_arguments import Given, given
-from amidmath.inputs.hidden_rows import Sums
-
-if TYPE_CHECKING:
-    from amidmath.losses.loss import Loss
+from amidmath.pairs.chunked import ChunkedCall
+from amidmath.pairs.chunks import Sums
 
 
-def linear(loss: "Loss", arguments: tuple[Any, ...]) -> Array:
+def value(of: ChunkedCall) -> Array:
     """The reduced loss, or values in the shape of the positions, under autograd."""
-    of = given(loss, *arguments)
     arrays = _plain(of)
     call = _call(of, arrays, tuple(name for name, array in arrays.items() if moves(array)))
     scale = _scale(of)
     if _recorded():
-        result = torch_linear_operators.value(call, scale, tuple(arrays.values()))
+        result = chunk_operators.value(call, scale, tuple(arrays.values()))
     elif call.wanted:
-        result = _Linear.apply(call, scale, *arrays.values())[0]  # type: ignore[no-untyped-call]
+        result = _Chunked.apply(call, scale, *arrays.values())[0]  # type: ignore[no-untyped-call]
     else:
         values, _ = call.run(tuple(arrays.values()), (), None)
-        result = scaled_sum(values, scale, xp) if of.reduced else values
-    return result if of.reduced else result.reshape(of.shape)
+        result = scaled_sum(values, scale, xp) if call.reduced else values
+    return result if call.reduced else result.reshape(of.shape)
 
 
 def _recorded() -> bool:
@@ -48,15 +44,15 @@ def _recorded() -> bool:
     return (torch.compiler.is_dynamo_compiling() or recording()) and not transformed()
 
 
-def values_and_grads(of: Given, wanted: Sequence[str]) -> Sums:
+def values_and_grads(of: ChunkedCall, wanted: Sequence[str]) -> Sums:
     """Values (N,), and the gradients of the loss by name; by a DTensor, of this rank's rows."""
     arrays = _plain(of)
     call = _call(of, arrays, tuple(wanted))
     scale = _scale(of)
-    by_rows = None if call.late else rows_of(scale, arrays["student_hidden"])
+    by_rows = None if call.late else rows_of(scale, arrays[of.form.numbers])
     several = tuple(arrays.values())
     if _recorded():
-        values, grads = torch_linear_operators.values_and_grads(call, by_rows, several)
+        values, grads = chunk_operators.values_and_grads(call, by_rows, several)
     else:
         values, grads = call.run(several, wanted, by_rows)
     factor = scale if call.late else None
@@ -67,19 +63,19 @@ _NAMES = {getattr(torch, n): n for n in ("float16", "bfloat16", "float32", "floa
 """What autocast takes."""
 
 
-def _call(of: Given, arrays: dict[str, Array], wanted: tuple[str, ...]) -> Call:
-    hidden = arrays["student_hidden"]
+def _call(of: ChunkedCall, arrays: dict[str, Array], wanted: tuple[str, ...]) -> Call:
+    hidden = arrays[of.form.numbers]
     kind = hidden.device.type
     autocast = _NAMES[torch.get_autocast_dtype(kind)] if torch.is_autocast_enabled(kind) else None
     late = TorchLibrary(autocast).multiplying_dtype(hidden) == torch.float16
-    return Call(of.form, tuple(arrays), wanted, of.reduced, autocast, late)
+    return Call(of.form, tuple(arrays), wanted, of.reduction != "none", autocast, late)
 
 
-def _plain(of: Given) -> dict[str, Array]:
+def _plain(of: ChunkedCall) -> dict[str, Array]:
     """The arrays as plain tensors; the teacher's must be constant."""
     arrays = {}
     for name, array in of.arrays.items():
-        if name.startswith("teacher_") and moves(array):
+        if name.startswith("teacher") and moves(array):
             raise ValueError(
                 f"{name} must not require a gradient, since the teacher is constant here: pass "
                 f"{name}.detach(), or turn requires_grad_(False) on the teacher"
@@ -92,7 +88,7 @@ def _gathered(name: str, array: Any) -> Array:
     """A DTensor on every rank; its gradient is averaged over them, as by fully_shard."""
     from torch.distributed.tensor import Partial
 
-    if "hidden" in name or not name.startswith(("student_", "teacher_")):
+    if ".head." not in name:
         raise TypeError(
             f"{name} must be a plain tensor, this rank's positions, got a DTensor: pass "
             f"{name}.to_local()"
@@ -104,7 +100,7 @@ def _gathered(name: str, array: Any) -> Array:
     return whole
 
 
-def _scale(of: Given) -> Array | None:
+def _scale(of: ChunkedCall) -> Array | None:
     """The scale as a tensor in the computing dtype."""
     if of.scale is None:
         return None
@@ -149,7 +145,7 @@ class _Gradients(torch.autograd.Function):
         return _one_by_one(_Gradients, info.batch_size, in_dims, inputs)
 
 
-class _Linear(torch.autograd.Function):
+class _Chunked(torch.autograd.Function):
     """Gradients of a sum are made with it, of single values in the backward pass."""
 
     @staticmethod
@@ -216,7 +212,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> Any:
         """One after the other."""
-        return _one_by_one(_Linear, info.batch_size, in_dims, inputs)
+        return _one_by_one(_Chunked, info.batch_size, in_dims, inputs)
 
 
 def _one_by_one(

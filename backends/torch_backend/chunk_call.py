@@ -1,4 +1,4 @@
-"""torch: what a call of a loss from hidden states is but for its tensors, and how it computes."""
+"""torch: a call of a loss in chunks of rows but for its tensors, and how it computes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ import torch
 
 from amidmath.arrays.annotations import Array
 from amidmath.backends.torch_backend.rows import real
-from amidmath.inputs.hidden_form import LinearForm
-from amidmath.inputs.hidden_layer import Library
-from amidmath.inputs.hidden_rows import Sums, run
+from amidmath.pairs.chunk_form import ChunkForm
+from amidmath.pairs.chunks import Sums, run
+from amidmath.pairs.layers import Library
 
 TILE = 2**22
 """How many numbers are converted to another dtype at a time."""
@@ -57,7 +57,7 @@ class TorchLibrary(Library):
 
 @dataclass(frozen=True)
 class Call:
-    """What of a call is no tensor.
+    """Everything of a call that is no tensor.
 
     Args:
         form: what is computed.
@@ -68,7 +68,7 @@ class Call:
         late: whether the sum's gradients are scaled when complete; float16 would underflow before.
     """
 
-    form: LinearForm
+    form: ChunkForm
     names: tuple[str, ...]
     wanted: tuple[str, ...]
     reduced: bool

@@ -1,10 +1,10 @@
-"""The loss from hidden states, a chunk of rows at a time: multiply, rows, multiply.
+"""A loss a chunk of rows at a time: multiply, rows, multiply.
 
 Libraries whose arrays can be written into run :func:`run`; JAX has a loop of its own, of the same
-parts. Arrays go by the names of the arguments: ``student_hidden`` (N, H), ``student_head`` (V, H),
-``student_bias``, ``student_low_rank_a`` and ``_b``, the teacher's likewise or those of its lists
-(:mod:`amidmath.inputs.hidden_teacher`), the knobs of the loss (N, 1), ``labels`` (N,) and ``keep``
-(N,).
+parts. Arrays go by the names of the arguments: ``student.states`` (N, H), ``student.head.weight``
+(V, H), ``student.head.bias``, ``student.head.low_rank[0]`` and ``[1]``, or ``student`` (N, V) where
+its logits are given; the teacher's likewise, or those of its lists, ``teacher.log_probs`` and
+``teacher.indices``; the knobs of the loss (N, 1), ``labels`` (N,) and ``keep`` (N,).
 """
 
 from collections.abc import Collection, Mapping
@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 from amidmath.arrays import libraries
 from amidmath.arrays.annotations import Array
 from amidmath.arrays.checks import computing_dtype
-from amidmath.inputs.hidden_form import LinearForm
-from amidmath.inputs.hidden_layer import Layer, Library
+from amidmath.pairs.chunk_form import ChunkForm
+from amidmath.pairs.layers import Library, side_of
 
 Sums: TypeAlias = tuple[Array, dict[str, Array]]
 """Values (N,), and gradients by name."""
@@ -33,18 +33,18 @@ class Chunks:
 
     def __init__(
         self,
-        form: LinearForm,
+        form: ChunkForm,
         arrays: Mapping[str, Array],
         wanted: Collection[str],
         scale: Array | None,
         library: Library,
     ) -> None:
         self.form, self.library, self.scale = form, library, scale
-        self.step = max(1, min(form.chunk_rows, arrays["student_hidden"].shape[0]))
-        self.student = Layer("student", form.student, arrays, library, self.step)
+        self.step = max(1, min(form.chunk_rows, arrays[form.numbers].shape[0]))
+        self.student = side_of("student", form.student, arrays, library, self.step)
         self.teacher = form.teacher.source(arrays, library, self.step)
         self.small = {k: arrays[k] for k in (*form.knobs, "labels") if k in arrays}
-        self.through_outputs = any(name.startswith("student_") for name in wanted)
+        self.through_outputs = any(name.startswith("student") for name in wanted)
         self.wanted = {k for k in form.knobs if k in wanted}
         if self.through_outputs:
             self.wanted.add("outputs")
@@ -58,7 +58,7 @@ class Chunks:
         grads = {}
         for name in wanted:
             array = arrays[name]
-            summed = name.startswith("student_") and name != "student_hidden"
+            summed = name.startswith("student.head.")
             wide = xp.float64 if self.student.dtype == xp.float64 else computing_dtype(xp, array)
             grads[name] = xp.zeros_like(array, dtype=wide if summed else array.dtype)
         return values, grads
@@ -74,6 +74,8 @@ class Chunks:
         scale = None if self.scale is None else library.take(self.scale, at)
         hidden = self.student.states(at, keep)
         u, others = self.student.outputs(hidden), self.teacher.rows(at, keep)
+        if self.through_outputs and u is hidden:
+            u = library.own(u)
         found, by_knobs = [], []
         block = max(1, -(-self.step // library.blocks))
         for first in range(0, size, block):
@@ -100,7 +102,7 @@ class Chunks:
 
 
 def run(
-    form: LinearForm,
+    form: ChunkForm,
     arrays: Mapping[str, Array],
     wanted: Collection[str],
     scale: Array | None,
@@ -119,13 +121,13 @@ def run(
         library: of the arrays.
 
     Returns:
-        Values in the computing dtype; gradients by name, those of ``student_hidden`` and of knobs
+        Values in the computing dtype; gradients by name, those by states, logits and knobs
         in their dtypes, those of the head in that in which they are added up.
     """
     chunks = Chunks(form, arrays, wanted, scale, library)
     keep = arrays.get("keep")
     kept = None if keep is None else library.kept(keep)
-    count = arrays["student_hidden"].shape[0] if kept is None else kept.shape[0]
+    count = arrays[form.numbers].shape[0] if kept is None else kept.shape[0]
     sums = chunks.start(arrays, wanted)
     zeroed = keep if kept is None else None
     with library.quiet():

@@ -1,4 +1,4 @@
-"""JAX: the loss from hidden states as one compiled loop, with custom rules."""
+"""JAX: losses in chunks of rows as one compiled loop, with custom rules."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from amidmath.backends.jax_backend.derivatives import (
     mapped,
     refused,
 )
-from amidmath.inputs.hidden_arguments import Given
-from amidmath.inputs.hidden_form import LinearForm
-from amidmath.inputs.hidden_layer import Library
-from amidmath.inputs.hidden_rows import Chunks, Sums
-from amidmath.inputs.hidden_teacher import LOG_PROBS
-from amidmath.inputs.list_rows import CONSTANT
+from amidmath.pairs.chunk_form import ChunkForm
+from amidmath.pairs.chunked import ChunkedCall
+from amidmath.pairs.chunks import Chunks, Sums
+from amidmath.pairs.layers import Library
+from amidmath.pairs.list_rows import CONSTANT
+from amidmath.pairs.teachers import LOG_PROBS
 
 
 class JaxLibrary(Library):
@@ -40,6 +40,10 @@ class JaxLibrary(Library):
         """With results in the dtype of the total."""
         return total + xp.matmul(a, b, preferred_element_type=total.dtype)
 
+    def own(self, array: Array) -> Array:
+        """Nothing is written into."""
+        return array
+
     def take(self, array: Array, at: Any, fill: float = 0) -> Array:
         """Indices past the end are no row."""
         return xp.take(array, at, axis=0, mode="fill", fill_value=fill)
@@ -51,7 +55,7 @@ class JaxLibrary(Library):
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _run(
-    form: LinearForm,
+    form: ChunkForm,
     names: tuple[str, ...],
     wanted: tuple[str, ...],
     scale: Array | None,
@@ -60,7 +64,7 @@ def _run(
     """Values and gradients; chunks of the rows that are kept, which come first."""
     arrays = dict(zip(names, operands, strict=True))
     chunks = Chunks(form, arrays, wanted, scale, JaxLibrary(xp))
-    rows, step = arrays["student_hidden"].shape[0], chunks.step
+    rows, step = arrays[form.numbers].shape[0], chunks.step
     if rows == 0:
         return chunks.start(arrays, wanted)
     index = xp.arange(-(-rows // step) * step)
@@ -84,7 +88,7 @@ def _run(
     return sums
 
 
-def values_and_grads(of: Given, wanted: Sequence[str]) -> Sums:
+def values_and_grads(of: ChunkedCall, wanted: Sequence[str]) -> Sums:
     """Values (N,), and the gradients of the loss by name."""
     arrays = of.arrays
     names = tuple(arrays)
@@ -97,24 +101,24 @@ def values_and_grads(of: Given, wanted: Sequence[str]) -> Sums:
     return values, grads
 
 
-def linear(of: Given) -> Array:
+def value(of: ChunkedCall) -> Array:
     """The reduced loss, or values in the shape of the positions, under JAX's transformations."""
-    arrays, rule = of.arrays, _Total if of.reduced else _Values
+    arrays, rule = of.arrays, _Values if of.reduction == "none" else _Total
     nothing = (False,) * len(arrays)
-    value, _ = evaluate(rule(of.form, tuple(arrays)), nothing, *arrays.values())
-    if not of.reduced:
-        return value.reshape(of.shape)
+    found: Array = evaluate(rule(of.form, tuple(arrays)), nothing, *arrays.values())[0]
+    if of.reduction == "none":
+        return found.reshape(of.shape)
     if of.scale is None:
-        return value
+        return found
     constant = of.scale if isinstance(of.scale, float) else jax.lax.stop_gradient(of.scale)
-    return value * constant
+    return found * constant
 
 
 @dataclass(frozen=True)
 class _Rule:
     """What is computed of arrays of these names."""
 
-    form: LinearForm
+    form: ChunkForm
     names: tuple[str, ...]
 
     def sums(self, needs: tuple[bool, ...], operands: tuple[Array, ...]) -> tuple[Array, Partials]:
@@ -128,7 +132,7 @@ class _Rule:
         named = dict(zip(self.names, moving, strict=True))
         if named.get(LOG_PROBS):
             raise ValueError(CONSTANT.format(LOG_PROBS))
-        return tuple(moves and not name.startswith("teacher_") for name, moves in named.items())
+        return tuple(moves and not name.startswith("teacher") for name, moves in named.items())
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a loss from hidden states computes of a head's outputs and a teacher's rows."""
+"""The computation of a chunk: outputs of the student's head and a teacher's rows to losses."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -8,15 +8,17 @@ from amidmath.arrays.annotations import Array, Namespace
 from amidmath.arrays.checks import computing_dtype
 from amidmath.formulas.cross_entropy import cross_entropy
 from amidmath.inputs.head import Projection
-from amidmath.inputs.hidden_teacher import Teacher
+from amidmath.pairs.teachers import Teacher
 
 
 @dataclass(frozen=True)
-class LinearForm:
-    """What is computed, without the arrays; hashable, JAX compiles once for each.
+class ChunkForm:
+    """The computation, without the arrays; hashable, JAX compiles once for each.
 
     Args:
         student: the student's head without its arrays.
+        numbers: the name of the array that the student's rows are made of, its hidden states or
+            its logits.
         teacher: what its rows are compared with, and by what loss.
         knobs: the names of the loss's knobs, in order.
         label_weight: what the cross-entropy counts.
@@ -25,6 +27,7 @@ class LinearForm:
     """
 
     student: Projection
+    numbers: str
     teacher: Teacher
     knobs: tuple[str, ...]
     label_weight: float
@@ -33,7 +36,7 @@ class LinearForm:
 
     def pair(self, arrays: Mapping[str, Array]) -> tuple[Array, Array]:
         """The arrays of both sides by whose dtypes is computed."""
-        return arrays["student_hidden"], arrays[self.teacher.numbers]
+        return arrays[self.numbers], arrays[self.teacher.numbers]
 
     def rows(
         self,

@@ -1,4 +1,4 @@
-"""The teacher of a loss from hidden states: a layer that is multiplied out, or top-k lists.
+"""The teacher of a loss in chunks: a layer that is multiplied out, its logits, or top-k lists.
 
 A *teacher* has no arrays: it says how rows of the student's logits are compared with its own. It
 is hashable, as JAX compiles once for each. Its arrays, by name, are a *source* of its rows.
@@ -11,12 +11,12 @@ from typing import Any, Protocol
 from amidmath.arrays.annotations import Array, ClosedForm, Namespace
 from amidmath.formulas.buckets import fold, unfold
 from amidmath.inputs.head import Projection
-from amidmath.inputs.hidden_layer import Layer, Library
-from amidmath.inputs.list_rows import SparseForm
+from amidmath.pairs.layers import Layer, Library, Rows, side_of
+from amidmath.pairs.list_rows import SparseForm
 from amidmath.rows.forms import Block, RowForm
 
-LOG_PROBS, INDICES = "teacher_hidden.log_probs", "teacher_hidden.indices"
-"""What the arrays of lists are called: they stand in the place of the hidden states."""
+LOG_PROBS, INDICES = "teacher.log_probs", "teacher.indices"
+"""The names of the arrays of lists."""
 
 
 class Source(Protocol):
@@ -72,17 +72,17 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True)
 class DenseTeacher:
-    """A teacher by hidden states and a head; where vocabularies differ, all others are one token.
+    """A teacher by whole rows; where vocabularies differ, all other tokens are one.
 
     Args:
         block: the loss by rows of logits.
         projection: the teacher's head without its arrays.
+        numbers: the name of the array that its rows are made of.
     """
 
     block: Block
     projection: Projection
-
-    numbers = "teacher_hidden"
+    numbers: str
 
     @property
     def width(self) -> int:
@@ -90,8 +90,8 @@ class DenseTeacher:
         return self.projection.vocabulary
 
     def source(self, arrays: Mapping[str, Array], library: Library, step: int) -> Source:
-        """A layer."""
-        return _LayerRows(Layer("teacher", self.projection, arrays, library, step))
+        """A layer, or rows."""
+        return _WholeRows(side_of("teacher", self.projection, arrays, library, step))
 
     def takes_outputs(self, student: Projection) -> bool:
         """Where both are logits over the same tokens."""
@@ -127,12 +127,12 @@ class DenseTeacher:
 
 
 @dataclass(frozen=True)
-class _LayerRows:
-    layer: Layer
+class _WholeRows:
+    side: Layer | Rows
 
     def rows(self, at: Any, keep: Array | None) -> tuple[Array, ...]:
-        """Its outputs (n, V)."""
-        return (self.layer.outputs(self.layer.states(at, keep)),)
+        """Outputs (n, V)."""
+        return (self.side.outputs(self.side.states(at, keep)),)
 
 
 @dataclass(frozen=True)
