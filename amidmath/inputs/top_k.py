@@ -31,7 +31,7 @@ class TopK(NamedTuple):
     Example:
         >>> import numpy as np, amidmath as am
         >>> teacher = am.TopK(np.log([[0.5, 0.25]]), np.array([[3, 0]]))
-        >>> value = am.AMiD(am.KL(), lam=0.0).sparse(np.zeros((1, 5)), teacher)
+        >>> value = am.AMiD(am.KL(), lam=0.0)(np.zeros((1, 5)), teacher)
         >>> p, q = np.array([0.5, 0.25, 0.25]), np.array([0.2, 0.2, 0.6])
         >>> bool(abs(value - np.sum(p * np.log(p / q))) < 1e-12)
         True

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from amidmath.arrays import checks
 from amidmath.arrays.annotations import Array, Namespace
 from amidmath.inputs.hidden import Hidden
 from amidmath.inputs.shard import Shard
@@ -114,10 +113,10 @@ class Call(ABC):
         """The gradient by what ``wrt`` names."""
         argument, _, part = name.partition(".")
         value = self.inputs.get(argument)
-        if name in self.knobs or part == "states" or checks.is_array(value):
-            return grads[self._targets()[name][0]]
         if isinstance(value, Shard):
             return Shard(grads[f"{name}.logits"], value.ranks, value.rows_per_chunk)
+        if not isinstance(value, Hidden) or part == "states":
+            return grads[name]
         head = value.head.holding(
             {field: grads[f"{argument}.head.{field}"] for field in value.head.arrays()}
         )

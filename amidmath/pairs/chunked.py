@@ -43,8 +43,7 @@ class ChunkedCall(Call):
 
     def value(self) -> Array:
         """Differentiable by the student's side and by the knobs."""
-        value: Array = dispatch.chunked_value(self, self.arrays[self.form.numbers])
-        return value
+        return dispatch.chunked_value(self, self.arrays[self.form.numbers])
 
     def partials(self, wanted: Sequence[str]) -> tuple[Array, dict[str, Array]]:
         """In one pass over the chunks."""

@@ -71,7 +71,8 @@ def shards_call(loss: RowLoss, student: Shard, teacher: Shard, batch: Batch) -> 
         mask = ranks.replica("mask", mask)
     knobs = positions.knob_rows(loss.knobs, beside, shape, checks.computing_dtype(xp, *rows), xp)
     keep = positions.mask_rows(mask, beside, shape, xp)
-    labels, labelled = None, ()
+    labels: Labels | None = None
+    labelled: tuple[Array, ...] = ()
     if batch.labels is not None:
         first, vocabulary = _place(rows[0], ranks, xp)
         whole = ranks.replica("labels", batch.labels)
@@ -120,4 +121,5 @@ def _place(logits: Array, ranks: Ranks, xp: Namespace) -> tuple[Any, Any]:
     here = xp.arange(1, device=device) * 0 + logits.shape[-1]
     sizes = ranks.gathered(here)[:, 0]
     before = xp.arange(sizes.shape[0], device=device) < ranks.index
-    return xp.sum(xp.where(before, sizes, 0)), xp.sum(sizes)
+    # A sum over the ranks, which JAX knows to be the same on all of them.
+    return xp.sum(xp.where(before, sizes, 0)), ranks.total(here)[0]

@@ -118,6 +118,7 @@ def _is_factor(value: Any) -> bool:
 
 
 def product(factor: float | Array, weight: float | Array) -> float | Array:
+    """The product of a factor and a weight, an array where one of them is."""
     if not (checks.is_array(factor) and checks.is_array(weight)):
         return _array_as(weight if checks.is_array(weight) else factor, factor * weight)
     checks.namespace(factor=factor, weight=weight)

@@ -33,6 +33,10 @@ class TorchLibrary(Library):
         dtype: torch.dtype = hidden.dtype
         return dtype if self.autocast is None or dtype == torch.float64 else self.autocast
 
+    def own(self, array: Array) -> Array:
+        """A copy."""
+        return array.clone()
+
     def product(self, a: Array, b: Array, out: Array | None) -> Array:
         """In the buffer, whose pages are already there."""
         return torch.mm(a, b, out=out)
