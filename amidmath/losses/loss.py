@@ -3,14 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias
 
 from amidmath.arrays import checks
-from amidmath.arrays.annotations import Array, Namespace, Partials
-from amidmath.formulas.pointwise import weighted
+from amidmath.arrays.annotations import Array
 from amidmath.inputs.hidden import Hidden
 from amidmath.inputs.shard import Shard
 from amidmath.inputs.top_k import TopK
+from amidmath.losses.sum_block import SumBlock
 from amidmath.pairs.call import Batch
 from amidmath.pairs.choose import call_of
 from amidmath.rows.forms import Block
@@ -146,40 +146,6 @@ class Loss(Algebra, Value, ABC):
         )
         return call_of(self, student, teacher, batch).value()
 
-    @overload
-    def value_and_grad(
-        self,
-        student: Student,
-        teacher: Teacher,
-        mask: Array | None = None,
-        reduction: str = "mean",
-        denominator: Any = None,
-        *,
-        labels: Array | None = None,
-        label_weight: float = 1.0,
-        ignore_index: int = -100,
-        wrt: str = "student",
-        backend: str | None = None,
-        overwrite_student: bool = False,
-    ) -> tuple[Array, Any]: ...
-
-    @overload
-    def value_and_grad(
-        self,
-        student: Student,
-        teacher: Teacher,
-        mask: Array | None = None,
-        reduction: str = "mean",
-        denominator: Any = None,
-        *,
-        labels: Array | None = None,
-        label_weight: float = 1.0,
-        ignore_index: int = -100,
-        wrt: tuple[str, ...],
-        backend: str | None = None,
-        overwrite_student: bool = False,
-    ) -> tuple[Array, tuple[Any, ...]]: ...
-
     def value_and_grad(
         self,
         student: Student,
@@ -302,12 +268,12 @@ class WeightedSum(Loss):
             (None if checks.is_array(weight) else weight, loss.untempered()[1], len(loss.knobs))
             for weight, loss in self.parts
         )
-        return temperatures[0], _Blocks(tuple(blocks))
+        return temperatures[0], SumBlock(tuple(blocks))
 
     @property
     def block(self) -> Block:
         """The parts' blocks, added up."""
-        return _Blocks(
+        return SumBlock(
             tuple(
                 (None if checks.is_array(weight) else weight, loss.block, len(loss.knobs))
                 for weight, loss in self.parts
@@ -322,40 +288,3 @@ class WeightedSum(Loss):
             own = {"weight": weight} if checks.is_array(weight) else {}
             found |= {f"parts[{j}].{name}": knob for name, knob in (own | loss.knobs).items()}
         return found
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """Of each part its weight, or None where it is the first of the part's knobs."""
-
-    parts: tuple[tuple[float | None, Any, int], ...]
-
-    def __call__(
-        self, x: Array, y: Array, *knobs: Array, needs: tuple[bool, ...], xp: Namespace
-    ) -> tuple[Array, Partials]:
-        total: Array = 0.0
-        sums: list[Array | None] = [None, None]
-        knob_grads: list[Array | None] = []
-        rest, wanted = list(knobs), list(needs[2:])
-        for weight, block, count in self.parts:
-            factor = rest.pop(0) if weight is None else weight
-            wants_value = weight is None and wanted.pop(0)
-            own, rest = rest[:count], rest[count:]
-            asked, wanted = (*needs[:2], *wanted[:count]), wanted[count:]
-            value, partials = block(x, y, *own, needs=asked, xp=xp)
-            if weight is None:
-                knob_grads.append(value[..., None] if wants_value else None)
-            total = total + _times(factor, value[..., None], xp)[..., 0]
-            scaled = [None if g is None else _times(factor, g, xp) for g in partials]
-            for i in (0, 1):
-                here, grad = sums[i], scaled[i]
-                sums[i] = grad if here is None else here if grad is None else here + grad
-            knob_grads += scaled[2:]
-        return total, (*sums, *knob_grads)
-
-
-def _times(weight: float | Array, array: Array, xp: Namespace) -> Array:
-    """Their product, and 0 where the weight is, though the array be infinite."""
-    if isinstance(weight, float):
-        return weight * array if weight != 0.0 else xp.zeros_like(array)
-    return weighted(weight, array, xp)

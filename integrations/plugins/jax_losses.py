@@ -117,8 +117,8 @@ def am_loss(
             counted = jnp.moveaxis(keep, axis, -1)
             student, teacher = (jnp.where(counted, x, -jnp.inf) for x in (student, teacher))
             keep = jnp.any(counted, axis=-1)
-        values = chosen(student, teacher, keep, reduction, **labelled)
-    return values
+        reduced: jax.Array = chosen(student, teacher, keep, reduction, **labelled)
+        return reduced
 
 
 def _input(side: Any) -> Any:
