@@ -21,6 +21,7 @@ class SumBlock:
     def __call__(
         self, x: Array, y: Array, *knobs: Array, needs: tuple[bool, ...], xp: Namespace
     ) -> tuple[Array, Partials]:
+        """Values, and partial derivatives by both sides, then by the knobs of every part."""
         total: Array = 0.0
         sums: list[Array | None] = [None, None]
         knob_grads: list[Array | None] = []
