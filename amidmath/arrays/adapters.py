@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from amidmath.arrays import libraries
-from amidmath.arrays.annotations import Array, ClosedForm, Partials
+from amidmath.arrays.annotations import Array, ClosedForm, Namespace, Partials
 
 
 class Adapter(Protocol):
@@ -20,6 +20,26 @@ class Adapter(Protocol):
     none where that is None). So much is enough for torch's autograd and JAX's forward and reverse
     modes to use it, and adapters are the only places that know about them.
     """
+
+    plans_memory: bool
+    """Whether the library's compiler plans temporaries, so that rows need not go in chunks."""
+
+    def check(self, name: str, array: Array) -> None:
+        """Raise unless the numbers of an argument are what they seem to be, where they seem to lie.
+
+        Raises:
+            TypeError: a kind of array that is not taken.
+            ValueError: a view or a buffer that has to be turned into numbers first.
+        """
+        ...
+
+    def largest(self, rows: Array, k: int, xp: Namespace) -> tuple[Array, Array]:
+        """The k largest numbers along the last axis and their places, the largest first."""
+        ...
+
+    def put(self, rows: Array, at: Array, values: Array, xp: Namespace) -> Array:
+        """A copy of rows (N, V) with values (N, k) at places (N, k) of the last axis."""
+        ...
 
     def at_hand(self, array: Array) -> bool:
         """Whether the values can be looked at without waiting for a device or a trace."""
@@ -74,6 +94,7 @@ class Adapter(Protocol):
 
 
 _loaders: dict[str, Callable[[], Adapter]] = {}
+_loaded: dict[str, Adapter] = {}
 
 
 def register(library: str, load: Callable[[], Adapter]) -> None:
@@ -83,4 +104,8 @@ def register(library: str, load: Callable[[], Adapter]) -> None:
 
 def adapter_of(array: Array) -> Adapter:
     """The adapter of the library that an array belongs to."""
-    return _loaders[libraries.name_of(array)]()
+    name = libraries.name_of(array)
+    found = _loaded.get(name)
+    if found is None:
+        found = _loaded[name] = _loaders[name]()
+    return found

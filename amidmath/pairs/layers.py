@@ -46,8 +46,6 @@ class Library:
 
     def product(self, a: Array, b: Array, out: Array | None) -> Array:
         """A @ b, in ``out`` where the library can write there."""
-        if libraries.is_numpy_array(a) or libraries.is_cupy_array(a):
-            return self.xp.matmul(a, b, out=out)
         return self.xp.matmul(a, b)
 
     def add_product(self, total: Array, a: Array, b: Array) -> Array:
@@ -62,8 +60,6 @@ class Library:
 
     def kept(self, keep: Array) -> Array | None:
         """The indices of the rows that are kept; None where the library cannot tell."""
-        if libraries.is_numpy_array(keep) or libraries.is_cupy_array(keep):
-            return self.xp.nonzero(keep)[0]
         return None
 
     def own(self, array: Array) -> Array:
@@ -82,6 +78,18 @@ class Library:
         else:
             array[at] = new
         return array
+
+
+class WritingLibrary(Library):
+    """The same of libraries whose products can be written into arrays, as NumPy's."""
+
+    def product(self, a: Array, b: Array, out: Array | None) -> Array:
+        """In the buffer."""
+        return self.xp.matmul(a, b, out=out)
+
+    def kept(self, keep: Array) -> Array | None:
+        """By looking."""
+        return self.xp.nonzero(keep)[0]
 
 
 class Layer:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from amidmath.arrays import libraries
+from amidmath.arrays.adapters import adapter_of
 from amidmath.arrays.annotations import Array, Namespace, Partials
 from amidmath.arrays.checks import computing_dtype
 from amidmath.formulas.means import log_sum_exp
@@ -192,21 +192,4 @@ class Entries:
         """The rows with values in place of the entries."""
         any_valid = xp.any(self.valid, axis=-1, keepdims=True)
         spare = xp.where(any_valid, xp.take_along_axis(values, self.first, axis=-1), rows[..., :1])
-        return _put_along_last_axis(rows, self.at, xp.where(self.valid, values, spare), xp)
-
-
-def _put_along_last_axis(rows: Array, at: Array, values: Array, xp: Namespace) -> Array:
-    """A copy of the rows with the values at their places; the standard has no such function."""
-    if libraries.is_torch_array(rows):
-        return rows.scatter(-1, at, values)
-    if libraries.is_jax_array(rows):
-        return xp.put_along_axis(rows, at, values, axis=-1, inplace=False)
-    if libraries.is_numpy_array(rows) or libraries.is_cupy_array(rows):
-        written = xp.asarray(rows, copy=True)
-        written[xp.arange(rows.shape[0], device=rows.device)[:, None], at] = values
-        return written
-    index = xp.arange(rows.shape[-1], device=libraries.device(rows))
-    for j in range(at.shape[-1]):
-        part = slice(j, j + 1)
-        rows = xp.where(index == at[..., part], values[..., part], rows)
-    return rows
+        return adapter_of(rows).put(rows, self.at, xp.where(self.valid, values, spare), xp)

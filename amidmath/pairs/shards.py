@@ -106,11 +106,6 @@ def _ranks(student: Shard, teacher: Shard) -> Ranks:
             raise ValueError(
                 f"student.{field} and teacher.{field} must be the same, got {here!r} and {there!r}"
             )
-    if not (libraries.is_torch_array(student.logits) or libraries.is_jax_array(student.logits)):
-        raise TypeError(
-            "student.logits must be a torch tensor or a JAX array, which have ranks, got "
-            f"{type(student.logits).__name__}: {checks.shortened(student.logits)}"
-        )
     ranks: Ranks = dispatch.ranks(student.logits, student.ranks)
     return ranks
 

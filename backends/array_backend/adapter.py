@@ -3,17 +3,42 @@
 from collections.abc import Sequence
 from typing import Any
 
+import array_api_extra as xpx
+
 from amidmath.arrays import libraries
-from amidmath.arrays.annotations import Array, ClosedForm, Partials
+from amidmath.arrays.annotations import Array, ClosedForm, Namespace, Partials
 from amidmath.arrays.dispatch import scaled_sum
 from amidmath.pairs.chunked import ChunkedCall
 from amidmath.pairs.chunks import run
-from amidmath.pairs.layers import Library
+from amidmath.pairs.layers import Library, WritingLibrary
 from amidmath.rows import positions
 
 
 class ArrayAdapter:
     """See :class:`amidmath.arrays.adapters.Adapter`; nothing here is differentiated."""
+
+    plans_memory = False
+    library: type[Library] = Library
+    """The operations of chunks of rows."""
+
+    def check(self, name: str, array: Array) -> None:
+        """Nothing is known of other libraries' kinds."""
+
+    def largest(self, rows: Array, k: int, xp: Namespace) -> tuple[Array, Array]:
+        """By a partition, then in order."""
+        indices = xpx.argpartition(-rows, k - 1, axis=-1, xp=xp)[..., :k]
+        chosen = xp.take_along_axis(rows, indices, axis=-1)
+        order = xp.argsort(chosen, axis=-1, descending=True, stable=True)
+        chosen, indices = (xp.take_along_axis(a, order, axis=-1) for a in (chosen, indices))
+        return chosen, indices
+
+    def put(self, rows: Array, at: Array, values: Array, xp: Namespace) -> Array:
+        """One place of every row after the other; the standard has no such function."""
+        index = xp.arange(rows.shape[-1], device=libraries.device(rows))
+        for j in range(at.shape[-1]):
+            part = slice(j, j + 1)
+            rows = xp.where(index == at[..., part], values[..., part], rows)
+        return rows
 
     def at_hand(self, array: Array) -> bool:
         """It is, where nothing says otherwise."""
@@ -60,18 +85,21 @@ class ArrayAdapter:
 
     def chunked_value(self, call: ChunkedCall) -> Array:
         """One chunk after the other."""
-        values, _ = run(call.form, call.arrays, (), None, Library(call.xp))
+        values, _ = run(call.form, call.arrays, (), None, self.library(call.xp))
         return positions.reduced(values, call.scale, call.reduction, call.shape, call.xp)
 
     def chunked_partials(
         self, call: ChunkedCall, wanted: Sequence[str]
     ) -> tuple[Array, dict[str, Array]]:
         """Gradients made with the values."""
-        return run(call.form, call.arrays, wanted, call.row_scale, Library(call.xp))
+        return run(call.form, call.arrays, wanted, call.row_scale, self.library(call.xp))
 
     def ranks(self, group: Any) -> Any:
         """There are none."""
-        raise TypeError("student.logits of an am.Shard must be a torch tensor or a JAX array")
+        raise TypeError(
+            "student.logits must be a torch tensor or a JAX array, which have ranks, in a loss of "
+            f"an am.Shard; its ranks are {group!r}"
+        )
 
 
 class LazyAdapter(ArrayAdapter):
@@ -80,3 +108,15 @@ class LazyAdapter(ArrayAdapter):
     def at_hand(self, array: Array) -> bool:
         """Never: looking would compute."""
         return False
+
+
+class WritingAdapter(ArrayAdapter):
+    """The adapter of libraries whose arrays are written by index, as NumPy's."""
+
+    library = WritingLibrary
+
+    def put(self, rows: Array, at: Array, values: Array, xp: Namespace) -> Array:
+        """All at once."""
+        written = xp.asarray(rows, copy=True)
+        written[xp.arange(rows.shape[0], device=rows.device)[:, None], at] = values
+        return written

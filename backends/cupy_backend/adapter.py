@@ -12,7 +12,7 @@ import cupy  # pyright: ignore[reportMissingImports]  # an environment without a
 
 from amidmath.arrays.annotations import Array, ClosedForm, Partials
 from amidmath.backends import choice
-from amidmath.backends.array_backend.adapter import ArrayAdapter
+from amidmath.backends.array_backend.adapter import WritingAdapter
 from amidmath.backends.cuda_kernels.source import THREADS, TYPES, Source, source
 from amidmath.backends.recent import Recent
 from amidmath.compiler.graph import UnsupportedError
@@ -24,7 +24,7 @@ from amidmath.rows.forms import RowForm
 OPTIONS = ("-std=c++17", "--fmad=false")
 
 
-class CupyAdapter(ArrayAdapter):
+class CupyAdapter(WritingAdapter):
     """See :class:`amidmath.arrays.adapters.Adapter`."""
 
     def at_hand(self, array: Array) -> bool:

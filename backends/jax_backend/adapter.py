@@ -3,15 +3,41 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jax.core import Tracer
+
 from amidmath.arrays import libraries
-from amidmath.arrays.annotations import Array, ClosedForm, Partials
+from amidmath.arrays.annotations import Array, ClosedForm, Namespace, Partials
 from amidmath.arrays.dispatch import scaled_sum
+from amidmath.backends.array_backend.adapter import ArrayAdapter
 from amidmath.backends.jax_backend import chunks, closed_forms, shards
 from amidmath.pairs.chunked import ChunkedCall
 
 
-class JaxAdapter:
+class JaxAdapter(ArrayAdapter):
     """See :class:`amidmath.arrays.adapters.Adapter`."""
+
+    plans_memory = True
+
+    def check(self, name: str, array: Array) -> None:
+        """Keys, gradients by integers and deleted arrays are refused."""
+        dtype = str(array.dtype)
+        if dtype.startswith("key<"):
+            raise TypeError(f"{name} must be an array of numbers, got PRNG keys of dtype {dtype}")
+        if "float0" in dtype:
+            raise TypeError(
+                f"{name} must be an array of numbers, got JAX's float0, the gradient by an integer"
+            )
+        traced = isinstance(array, Tracer)
+        if not traced and array.is_deleted():
+            raise ValueError(
+                f"{name} must still be there, got a JAX array of shape {tuple(array.shape)} that "
+                "was deleted, or donated to a function (donate_argnums)"
+            )
+
+    def put(self, rows: Array, at: Array, values: Array, xp: Namespace) -> Array:
+        """All at once."""
+        written: Array = xp.put_along_axis(rows, at, values, axis=-1, inplace=False)
+        return written
 
     def at_hand(self, array: Array) -> bool:
         """On CPUs of this process, and not traced."""

@@ -8,15 +8,30 @@ import numpy as np
 
 from amidmath.arrays.annotations import Array, ClosedForm, Partials
 from amidmath.backends import choice
-from amidmath.backends.array_backend.adapter import ArrayAdapter
+from amidmath.backends.array_backend.adapter import WritingAdapter
 from amidmath.rows.forms import RowForm
 
 if TYPE_CHECKING:
     from amidmath.backends.llvm_kernels import kernels as llvm_kernels
 
 
-class NumpyAdapter(ArrayAdapter):
+class NumpyAdapter(WritingAdapter):
     """See :class:`amidmath.arrays.adapters.Adapter`."""
+
+    def check(self, name: str, array: Array) -> None:
+        """Masked arrays and other subclasses are refused."""
+        kind = type(array)
+        if kind in (np.ndarray, np.memmap) or isinstance(array, np.generic):
+            return
+        if hasattr(array, "filled"):
+            raise TypeError(
+                f"{name} must be a plain array, got a {kind.__name__}, whose masked entries would "
+                "count: pass its .filled(value), and the positions to leave out as mask="
+            )
+        raise TypeError(
+            f"{name} must be a plain NumPy array, got a {kind.__name__}, whose numbers may mean "
+            f"something else: pass numpy.asarray({name}) if they do not"
+        )
 
     def value_and_partials(
         self,

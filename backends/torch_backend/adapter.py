@@ -3,13 +3,51 @@
 from collections.abc import Sequence
 from typing import Any
 
-from amidmath.arrays.annotations import Array, ClosedForm, Partials
+import torch
+
+from amidmath.arrays.annotations import Array, ClosedForm, Namespace, Partials
 from amidmath.backends.torch_backend import chunks, closed_forms, rows, shards
 from amidmath.pairs.chunked import ChunkedCall
 
 
 class TorchAdapter:
     """See :class:`amidmath.arrays.adapters.Adapter`."""
+
+    plans_memory = False
+
+    def check(self, name: str, array: Array) -> None:
+        """Masked, nested, sparse and quantised tensors are refused, and views of negatives."""
+        if type(array).__name__ == "MaskedTensor":
+            raise TypeError(
+                f"{name} must be a plain tensor, got a MaskedTensor, whose masked entries would count: "
+                "pass its .to_tensor(value), and the positions to leave out as mask="
+            )
+        wrong = ""
+        if array.is_nested:
+            wrong = (
+                "nested tensor: pass its .to_padded_tensor(0.0), and the positions kept as mask="
+            )
+        elif str(array.layout) != "torch.strided":
+            wrong = f"tensor of layout {array.layout}: pass its .to_dense()"
+        elif array.is_quantized:
+            wrong = "quantised tensor: pass its .dequantize()"
+        if wrong:
+            raise TypeError(f"{name} must be a plain, dense tensor, got a {wrong}")
+        compiling = torch.compiler.is_compiling()  # which resolves such views
+        if not compiling and array.is_neg():
+            raise ValueError(
+                f"{name} must hold its numbers, got a view of their negatives: pass its .resolve_neg()"
+            )
+
+    def largest(self, rows: Array, k: int, xp: Namespace) -> tuple[Array, Array]:
+        """Torch's own."""
+        values, indices = rows.topk(k, dim=-1)
+        return values, indices
+
+    def put(self, rows: Array, at: Array, values: Array, xp: Namespace) -> Array:
+        """All at once."""
+        written: Array = rows.scatter(-1, at, values)
+        return written
 
     def at_hand(self, array: Array) -> bool:
         """On the CPU, and neither compiled, faked nor batched."""
