@@ -84,8 +84,8 @@ class Adapter(Protocol):
         """Its values, and its gradients by name."""
         ...
 
-    def ranks(self, group: Any) -> Any:
-        """Those who hold shards of arrays of this library: :class:`amidmath.pairs.sharded.Ranks`.
+    def ranks(self, group: Any, array: Array) -> Any:
+        """Those who hold shards beside an array: :class:`amidmath.pairs.sharded.Ranks`.
 
         Raises:
             TypeError: a group of another library, or a library without ranks.

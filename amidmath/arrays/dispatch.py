@@ -76,7 +76,7 @@ def chunked_partials(
 
 def ranks(like: Array, group: Any) -> Any:
     """The ranks of a group, by the library of an array that is spread over them."""
-    return adapter_of(like).ranks(group)
+    return adapter_of(like).ranks(group, like)
 
 
 def scaled_sum(values: Array, scale: Array | float | None, xp: Namespace) -> Array:

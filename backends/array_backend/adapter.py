@@ -94,11 +94,11 @@ class ArrayAdapter:
         """Gradients made with the values."""
         return run(call.form, call.arrays, wanted, call.row_scale, self.library(call.xp))
 
-    def ranks(self, group: Any) -> Any:
+    def ranks(self, group: Any, array: Array) -> Any:
         """There are none."""
         raise TypeError(
-            "student.logits must be a torch tensor or a JAX array, which have ranks, in a loss of "
-            f"an am.Shard; its ranks are {group!r}"
+            "student.logits must be a torch tensor or a JAX array, which have ranks, got "
+            f"{type(array).__name__} of shape {tuple(array.shape)}"
         )
 
 

@@ -89,6 +89,6 @@ class JaxAdapter(ArrayAdapter):
         """In the same loop."""
         return chunks.values_and_grads(call, wanted)
 
-    def ranks(self, group: Any) -> shards.AxisRanks:
+    def ranks(self, group: Any, array: Array) -> shards.AxisRanks:
         """The devices along an axis of a mesh."""
         return shards.ranks(group)

@@ -19,8 +19,8 @@ class TorchAdapter:
         """Masked, nested, sparse and quantised tensors are refused, and views of negatives."""
         if type(array).__name__ == "MaskedTensor":
             raise TypeError(
-                f"{name} must be a plain tensor, got a MaskedTensor, whose masked entries would count: "
-                "pass its .to_tensor(value), and the positions to leave out as mask="
+                f"{name} must be a plain tensor, got a MaskedTensor, whose masked entries would "
+                "count: pass its .to_tensor(value), and the positions to leave out as mask="
             )
         wrong = ""
         if array.is_nested:
@@ -36,7 +36,8 @@ class TorchAdapter:
         compiling = torch.compiler.is_compiling()  # which resolves such views
         if not compiling and array.is_neg():
             raise ValueError(
-                f"{name} must hold its numbers, got a view of their negatives: pass its .resolve_neg()"
+                f"{name} must hold its numbers, got a view of their negatives: pass its "
+                ".resolve_neg()"
             )
 
     def largest(self, rows: Array, k: int, xp: Namespace) -> tuple[Array, Array]:
@@ -94,6 +95,6 @@ class TorchAdapter:
         """By a DTensor, of this rank's rows."""
         return chunks.values_and_grads(call, wanted)
 
-    def ranks(self, group: Any) -> shards.GroupRanks:
+    def ranks(self, group: Any, array: Array) -> shards.GroupRanks:
         """Those of a process group or of a one-dimensional mesh."""
         return shards.ranks(group)
