@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import amidmath as am
-from amidmath.backends.torch_backend import chunk_operators as torch_linear_operators
+from amidmath.backends.torch_backend import chunk_operators
 from amidmath.rows import texts
 from amidmath.rows.forms import RowForm
 
@@ -39,11 +39,11 @@ def knobs(x, t):
 
 
 def listed(x, t):
-    return am.AMiD().sparse(x, am.top_k(t.detach(), 3))
+    return am.AMiD()(x, am.top_k(t.detach(), 3))
 
 
 def hidden(x, t):
-    return am.AMiD().linear(x, t.detach(), 2 * t.detach(), t.detach())
+    return am.AMiD()(am.Hidden(x, t.detach()), am.Hidden(2 * t.detach(), t.detach()))
 
 
 def divergence(x, t):
@@ -167,17 +167,17 @@ def test_torch_checks_the_operator():
 def test_torch_checks_the_operators_of_hidden_states(reduction, monkeypatch):
     """With what a call tells them."""
     told = []
-    operator = torch_linear_operators.linear
+    operator = chunk_operators.linear
 
     def listening(*arguments):
         told.append(arguments)
         return operator(*arguments)
 
-    monkeypatch.setattr(torch_linear_operators, "linear", listening)
+    monkeypatch.setattr(chunk_operators, "linear", listening)
     x, t = arrays(SMALL)
     head = am.Head(t.clone().requires_grad_(), bias=t[:, 0].clone().requires_grad_())
     with Looking():
-        am.AMiD().linear(x.requires_grad_(), head, 2 * t, t, reduction=reduction)
+        am.AMiD()(am.Hidden(x.requires_grad_(), head), am.Hidden(2 * t, t), reduction=reduction)
     torch.library.opcheck(torch.ops.amidmath.linear.default, told[0])
     given, _, numbers, constants, form = told[0]
     arguments = ([a.detach() for a in given], torch.ones(4), numbers, constants, form)

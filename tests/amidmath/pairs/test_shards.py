@@ -63,8 +63,8 @@ def test_arrays_are_looked_at_as_by_other_losses(alone):
     loss, (student, teacher) = am.VocabParallel(am.AMiD(), alone), logits()
     mask = torch.ones(3, dtype=torch.bool)
     for name, arguments in {
-        "student_logits": (student.to_sparse(), teacher),
-        "teacher_logits": (student, torch._neg_view(teacher)),
+        "student": (student.to_sparse(), teacher),
+        "teacher": (student, torch._neg_view(teacher)),
         "mask": (student, teacher, mask.to_sparse()),
     }.items():
         with pytest.raises((TypeError, ValueError), match=rf"{name}.*\.(to_dense|resolve_neg)"):

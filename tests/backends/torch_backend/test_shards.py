@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
 
 import amidmath as am
 
@@ -84,6 +85,8 @@ def with_nan_in(rows):
 
 MASK = torch.tensor([True, False, True, True, False])
 KEPT = {"mask": MASK, "reduction": "none", "cotangent": torch.tensor([1.0, 2.0, -3.0, 0.5, 1.0])}
+LABELS = torch.tensor([1, 12, -100, 9, 6])  # in either part, wherever the vocabulary is cut
+LABELLED = {"labels": LABELS, "label_weight": 0.3}
 GKD = 0.5 * am.AMiD(lam=0.5) + 0.5 * am.AMiD(order="qr", lam=0.5)
 
 JOBS = {
@@ -128,6 +131,31 @@ JOBS = {
         teacher=logits(shape=(2, 3, 13))[1],
         dtensor=True,
     ),
+    "labels": job(am.AMiD(order="qr"), **LABELLED, sizes=(9, 4)),
+    "labels of one entry": job(am.AMiD(am.Renyi(2.0)), **LABELLED, sizes=(12, 1), mask=MASK),
+    "labels and knobs": job(
+        am.AMiD(order="rq", **knobs()),
+        **KEPT,
+        labels=LABELS % 13,
+        label_weight=2.0,
+        ignore_index=6,
+        rows_per_chunk=2,
+        sizes=(1, 12),
+    ),
+    "labels in float32": job(
+        GKD, **LABELLED, dtype=torch.float32, mask=MASK, denominator=torch.tensor(7.0)
+    ),
+    "labels in bfloat16": job(am.AMiD(), **LABELLED, dtype=torch.bfloat16, reduction="sum"),
+    "labels of holes": job(am.AMiD(), **with_holes(), labels=torch.tensor([1, 8, 3, 9, 10])),
+    "labels, masked NaN": job(am.AMiD(), **with_nan_in(~MASK), **LABELLED, mask=MASK),
+    "labels, compiled": job(am.AMiD(order="qr"), **LABELLED, sizes=(9, 4), compiled=True),
+    "labels of more axes": job(
+        am.AMiD(),
+        student=logits(shape=(2, 3, 13))[0],
+        teacher=logits(shape=(2, 3, 13))[1],
+        labels=torch.tensor([[0, 12, 7], [-100, 6, 3]]),
+    ),
+    "labels of a DTensor": job(am.AMiD(order="qr"), **LABELLED, dtensor=True, mask=MASK),
     "NaN": job(am.AMiD(order="qr"), **with_nan_in([1, 3]), reduction="none", thorough=False),
     "misplaced": "misplaced",
 }
@@ -149,7 +177,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     with (folder / "jobs.pkl").open("wb") as file:
         pickle.dump(JOBS, file)
-    script = Path(__file__).with_name("torch_rank.py")
+    script = Path(__file__).with_name("shard_rank.py")
     processes = [
         subprocess.Popen(
             [sys.executable, script, str(rank), str(RANKS), folder],
@@ -178,10 +206,30 @@ def whole(name):
     double = {n: here[n].double().requires_grad_() for n in ("student", "teacher")}
     parameters = [knob.requires_grad_() for knob in here["loss"].knobs.values()]
     options = {n: here[n] for n in ("mask", "reduction", "denominator") if n in here}
-    value = here["loss"](*double.values(), **options)
+    value = here["loss"](*double.values(), **options) + of_labels(here, double["student"])
     cotangent = here.get("cotangent", torch.ones_like(value))
     grads = torch.autograd.grad(value, [*double.values(), *parameters], cotangent)
     return value, grads
+
+
+def of_labels(here, student):
+    """What labels add to the value, by torch's own cross-entropy."""
+    if "labels" not in here:
+        return 0.0
+    labels, mask = here["labels"], here.get("mask", torch.tensor(True))
+    ignored = here.get("ignore_index", -100)
+    labels = torch.where(mask, labels, ignored)
+    values = cross_entropy(
+        torch.where(mask[..., None], student, 0.0).flatten(0, -2),
+        labels.flatten(),
+        reduction="none",
+        ignore_index=ignored,
+    )
+    values = here.get("label_weight", 1.0) * values.reshape(labels.shape)
+    if here.get("reduction", "mean") == "none":
+        return values
+    count = mask.expand(labels.shape).sum() if "reduction" not in here else 1
+    return values.sum() / here.get("denominator", count)
 
 
 def of_ranks(results, name):
@@ -236,7 +284,7 @@ def test_all_ranks_see_what_is_not_finite_in_one(results):
 
 
 def test_a_gradient_by_a_dtensor_is_one(results):
-    for name in ("DTensor", "DTensor of more axes"):
+    for name in ("DTensor", "DTensor of more axes", "labels of a DTensor"):
         axis = JOBS[name]["student"].ndim - 1
         for done in of_ranks(results, name):
             assert torch.is_tensor(done["value"])
@@ -268,9 +316,14 @@ def test_how_many_messages(results):
 
 def test_arguments_that_do_not_fit(results):
     first, second = of_ranks(results, "misplaced")
-    assert "student_logits must have the placement Shard(dim=1)" in first["rows"]
-    assert "teacher_logits must be a DTensor on the one-dimensional mesh" in first["elsewhere"]
+    assert "student.logits must have the placement Shard(dim=1)" in first["rows"]
+    assert "teacher.logits must be a DTensor on the one-dimensional mesh" in first["elsewhere"]
     assert "mask must have the placement Replicate()" in first["mask"]
+    assert "labels must have the placement Replicate()" in first["sharded labels"]
+    assert "labels must be tokens in [0, 12) or ignore_index -100" in first["labels"]
+    assert first["labels"] == second["labels"]
+    assert "RuntimeError" in first["forward"]
+    assert "forward mode" in first["forward"]
     assert "one-dimensional DeviceMesh" in first["square"]
     assert "one that this process belongs to" in second["outsider"]
     assert first["replicated mask"] == first["part of a mesh"] == 0.0
