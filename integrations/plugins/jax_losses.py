@@ -153,17 +153,13 @@ def am_loss_from_hidden(
         True
     """
     hidden = jnp.asarray(student_hidden)
-    values: jax.Array = chosen_loss(loss, parameters).linear(
-        hidden,
-        _head(student_head),
-        jnp.asarray(teacher_hidden),
-        _head(teacher_head),
+    values: jax.Array = chosen_loss(loss, parameters)(
+        am.Hidden(hidden, _head(student_head), vocab, chunk_rows),
+        am.Hidden(jnp.asarray(teacher_hidden), _head(teacher_head)),
         None if where is None else _mask(where, hidden.shape[:-1]),
         reduction,
-        vocab=vocab,
         labels=None if labels is None else jnp.asarray(labels),
         label_weight=label_weight,
-        chunk_rows=chunk_rows,
     )
     return values
 
