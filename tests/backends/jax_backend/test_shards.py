@@ -178,6 +178,6 @@ def test_only_numbers_a_row_travel(results, name):
 
 def test_an_axis_that_is_not_bound(results):
     for said in results["unbound"]:
-        assert "group must name a mesh axis that an enclosing jax.shard_map goes over" in said
+        assert "ranks must name a mesh axis that an enclosing jax.shard_map goes over" in said
         assert "got 'model', which is not bound here" in said
     assert len(results["unbound"]) == 2
