@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import amidmath as am
 from benchmarks import phases
 from benchmarks.cases import (
     AB_PR,
