@@ -12,7 +12,11 @@ from amidmath.rows import texts
 from amidmath.rows.forms import RowForm
 
 SMALL, COMPILED = (4, 8), (64, 1024)
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+    "ignore::torch.jit.TracerWarning",  # of checks of shapes
+)
 
 
 def arrays(shape, seed=0):
