@@ -18,7 +18,7 @@ def cross_entropy(
     """-log softmax(logits)[label] and its gradient, row by row.
 
     Args:
-        logits: shape (N, V), float32 or float64.
+        logits: shape (N, V), float32 or float64; or one row (V,), and all else without its N.
         labels: shape (N,), integers. ``ignore_index`` gives 0; one that is no token gives NaN.
         ignore_index: what marks rows without a label.
         need: whether the gradient is wanted.
@@ -30,13 +30,13 @@ def cross_entropy(
         Values (N,), and the gradient (N, V) or None.
     """
     size = logits.shape[-1] if vocabulary is None else vocabulary
-    token = xp.where((labels >= 0) & (labels < size), labels, -1)[:, None]
-    ignored = (labels == ignore_index)[:, None]
+    token = xp.where((labels >= 0) & (labels < size), labels, -1)[..., None]
+    ignored = (labels == ignore_index)[..., None]
     _, _, log_q = log_softmax(logits, -1, xp)
     labelled = xp.arange(logits.shape[-1], device=libraries.device(logits)) + first == token
     picked = xp.sum(xp.where(labelled, log_q, 0.0), axis=-1, keepdims=True)
     # Where labels cannot be checked beforehand, a NaN says that one is wrong.
-    value = xp.where(ignored, 0.0, xp.where(token < 0, xp.nan, -picked))[:, 0]
+    value = xp.where(ignored, 0.0, xp.where(token < 0, xp.nan, -picked))[..., 0]
     if not need:
         return value, None
     grad = xp.where(labelled, xp.expm1(log_q), xp.exp(log_q))

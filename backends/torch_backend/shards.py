@@ -19,18 +19,18 @@ def ranks(group: Any) -> "GroupRanks":
         ValueError: a mesh of more dimensions, or a group that this process is not in.
     """
     if not dist.is_available():
-        raise TypeError("group needs torch.distributed, which this build of torch lacks")
+        raise TypeError("ranks need torch.distributed, which this build of torch lacks")
     if isinstance(group, DeviceMesh):
         if group.ndim != 1:
             raise ValueError(
-                f"group must be a one-dimensional DeviceMesh, such as mesh['tensor'], got {group!r}"
+                f"ranks must be a one-dimensional DeviceMesh, such as mesh['tensor'], got {group!r}"
             )
         group = group.get_group()
     if group is dist.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError("group must be one that this process belongs to, got one that it does not")
+        raise ValueError("ranks must be a group that this process belongs to, got another's")
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(
-            "group must be a torch.distributed ProcessGroup or a one-dimensional DeviceMesh for "
+            "ranks must be a torch.distributed ProcessGroup or a one-dimensional DeviceMesh for "
             f"torch tensors, got {type(group).__name__}: {group!r}"
         )
     return GroupRanks(group)

@@ -67,7 +67,7 @@ AB = am.AMiD(am.AlphaBeta(0.2, 0.7), order="rq", alpha=0.3)
         lambda s, t: am.KL()(s.log_softmax(-1), t.log_softmax(-1)),
         lambda s, t: am.alpha_mixture(s, t, alpha=0.5, lam=0.3),
         lambda s, t: am.log_falpha_mean(torch.stack([s, t]), alpha=0.5),
-        lambda s, t: AB.sparse(s, am.top_k(t.detach(), 3)),
+        lambda s, t: AB(s, am.top_k(t.detach(), 3)),
         lambda s, t: AB.value_and_grad(s, t)[0] + s.sum() + t.sum(),
         lambda s, t: AB(s, t, backend="compiled"),
         lambda s, t: AB(s.half(), t.half()),
@@ -129,14 +129,22 @@ def hidden(rows=6, vocabulary=9):
 @pytest.mark.parametrize(
     "function",
     [
-        lambda h, w, t, u: AB.linear(h, w, t, u),
-        lambda h, w, t, u: AB.linear(h, w, t, u, reduction="none").square(),
-        lambda h, w, t, u: AB.linear(h, w, t, u, HIDDEN_MASK, labels=LABELS, label_weight=0.3),
-        lambda h, w, t, u: AB.linear(h, am.Head(w, bias=w[:, 0], softcap=9.0), t, u),
-        lambda h, w, t, u: AB.linear(h, w, am.top_k(t @ u.T, 3)),
-        lambda h, w, t, u: am.AMiD(alpha=h[:, 0]).linear(h, w, t, u),
-        lambda h, w, t, u: AB.linear(h.half(), w, t, u),
-        lambda h, w, t, u: AB.linear_value_and_grad(h.detach(), w.detach(), t, u)[1] * h * w.sum(),
+        lambda h, w, t, u: AB(am.Hidden(h, w), am.Hidden(t, u)),
+        lambda h, w, t, u: AB(am.Hidden(h, w), am.Hidden(t, u), reduction="none").square(),
+        lambda h, w, t, u: AB(
+            am.Hidden(h, w), am.Hidden(t, u), HIDDEN_MASK, labels=LABELS, label_weight=0.3
+        ),
+        lambda h, w, t, u: AB(am.Hidden(h, am.Head(w, bias=w[:, 0], softcap=9.0)), am.Hidden(t, u)),
+        lambda h, w, t, u: AB(am.Hidden(h, w), am.top_k(t @ u.T, 3)),
+        lambda h, w, t, u: AB(am.Hidden(h, w), t @ u.T),
+        lambda h, w, t, u: AB(h @ w.T, am.Hidden(t, u), labels=LABELS),
+        lambda h, w, t, u: am.AMiD(alpha=h[:, 0])(am.Hidden(h, w), am.Hidden(t, u)),
+        lambda h, w, t, u: AB(am.Hidden(h.half(), w), am.Hidden(t, u)),
+        lambda h, w, t, u: (
+            AB.value_and_grad(am.Hidden(h.detach(), w.detach()), am.Hidden(t, u))[1].states
+            * h
+            * w.sum()
+        ),
     ],
 )
 def test_hidden_states(function):
@@ -148,7 +156,7 @@ def test_hidden_states(function):
 
 def test_hidden_states_under_a_schedule_and_of_any_number():
     def function(h, w, t, u, alpha):
-        return am.AMiD(alpha=alpha).linear(h, w, t.detach(), u.detach())
+        return am.AMiD(alpha=alpha)(am.Hidden(h, w), am.Hidden(t.detach(), u.detach()))
 
     calls = [(*hidden(rows), alpha) for rows, alpha in ((6, 0.1), (7, 0.2), (8, 1.0), (9, 0.3))]
     assert graphs(function, *calls, dynamic=True) == 1

@@ -16,6 +16,7 @@ import amidmath as am
 SHARDS = 4
 ROWS, SIZE = 6, 16
 MASK = np.array([True, False, True, True, False, True])
+LABELS = np.array([1, 10, -100, 7, 15, 0])  # in every shard one
 KNOBS = {
     "alpha": np.array([-3.0, 0.0, 1.0, 3.0, np.inf, -1.0]),
     "lam": np.array(0.3),
@@ -48,13 +49,14 @@ def job(
     mask=None,
     rows_sharded=False,
     rows_per_chunk=256,
+    labels=None,
 ):
     """What the devices do; ``way`` is how they differentiate."""
     student, teacher = (x.astype(dtype) for x in of())
     knobs = {name: knob.astype(dtype) for name, knob in (knobs or {}).items()}
     here = {"loss": loss, "way": way, "student": student, "teacher": teacher, "knobs": knobs}
     options = {"mask": mask, "rows_sharded": rows_sharded, "rows_per_chunk": rows_per_chunk}
-    return here | options
+    return here | options | {"labels": labels, "label_weight": 0.3}
 
 
 def amid(divergence, order, alpha):
@@ -83,12 +85,23 @@ JOBS = {
     "rows sharded": job(am.AMiD(order="qr"), knobs=KNOBS, rows_sharded=True),
     "rows sharded, around": job(am.AMiD(order="qr"), "around", knobs=KNOBS, rows_sharded=True),
     "explicit": job(am.AMiD(order="qr"), "explicit"),
+    "labels": job(GKD, labels=LABELS, mask=MASK),
+    "labels, in float32": job(am.AMiD(), labels=LABELS, dtype="float32"),
+    "labels and knobs, chunks": job(
+        am.AMiD(order="rq"), "around", knobs=KNOBS, labels=LABELS, rows_per_chunk=4
+    ),
+    "labels, method": job(am.AMiD(), "method", knobs=KNOBS, labels=LABELS, mask=MASK),
+    "labels, unchecked": job(am.AMiD(), "method, unchecked", labels=LABELS),
+    "labels, forward": job(am.AMiD(order="qr"), "forward", labels=LABELS),
+    "labels, explicit": job(am.AMiD(order="qr"), "explicit", labels=LABELS),
+    "labels, all kinds of rows": job(am.AMiD(), of=rows_of_all_kinds, labels=LABELS),
     # What the documentation says of whole arrays: the compiler does the same to the loss itself.
     "plain": job(am.AMiD(order="qr"), "plain"),
 }
 
 # Unchecked, JAX adds up over the other axis too; in forward mode every logit has a tangent.
-LOOKED_AT = [n for n in JOBS if n not in ("explicit", "forward", "around, unchecked")]
+UNLIKE = ("explicit", "forward", "around, unchecked")
+LOOKED_AT = [n for n in JOBS if n.removeprefix("labels, ") not in UNLIKE]
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +110,13 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("devices")
     with (folder / "jobs.pkl").open("wb") as file:
         pickle.dump(JOBS, file)
-    script = Path(__file__).with_name("jax_devices.py")
+    script = Path(__file__).with_name("shard_devices.py")
     run = subprocess.run(
         [sys.executable, script, folder],
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr
     with (folder / "done.pkl").open("rb") as file:
@@ -115,8 +128,24 @@ def whole(here):
     knobs = {name: knob.astype("float64") for name, knob in here["knobs"].items()}
     loss = dataclasses.replace(here["loss"], **knobs) if knobs else here["loss"]
     student, teacher = (here[n].astype("float64") for n in ("student", "teacher"))
-    wrt = ("student_logits", "teacher_logits", *knobs)
-    return loss.value_and_grad(student, teacher, here["mask"], wrt=wrt)
+    wrt = ("student", "teacher", *knobs)
+    value, grads = loss.value_and_grad(student, teacher, here["mask"], wrt=wrt)
+    if here["labels"] is None:
+        return value, grads
+    added, by_label = cross_entropy(student, here)
+    return value + added, (grads[0] + by_label, *grads[1:])
+
+
+def cross_entropy(student, here):
+    """The mean over the positions kept of −log p(label), times the weight, and its gradient."""
+    kept = np.ones(ROWS, bool) if here["mask"] is None else here["mask"]
+    rows = np.flatnonzero(kept & (here["labels"] >= 0))
+    at, factor = (rows, here["labels"][rows]), here["label_weight"] / kept.sum()
+    logs = student - np.logaddexp.reduce(student, axis=-1, keepdims=True)
+    grad = np.zeros_like(student)
+    grad[rows] = factor * np.exp(logs[rows])
+    grad[at] -= factor
+    return -factor * logs[at].sum(), grad
 
 
 def close(got, wanted, eps):
@@ -149,6 +178,6 @@ def test_only_numbers_a_row_travel(results, name):
 
 def test_an_axis_that_is_not_bound(results):
     for said in results["unbound"]:
-        assert "group must name a mesh axis that an enclosing jax.shard_map goes over" in said
+        assert "ranks must name a mesh axis that an enclosing jax.shard_map goes over" in said
         assert "got 'model', which is not bound here" in said
     assert len(results["unbound"]) == 2

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
 import pytest
 import torch
-from certify.subjects import REGISTRY
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import amidmath as am
-from amidmath.backends.torch_backend import chunk_operators as torch_linear_operators
 from amidmath.rows import texts
 from amidmath.rows.forms import RowForm
 
 SMALL, COMPILED = (4, 8), (64, 1024)
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+    "ignore::torch.jit.TracerWarning",  # of checks of shapes
+)
 
 
 def arrays(shape, seed=0):
@@ -39,11 +37,11 @@ def knobs(x, t):
 
 
 def listed(x, t):
-    return am.AMiD().sparse(x, am.top_k(t.detach(), 3))
+    return am.AMiD()(x, am.top_k(t.detach(), 3))
 
 
 def hidden(x, t):
-    return am.AMiD().linear(x, t.detach(), 2 * t.detach(), t.detach())
+    return am.AMiD()(am.Hidden(x, t.detach()), am.Hidden(2 * t.detach(), t.detach()))
 
 
 def divergence(x, t):
@@ -161,58 +159,3 @@ def test_torch_checks_the_operator():
     operator = torch.ops.amidmath.value_and_partials.default
     arguments = (operands, None, [*numbers, 0.0], text, -1, "ynn", "")
     torch.library.opcheck(operator, arguments)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_torch_checks_the_operators_of_hidden_states(reduction, monkeypatch):
-    """With what a call tells them."""
-    told = []
-    operator = torch_linear_operators.linear
-
-    def listening(*arguments):
-        told.append(arguments)
-        return operator(*arguments)
-
-    monkeypatch.setattr(torch_linear_operators, "linear", listening)
-    x, t = arrays(SMALL)
-    head = am.Head(t.clone().requires_grad_(), bias=t[:, 0].clone().requires_grad_())
-    with Looking():
-        am.AMiD().linear(x.requires_grad_(), head, 2 * t, t, reduction=reduction)
-    torch.library.opcheck(torch.ops.amidmath.linear.default, told[0])
-    given, _, numbers, constants, form = told[0]
-    arguments = ([a.detach() for a in given], torch.ones(4), numbers, constants, form)
-    torch.library.opcheck(torch.ops.amidmath.linear_gradients.default, arguments)
-
-
-class Looking(TorchDispatchMode):
-    """A mode that changes nothing."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        return func(*args, **(kwargs or {}))
-
-
-def test_forms_come_back():
-    """What a text and numbers say is what was told, for every divergence that has a name."""
-    for cls in REGISTRY.values():
-        for parameters in cls.examples:
-            block = am.AMiD(cls(*parameters), order="qr", alpha=float("-inf")).block
-            form = RowForm(block, knobs=1, masked=True)
-            text, numbers = texts.described(form)
-            assert texts.restored(text, numbers) == form
-            assert "kept" not in text
-
-
-def test_what_has_no_name_is_kept():
-    @dataclass(frozen=True)
-    class Local:
-        weight: float
-        function: object
-
-    value = Local(0.25, np.sin)
-    text, numbers = texts.described(value)
-    assert texts.restored(text, numbers) == value
-    for _ in range(texts.MOST):
-        texts.kept(object())
-    texts._parsed.cache_clear()
-    with pytest.raises(RuntimeError, match="trace it again"):
-        texts.restored(text, numbers)

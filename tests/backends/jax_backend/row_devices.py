@@ -1,6 +1,6 @@
-"""The process of test_jax_rows.py, which has eight devices: what they make of rows.
+"""The process of test_rows_on_devices.py, which has eight devices: what they make of rows.
 
-Usage: jax_row_devices.py file. The file gets the results, pickled.
+Usage: row_devices.py file. The file gets the results, pickled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import traceback
 from functools import partial
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1] / "helpers"))
+sys.path.append(str(Path(__file__).parents[2] / "helpers"))
 
 import jax
 import jax_kinds
@@ -64,7 +64,10 @@ def refusals():
     mesh = mesh_of(8)
     spread = jax.device_put(x, jax.NamedSharding(mesh, P("rows")))
     by_vocabulary = jax.shard_map(
-        am.VocabParallel(am.AMiD(), "rows"), mesh=mesh, in_specs=P(None, "rows"), out_specs=P()
+        lambda s, t: am.AMiD()(am.Shard(s, "rows"), am.Shard(t, "rows")),
+        mesh=mesh,
+        in_specs=P(None, "rows"),
+        out_specs=P(),
     )
     for call in (
         lambda: jax.jit(partial(am.AMiD(), backend="compiled"))(spread, spread),

@@ -34,7 +34,8 @@ def of_knobs(s: Any, t: Any, *_: Any) -> Any:
 
 def from_hidden(s: Any, t: Any, hidden: Any, head: Any) -> Any:
     labels = s.detach().argmax(-1)
-    return am.AMiD().linear(hidden, head, 2 * hidden.detach(), head.detach(), labels=labels)
+    teacher = am.Hidden(2 * hidden.detach(), head.detach())
+    return am.AMiD()(am.Hidden(hidden, head), teacher, labels=labels)
 
 
 def with_gradient(s: Any, t: Any, *_: Any) -> Any:
@@ -48,7 +49,7 @@ LOSSES = {
     "masked": lambda s, t, *_: am.AMiD()(s, t, mask=t[:, 0] > 0, denominator=3),
     "knobs": of_knobs,
     "hidden": from_hidden,
-    "list": lambda s, t, *_: am.AMiD().sparse(s, am.top_k(t.detach(), 4)),
+    "list": lambda s, t, *_: am.AMiD()(s, am.top_k(t.detach(), 4)),
     "gradient": with_gradient,
     "divergence": lambda s, t, *_: am.FisherRao()(s.log_softmax(-1), t.log_softmax(-1)).sum(),
     "mixture": lambda s, t, *_: am.alpha_mixture(s, t, alpha=0.5, lam=0.3).square().mean(),

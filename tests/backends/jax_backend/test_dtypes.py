@@ -11,7 +11,7 @@ from jax_kinds import LARGE, SMALL
 
 import amidmath as am
 
-WRT = ("student_logits", "parts[0].alpha", "parts[0].lam", "parts[0].weight")
+WRT = ("student", "parts[0].alpha", "parts[0].lam", "parts[0].weight")
 PAIRS = [
     *(("float32", knob) for knob in ("float16", "bfloat16", "float64")),
     *(("float64", knob) for knob in ("bfloat16", "float32")),

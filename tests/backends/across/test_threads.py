@@ -25,7 +25,7 @@ from amidmath.backends.llvm_kernels import threads
 from amidmath.backends.llvm_kernels.threads import share
 from amidmath.backends.recent import Recent
 
-HELPERS = Path(__file__).parents[1] / "helpers"
+HELPERS = Path(__file__).parents[2] / "helpers"
 
 
 class Work:

@@ -17,7 +17,7 @@ from amidmath.arrays.dispatch import FIRST_ONLY
 def results(tmp_path_factory):
     """What eight devices made of them."""
     file = tmp_path_factory.mktemp("devices") / "done.pkl"
-    command = [sys.executable, Path(__file__).with_name("jax_row_devices.py"), file]
+    command = [sys.executable, Path(__file__).with_name("row_devices.py"), file]
     run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert run.returncode == 0, run.stderr
     with file.open("rb") as done:

@@ -74,6 +74,7 @@ def test_second_derivatives_are_refused(kind, twice, rows):
 x, teacher = (jnp.asarray(jax_kinds.normal(seed, 4, 8), jnp.float32) for seed in (0, 1))
 weights = jnp.asarray([0.5, -1.0, 2.0, 0.25])
 hidden, head = x[:, :3], teacher[:, :3]
+OTHER = am.Hidden(hidden, head)
 LOSS = jax_kinds.LOSS
 LOSSES = {
     "logits": lambda x: LOSS(x, teacher, reduction="none", backend="compiled"),
@@ -81,9 +82,9 @@ LOSSES = {
         x, teacher, reduction="none", backend="compiled"
     )[0],
     "divergence": lambda x: am.AlphaBeta(0.2, 0.7)(x, teacher, backend="compiled"),
-    "states": lambda x: LOSS.linear(x[:, :3], head, hidden, head, reduction="none"),
-    "both, states": lambda x: LOSS.linear_value_and_grad(
-        x[:, :3], head, hidden, head, reduction="none", wrt=("student_hidden", "student_head")
+    "states": lambda x: LOSS(am.Hidden(x[:, :3], head), OTHER, reduction="none"),
+    "both, states": lambda x: LOSS.value_and_grad(
+        am.Hidden(x[:, :3], head), OTHER, reduction="none", wrt=("student.states", "student.head")
     )[0],
     "mixture": lambda x: am.alpha_mixture(x, teacher, alpha=0.5, lam=0.3)[:, 0],
 }
@@ -138,8 +139,8 @@ def test_gradients_that_come_with_values_are_constant():
     for value_and_grad in (
         lambda x: LOSS.value_and_grad(x, teacher, backend="compiled")[1],
         lambda x: LOSS.value_and_grad(x, teacher, backend="reference")[1],
-        lambda x: LOSS.linear_value_and_grad(x[:, :3], head, hidden, head)[1],
-        lambda x: LOSS.sparse_value_and_grad(x, am.top_k(teacher, k=3))[1],
+        lambda x: LOSS.value_and_grad(am.Hidden(x[:, :3], head), OTHER)[1],
+        lambda x: LOSS.value_and_grad(x, am.top_k(teacher, k=3))[1],
         lambda x: am.AlphaBeta(0.2, 0.7).value_and_grad(x, teacher)[1],
     ):
         with pytest.raises(RuntimeError, match=REFUSED):

@@ -1,6 +1,6 @@
-"""The process of test_jax_vocab.py, which has eight devices: does its jobs, and says what came out.
+"""The process of test_shards.py, which has eight devices: does its jobs, and says what came out.
 
-Usage: jax_devices.py folder. The folder has jobs.pkl, and gets done.pkl.
+Usage: shard_devices.py folder. The folder has jobs.pkl, and gets done.pkl.
 """
 
 from __future__ import annotations
@@ -42,18 +42,27 @@ def with_knobs(job, knobs):
 
 def on_shards(job):
     """f(student, teacher, *knobs): the loss from what one device has of them."""
-    mask = None if job["mask"] is None else jnp.asarray(job["mask"])
 
     def f(student, teacher, *knobs):
-        whole = with_knobs(job, knobs) if knobs else job["loss"]
-        loss = am.VocabParallel(whole, "vocab", job["rows_per_chunk"])
+        mask = None if job["mask"] is None else jnp.asarray(job["mask"])
+        labels = {}
+        if job["labels"] is not None:
+            labels = {"labels": jnp.asarray(job["labels"]), "label_weight": job["label_weight"]}
+        loss = with_knobs(job, knobs) if knobs else job["loss"]
+        student, teacher = (
+            am.Shard(logits, "vocab", job["rows_per_chunk"]) for logits in (student, teacher)
+        )
         if job["way"].startswith("method"):
-            wrt = ("student_logits", "teacher_logits", *job["knobs"])
-            return loss.value_and_grad(student, teacher, mask, wrt=wrt)
+            wrt = ("student", "teacher", *job["knobs"])
+            value, grads = loss.value_and_grad(student, teacher, mask, wrt=wrt, **labels)
+            assert {(g.ranks, g.rows_per_chunk) for g in grads[:2]} == {
+                ("vocab", job["rows_per_chunk"])
+            }
+            return value, (*(grad.logits for grad in grads[:2]), *grads[2:])
         if job["rows_sharded"]:
             total = loss(student, teacher, reduction="sum")
             return jax.lax.psum(total, "data") / job["student"].shape[0]
-        return loss(student, teacher, mask)
+        return loss(student, teacher, mask, **labels)
 
     return f
 
@@ -119,7 +128,10 @@ def messages(text):
 def unbound():
     """What is said of an axis that no shard_map goes over."""
     x, logits = jnp.zeros((2, 4)), P(None, "vocab")
-    elsewhere = am.VocabParallel(am.AMiD(), "model")
+
+    def elsewhere(student, teacher):
+        return am.AMiD()(am.Shard(student, "model"), am.Shard(teacher, "model"))
+
     inside = jax.shard_map(elsewhere, mesh=MESH, in_specs=(logits, logits), out_specs=P())
     errors = []
     for call in (elsewhere, inside):

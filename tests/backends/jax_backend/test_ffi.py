@@ -106,7 +106,7 @@ def test_masked_rows_are_never_read(logits):
 
 def test_knobs_and_teacher(logits):
     alpha = np.array([-1.0, 0.5, 3.0], dtype=np.float32)
-    wrt = ("student_logits", "teacher_logits", "alpha")
+    wrt = ("student", "teacher", "alpha")
     loss = am.AMiD(alpha=jnp.asarray(alpha), lam=0.3)
     got = loss.value_and_grad(*map(jnp.asarray, logits), wrt=wrt, backend="compiled")
     wanted = truth(am.AMiD(alpha=alpha.astype(np.float64), lam=0.3), *logits, wrt=wrt)

@@ -1,6 +1,6 @@
-"""One of the processes of test_torch_vocab.py: does its jobs on its shard, and says what came out.
+"""One of the processes of test_shards.py: does its jobs on its shard, and says what came out.
 
-Usage: torch_rank.py rank ranks folder. The folder has jobs.pkl, and gets rank.pkl.
+Usage: shard_rank.py rank ranks folder. The folder has jobs.pkl, and gets rank.pkl.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import amidmath as am
+
+OPTIONS = ("mask", "reduction", "denominator", "labels", "label_weight", "ignore_index")
 
 
 class Messages(TorchDispatchMode):
@@ -65,10 +67,15 @@ def do(job, rank):
     group = dist.group.WORLD
     if job.get("mesh"):
         group = dist.init_device_mesh("cpu", (dist.get_world_size(),))
-    loss = am.VocabParallel(job["loss"], group, rows_per_chunk=job.get("rows_per_chunk", 256))
-    knobs = {name: knob.requires_grad_() for name, knob in loss.knobs.items()}
+    rows_per_chunk = job.get("rows_per_chunk", 256)
+    knobs = {name: knob.requires_grad_() for name, knob in job["loss"].knobs.items()}
+
+    def loss(student, teacher, **options):
+        sides = (am.Shard(logits, group, rows_per_chunk) for logits in (student, teacher))
+        return job["loss"](*sides, **options)
+
     student, teacher = shards(job, rank)
-    options = {name: job[name] for name in ("mask", "reduction", "denominator") if name in job}
+    options = {name: job[name] for name in OPTIONS if name in job}
     result = {}
     # Compiled code cannot be watched; and watching takes its time.
     messages = (
@@ -94,9 +101,14 @@ def do(job, rank):
         grads = torch.autograd.grad(value, [student, teacher, *knobs.values()], cotangent)
     result |= {"value": value, "grads": grads}
     if job["thorough"]:
-        names = ("student_logits", "teacher_logits", *knobs)
-        direct = loss.value_and_grad(student, teacher, **options, wrt=names)
-        result |= {"direct value": direct[0], "direct": direct[1]}
+        names = ("student", "teacher", *knobs)
+        sides = [am.Shard(logits, group, rows_per_chunk) for logits in (student, teacher)]
+        direct, grads = job["loss"].value_and_grad(*sides, **options, wrt=names)
+        for grad in grads[:2]:
+            assert isinstance(grad, am.Shard)
+            assert (grad.ranks, grad.rows_per_chunk) == (group, rows_per_chunk)
+        by_logits = [grad.logits for grad in grads[:2]]
+        result |= {"direct value": direct, "direct": [*by_logits, *grads[2:]]}
     return result
 
 
@@ -112,31 +124,41 @@ def plain(x):
 
 
 def misplaced(job, rank):
-    """What is said of DTensors, masks and meshes that do not fit."""
+    """What is said of DTensors, masks, labels and meshes that do not fit."""
     mesh = dist.init_device_mesh("cpu", (2,))
     square = dist.init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "tensor"))
     alone = dist.new_group([0])
     x = torch.zeros(4, 6)
     columns = DTensor.from_local(x, mesh, [Shard(1)])
+    spread = DTensor.from_local(torch.zeros(2, dtype=torch.int64), mesh, [Shard(0)])
     rows = DTensor.from_local(x, mesh, [Shard(0)])
     elsewhere = DTensor.from_local(x, square, [Replicate(), Shard(1)])
-    loss = am.VocabParallel(am.AMiD(), mesh)
     errors = {}
+
+    def loss(student, teacher, *args, ranks=mesh, **options):
+        return am.AMiD()(am.Shard(student, ranks), am.Shard(teacher, ranks), *args, **options)
+
+    def forward():
+        return torch.func.jvp(lambda s: loss(s, 0 * x), (x,), (x + 1,))
+
     for name, call in {
         "rows": lambda: loss(rows, columns),
         "elsewhere": lambda: loss(columns, elsewhere),
         "mask": lambda: loss(columns, columns, DTensor.from_local(x[:, 0] == 0, mesh, [Shard(0)])),
-        "square": lambda: am.VocabParallel(am.AMiD(), square)(x, x),
-        "outsider": lambda: am.VocabParallel(am.AMiD(), alone)(x, x) if rank else None,
+        "square": lambda: loss(x, x, ranks=square),
+        "outsider": lambda: loss(x, x, ranks=alone) if rank else None,
+        "labels": lambda: loss(x, x, labels=torch.tensor([0, 11, 12, -100])),
+        "sharded labels": lambda: loss(columns, columns, labels=spread),
+        "forward": forward,
     }.items():
         try:
             call()
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             errors[name] = f"{type(error).__name__}: {error}"
     whole = torch.ones(4, dtype=torch.bool)
     mask = DTensor.from_local(whole, mesh, [Replicate()])
     errors["replicated mask"] = loss(columns, columns, mask)
-    errors["part of a mesh"] = am.VocabParallel(am.AMiD(), square["tensor"])(x, x)
+    errors["part of a mesh"] = loss(x, x, ranks=square["tensor"])
     return errors
 
 
