@@ -5,22 +5,38 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from amidmath import _checks
-from amidmath._pointwise import NEGLIGIBLE
-from amidmath.divergences._alpha_beta import divided_partials, divided_term
-from amidmath.divergences._base import Checks, Separable
+from amidmath._pointwise import NEGLIGIBLE, exp_quotient
+from amidmath.divergences._alpha_beta import divided_term
+from amidmath.divergences._base import Checks
+from amidmath.divergences._tangent import ORIGIN, Bases, Tangent
 
 
-def power_term(log_x: Any, log_y: Any, log_ratio: Any, a: float, b: float, xp: Any) -> Any:
-    """(xᵃyᵇ - ax - by)/(-ab) for a + b = 1: the power divergence of order a; docs: D14."""
-    return divided_term(log_y, power_mean(log_x, log_y, a, b, xp), log_x, a, b, 1.0, log_ratio, xp)
+def power_term(
+    log_x: Any, log_y: Any, log_ratio: Any, a: float, b: float, xp: Any, base: Any = 0.0
+) -> Any:
+    """(xᵃyᵇ - ax - by)/(-ab) for a + b = 1: the power divergence of order a; docs: D14.
+
+    With y and x times eᵃᵇᵃˢᵉ and e⁻ᵇᵇᵃˢᵉ in the sum, which is the tangent at a base; docs: D24.
+    """
+    low, high = log_y + a * base, log_x - b * base
+    mid = power_mean(log_x, log_y, a, b, xp)
+    return divided_term(low, mid, high, a, b, 1.0, log_ratio - base, xp)
 
 
 def power_partials(
-    log_x: Any, log_y: Any, log_ratio: Any, a: float, b: float, xp: Any
+    log_x: Any,
+    log_y: Any,
+    log_ratio: Any,
+    a: float,
+    b: float,
+    xp: Any,
+    bases: Bases = ORIGIN,
 ) -> tuple[Any, Any]:
-    """(x - xᵃyᵇ)/b and (y - xᵃyᵇ)/a."""
+    """(x - xᵃyᵇ)/b and (y - xᵃyᵇ)/a, with multiples of x and y that vanish at bases; docs: D24."""
     mid = power_mean(log_x, log_y, a, b, xp)
-    return divided_partials(log_y, mid, log_x, a, b, log_ratio, xp)
+    base_x, base_y = bases
+    by_x = exp_quotient(mid, log_x - b * base_x, -b, log_ratio - base_x, xp)
+    return by_x, -exp_quotient(mid, log_y + a * base_y, a, log_ratio - base_y, xp)
 
 
 def power_mean(log_x: Any, log_y: Any, a: float, b: float, xp: Any) -> Any:
@@ -41,7 +57,7 @@ def power_definition(x: Sequence[Any], y: Sequence[Any], order: Any, mp: Any) ->
 
 
 @dataclass(frozen=True)
-class AmariAlpha(Separable):
+class AmariAlpha(Tangent):
     """Amari's α-divergence 4/(1-α²) (1 - Σ x^((1-α)/2) y^((1+α)/2)), in nats.
 
     α = -1 is KL(x‖y), α = 1 is KL(y‖x), α = 0 twice the squared Hellinger distance. The mixture of
@@ -78,22 +94,37 @@ class AmariAlpha(Separable):
         return power_definition(x, y, (1 - mp.mpf(params[0])) / 2, mp)
 
     @staticmethod
-    def term(log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any) -> Any:
+    def orders(params: tuple[float, ...]) -> tuple[float, float]:
+        """(1-α)/2 and (1+α)/2."""
+        return (1.0 - params[0]) / 2.0, (1.0 + params[0]) / 2.0
+
+    @staticmethod
+    def term(
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        base: Any = 0.0,
+    ) -> Any:
         """The term of order (1-α)/2."""
-        a, b = (1.0 - params[0]) / 2.0, (1.0 + params[0]) / 2.0
-        return power_term(log_x, log_y, log_ratio, a, b, xp)
+        return power_term(log_x, log_y, log_ratio, *AmariAlpha.orders(params), xp, base)
 
     @staticmethod
     def partials(
-        log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        bases: Bases = ORIGIN,
     ) -> tuple[Any, Any]:
         """Those of order (1-α)/2."""
-        a, b = (1.0 - params[0]) / 2.0, (1.0 + params[0]) / 2.0
-        return power_partials(log_x, log_y, log_ratio, a, b, xp)
+        return power_partials(log_x, log_y, log_ratio, *AmariAlpha.orders(params), xp, bases)
 
 
 @dataclass(frozen=True)
-class CressieRead(Separable):
+class CressieRead(Tangent):
     """Cressie-Read power divergence 1/(λ(λ+1)) Σ x((x/y)^λ - 1), in nats.
 
     λ = 0 is KL(x‖y), λ = -1 its reverse, λ = 1 half of Pearson's χ². The statistic of
@@ -129,20 +160,37 @@ class CressieRead(Separable):
         return power_definition(x, y, mp.mpf(params[0]) + 1, mp)
 
     @staticmethod
-    def term(log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any) -> Any:
+    def orders(params: tuple[float, ...]) -> tuple[float, float]:
+        """λ + 1 and -λ."""
+        return params[0] + 1.0, -params[0]
+
+    @staticmethod
+    def term(
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        base: Any = 0.0,
+    ) -> Any:
         """The term of order λ + 1."""
-        return power_term(log_x, log_y, log_ratio, params[0] + 1.0, -params[0], xp)
+        return power_term(log_x, log_y, log_ratio, *CressieRead.orders(params), xp, base)
 
     @staticmethod
     def partials(
-        log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        bases: Bases = ORIGIN,
     ) -> tuple[Any, Any]:
         """Those of order λ + 1."""
-        return power_partials(log_x, log_y, log_ratio, params[0] + 1.0, -params[0], xp)
+        return power_partials(log_x, log_y, log_ratio, *CressieRead.orders(params), xp, bases)
 
 
 @dataclass(frozen=True)
-class Tsallis(Separable):
+class Tsallis(Tangent):
     """Tsallis relative entropy (Σ x^ρ y^{1-ρ} - 1)/(ρ - 1), in nats.
 
     ρ = 1 is KL(x‖y). ρ times the power divergence of order ρ: it vanishes as ρ → 0, where it has
@@ -179,23 +227,40 @@ class Tsallis(Separable):
         return rho * power_definition(x, y, rho, mp)
 
     @staticmethod
-    def term(log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any) -> Any:
+    def orders(params: tuple[float, ...]) -> tuple[float, float]:
+        """ρ and 1 - ρ."""
+        return params[0], 1.0 - params[0]
+
+    @staticmethod
+    def term(
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        base: Any = 0.0,
+    ) -> Any:
         """ρ times the term of order ρ."""
         (rho,) = params
-        return rho * power_term(log_x, log_y, log_ratio, rho, 1.0 - rho, xp)
+        return rho * power_term(log_x, log_y, log_ratio, rho, 1.0 - rho, xp, base)
 
     @staticmethod
     def partials(
-        log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        bases: Bases = ORIGIN,
     ) -> tuple[Any, Any]:
         """ρ times those of order ρ."""
         (rho,) = params
-        by_x, by_y = power_partials(log_x, log_y, log_ratio, rho, 1.0 - rho, xp)
+        by_x, by_y = power_partials(log_x, log_y, log_ratio, rho, 1.0 - rho, xp, bases)
         return rho * by_x, rho * by_y
 
 
 @dataclass(frozen=True)
-class TPower(Separable):
+class TPower(Tangent):
     """t-power divergence ±(Σ x^t y^{1-t} - 1), with the sign that makes it non-negative, in nats.
 
     |t(t-1)| times the power divergence of order t; zero at t = 0 and t = 1. TFP's ``t_power``.
@@ -229,21 +294,38 @@ class TPower(Separable):
         return -total if 0 < t < 1 else total
 
     @staticmethod
-    def term(log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any) -> Any:
+    def orders(params: tuple[float, ...]) -> tuple[float, float]:
+        """The orders t and 1 - t."""
+        return params[0], 1.0 - params[0]
+
+    @staticmethod
+    def term(
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        base: Any = 0.0,
+    ) -> Any:
         """|t(t-1)| times the term of order t."""
         (t,) = params
         if t in (0.0, 1.0):
             return xp.zeros_like(log_x)
-        return abs(t * (t - 1.0)) * power_term(log_x, log_y, log_ratio, t, 1.0 - t, xp)
+        return abs(t * (t - 1.0)) * power_term(log_x, log_y, log_ratio, t, 1.0 - t, xp, base)
 
     @staticmethod
     def partials(
-        log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        bases: Bases = ORIGIN,
     ) -> tuple[Any, Any]:
         """|t(t-1)| times those of order t."""
         (t,) = params
         if t in (0.0, 1.0):
             return xp.zeros_like(log_x), xp.zeros_like(log_x)
         scale = abs(t * (t - 1.0))
-        by_x, by_y = power_partials(log_x, log_y, log_ratio, t, 1.0 - t, xp)
+        by_x, by_y = power_partials(log_x, log_y, log_ratio, t, 1.0 - t, xp, bases)
         return scale * by_x, scale * by_y
