@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from amidmath._pointwise import absent, ratio_of
+from amidmath._pointwise import absent, exp_difference, ratio_of
 from amidmath._simplex import log_softmax_pair, through_normalization
 from amidmath._typing import Array, Namespace
 from amidmath.divergences._base import Divergence, Evaluated
@@ -79,7 +79,10 @@ class Gamma(Divergence):
         if partials is None:
             return value / s, None
         raw_x, raw_y, both = partials
-        by_x = through_normalization(raw_x, xp.exp(log_x), xp)
-        by_y = through_normalization(raw_y, xp.exp(log_y), xp)
-        # What was rounding in them was rounding in their sum.
-        return value / s, (by_x, by_y, both + (by_x - raw_x) + (by_y - raw_y))
+        x, y = xp.exp(log_x), xp.exp(log_y)
+        by_x = through_normalization(raw_x, x, xp)
+        by_y = through_normalization(raw_y, y, xp)
+        # X Σ∂/∂log X + Y Σ∂/∂log Y, which leave both of them, as small as their sum.
+        moved, total = (xp.sum(a, axis=-1, keepdims=True) for a in (raw_x, both))
+        both = both - exp_difference(log_x, log_y, log_ratio, xp) * moved - y * total
+        return value / s, (by_x, by_y, both)

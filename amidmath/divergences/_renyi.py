@@ -14,12 +14,14 @@ from amidmath._pointwise import (
     exp_quotient,
     is_near_one,
     log_near_one,
-    weighted,
     without,
 )
+from amidmath._simplex import at
 from amidmath._typing import Array, Namespace
+from amidmath.divergences._alpha_beta import divided_term
 from amidmath.divergences._base import Checks, Divergence, Evaluated
 from amidmath.divergences._power import power_definition, power_mean, power_term
+from amidmath.divergences._tangent import limited, tops
 
 
 def renyi(
@@ -36,8 +38,10 @@ def renyi(
 
     Σ x^ρ y^{1-ρ} = 1 + ρ(ρ-1) Σ term, the terms of the power divergence, which keep their
     precision near x = y; far from there its logarithm is summed directly, and cannot underflow.
-    ``nothing`` says which tokens take no part.
+    ``nothing`` says which tokens take no part. The partials are ρ/S times those of the power
+    divergence, relative to where the mass is: D24.
     """
+    top_x, top_y = tops(log_x, log_y, xp) if with_partials else (None, None)
     log_x, log_y, log_ratio = without(nothing, log_x, log_y, log_ratio, xp)
     mid = power_mean(log_x, log_y, rho, one_minus, xp)
     beyond = mid > math.log(xp.finfo(mid.dtype).max)
@@ -58,14 +62,21 @@ def renyi(
         share = (mid - xp.where(near, 0.0, peak)) - xp.where(near, log_total, direct)
         over_x = xp.where(near, log_ratio - value, (share - log_x) / -one_minus)
         over_y = xp.where(near, rho * log_ratio - log_total, share - log_y)
-    if not with_partials:
+    if top_x is None or top_y is None:
         return value[..., 0], None
-    slope = exp_quotient(share, log_x, -one_minus, over_x, xp)
-    gap = exp_difference(share, log_y, over_y, xp)
-    small = power < 1.0
-    both = terms - weighted(xp.exp(share), xp.where(small, power, 0.0), xp)
-    both = xp.where(small, rho * both, rho * slope - gap)
-    return value[..., 0], tuple(xp.where(nothing, 0.0, a) for a in (rho * slope, -gap, both))
+    there_x, there_y = at(top_x, over_x, xp), at(top_y, over_y, xp)
+    base_x, base_y = limited(there_x, one_minus, xp), limited(there_y, 1.0, xp)
+    high, low = log_x - one_minus * base_x, log_y + base_y
+    ratio_x, ratio_y = (limited(at(top, log_ratio, xp), 0.0, xp) for top in (top_x, top_y))
+    # What both have, as D, is not in the difference of two log ratios.
+    whole_x, whole_y = base_x == there_x, base_y == there_y
+    rise_x = xp.where(whole_x, log_ratio - ratio_x, over_x - base_x)
+    rise_y = xp.where(whole_y, rho * (log_ratio - ratio_y), over_y - base_y)
+    by_x = rho * exp_quotient(share, high, -one_minus, rise_x, xp)
+    by_y = -exp_difference(share, low, rise_y, xp)
+    above = rho * divided_term(low, share, high, rho, one_minus, 1.0, log_ratio - ratio_x, xp)
+    both = xp.where(whole_x & whole_y & (ratio_x == ratio_y), above, by_x + by_y)
+    return value[..., 0], tuple(xp.where(nothing, 0.0, a) for a in (by_x, by_y, both))
 
 
 @dataclass(frozen=True)
