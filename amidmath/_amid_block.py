@@ -1,7 +1,7 @@
 """Rows of logits to rows of losses and gradients, through the assistant."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amidmath._assistant import anchored_ratios, exponents, log_mixture, mixture_ratios_of
 from amidmath._differentiated import held, held_but_for
@@ -18,6 +18,8 @@ from amidmath._simplex import (
 )
 from amidmath._typing import Array, Namespace, Partials
 from amidmath.divergences import Divergence
+from amidmath.divergences._base import Evaluated
+from amidmath.divergences._tangent import Anchored, tops
 
 # How far, in nats, r̃/u at the anchor may lie below what teacher and student have in common.
 # Docs: mixtures, M12.
@@ -163,11 +165,15 @@ def by_source_logits(a: Seen, d: Derivatives, k: Array | float, xp: Namespace) -
     return through_normalization(xp.where(near_size < far_size, near, far), u, xp)
 
 
+def anchor(a: Seen, r: Array, xp: Namespace) -> tuple[Array, Array]:
+    """The top of u, if r is there too; otherwise that of r, as in G1; and which, one a row."""
+    there = a.shared & (at(a.top, r, xp) > 0.25)
+    return there, xp.where(there, a.top, top_outcome(r, xp))
+
+
 def by_other_logits(a: Seen, d: Derivatives, k: Array | float, xp: Namespace) -> Array:
     """To the logits of the other source, through r alone; docs: gradients, G2, G5."""
-    # Anchored at the top of u, if r is there too; otherwise at the top of r, as in G1.
-    there = a.shared & (at(a.top, d.r, xp) > 0.25)
-    top = xp.where(there, a.top, top_outcome(d.r, xp))
+    there, top = anchor(a, d.r, xp)
     relative = anchored(d.by_r, d.r, top, xp)
     total = xp.sum(relative, axis=-1, keepdims=True)
     relative = relative - d.r * xp.where(there, 0.0, total)
@@ -240,7 +246,7 @@ class AssistantBlock:
             log_r, over = held(log_r, xp), held_but_for(-a.log_u, over, xp)
         assistant_first = self.order[0] == "r"
         arguments = (log_r, a.log_u, over) if assistant_first else (a.log_u, log_r, -over)
-        value, partials = self.divergence.evaluate(*arguments, any(needs), xp)
+        value, partials = self._evaluated(arguments, any(needs), xp)
         value = xp.where(exists, value, xp.inf)
         if partials is None:
             return value, tuple(None for _ in needs)
@@ -258,9 +264,28 @@ class AssistantBlock:
             if side == source:
                 grad = by_source_logits(a, d, k, xp)
             else:
-                grad = by_other_logits(seen_across(a, pair, xp), d, k, xp)
+                b = seen_across(a, pair, xp)
+                grad = by_other_logits(b, self._seen_by(b, d, arguments, xp), k, xp)
             grads.append(grad / self.temperature)
         return value, (*grads, *self._knob_grads(pair, d, needs[2:], xp))
+
+    def _evaluated(
+        self, arguments: tuple[Array, Array, Array], with_partials: bool, xp: Namespace
+    ) -> Evaluated:
+        """Values and derivatives, up to multiples of r and of u where the divergence has those."""
+        if with_partials and isinstance(self.divergence, Anchored):
+            return self.divergence.evaluate(*arguments, True, xp, tops(*arguments[:2], xp))
+        return self.divergence.evaluate(*arguments, with_partials, xp)
+
+    def _seen_by(
+        self, b: Seen, d: Derivatives, arguments: tuple[Array, Array, Array], xp: Namespace
+    ) -> Derivatives:
+        """The derivatives relative to the anchor of a source; docs: gradients, G5."""
+        if self.detached or not isinstance(self.divergence, Anchored):
+            return d
+        _, top = anchor(b, d.r, xp)
+        _, partials = self.divergence.evaluate(*arguments, True, xp, (top, top))
+        return d if partials is None else replace(d, by_r=partials[self.order[0] != "r"])
 
     def _knob_grads(
         self, pair: Pair, d: Derivatives, needs: tuple[bool, ...], xp: Namespace

@@ -19,9 +19,9 @@ from amidmath._pointwise import (
 from amidmath._simplex import at
 from amidmath._typing import Array, Namespace
 from amidmath.divergences._alpha_beta import divided_term
-from amidmath.divergences._base import Checks, Divergence, Evaluated
+from amidmath.divergences._base import Checks, Evaluated
 from amidmath.divergences._power import power_definition, power_mean, power_term
-from amidmath.divergences._tangent import limited, tops
+from amidmath.divergences._tangent import Anchored, Tops, limited, tops
 
 
 def renyi(
@@ -33,6 +33,7 @@ def renyi(
     with_partials: bool,
     nothing: Array,
     xp: Namespace,
+    anchors: Tops | None = None,
 ) -> Evaluated:
     """Rows of the Rényi divergence of order ρ and its partials; docs: divergences, D16, D17.
 
@@ -41,7 +42,7 @@ def renyi(
     ``nothing`` says which tokens take no part. The partials are ρ/S times those of the power
     divergence, relative to where the mass is: D24.
     """
-    top_x, top_y = tops(log_x, log_y, xp) if with_partials else (None, None)
+    anchors = anchors or (tops(log_x, log_y, xp) if with_partials else None)
     log_x, log_y, log_ratio = without(nothing, log_x, log_y, log_ratio, xp)
     mid = power_mean(log_x, log_y, rho, one_minus, xp)
     beyond = mid > math.log(xp.finfo(mid.dtype).max)
@@ -62,8 +63,9 @@ def renyi(
         share = (mid - xp.where(near, 0.0, peak)) - xp.where(near, log_total, direct)
         over_x = xp.where(near, log_ratio - value, (share - log_x) / -one_minus)
         over_y = xp.where(near, rho * log_ratio - log_total, share - log_y)
-    if top_x is None or top_y is None:
+    if not with_partials or anchors is None:
         return value[..., 0], None
+    top_x, top_y = anchors
     there_x, there_y = at(top_x, over_x, xp), at(top_y, over_y, xp)
     base_x, base_y = limited(there_x, one_minus, xp), limited(there_y, 1.0, xp)
     high, low = log_x - one_minus * base_x, log_y + base_y
@@ -80,7 +82,7 @@ def renyi(
 
 
 @dataclass(frozen=True)
-class Renyi(Divergence):
+class Renyi(Anchored):
     """Rényi divergence log(Σ x^ρ y^{1-ρ})/(ρ - 1) of order ρ > 0, in nats.
 
     ρ = 1 is KL(x‖y), ρ = ½ is symmetric (twice Bhattacharyya's). dit's
@@ -121,16 +123,22 @@ class Renyi(Divergence):
         return mp.log(total) / (rho - 1)
 
     def evaluate(
-        self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
+        self,
+        log_x: Array,
+        log_y: Array,
+        log_ratio: Array,
+        with_partials: bool,
+        xp: Namespace,
+        anchors: Tops | None = None,
     ) -> Evaluated:
         """See :func:`renyi`."""
         nothing = absent(log_x, log_y, xp)
         orders = self.rho, 1.0 - self.rho
-        return renyi(log_x, log_y, log_ratio, *orders, with_partials, nothing, xp)
+        return renyi(log_x, log_y, log_ratio, *orders, with_partials, nothing, xp, anchors)
 
 
 @dataclass(frozen=True)
-class Bhattacharyya(Divergence):
+class Bhattacharyya(Anchored):
     """Bhattacharyya distance -log Σ √(xy), in nats: half the Rényi divergence of order ½.
 
     Source: Bhattacharyya (1943); docs: divergences, D18.
@@ -150,15 +158,23 @@ class Bhattacharyya(Divergence):
         return -mp.log(mp.fsum(mp.sqrt(u * v) for u, v in zip(x, y, strict=True)))
 
     def evaluate(
-        self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
+        self,
+        log_x: Array,
+        log_y: Array,
+        log_ratio: Array,
+        with_partials: bool,
+        xp: Namespace,
+        anchors: Tops | None = None,
     ) -> Evaluated:
         """Half of Rényi's."""
         nothing = absent(log_x, log_y, xp)
-        return _scaled(0.5, renyi(log_x, log_y, log_ratio, 0.5, 0.5, with_partials, nothing, xp))
+        return _scaled(
+            0.5, renyi(log_x, log_y, log_ratio, 0.5, 0.5, with_partials, nothing, xp, anchors)
+        )
 
 
 @dataclass(frozen=True)
-class Chernoff(Divergence):
+class Chernoff(Anchored):
     """Chernoff ρ-divergence -log Σ x^ρ y^{1-ρ}, in nats: (1-ρ) times Rényi's of order ρ.
 
     The skew Bhattacharyya distance. Its maximum over ρ is the Chernoff information.
@@ -197,11 +213,17 @@ class Chernoff(Divergence):
         return -mp.log(mp.fsum(u**rho * v ** (1 - rho) for u, v in zip(x, y, strict=True)))
 
     def evaluate(
-        self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
+        self,
+        log_x: Array,
+        log_y: Array,
+        log_ratio: Array,
+        with_partials: bool,
+        xp: Namespace,
+        anchors: Tops | None = None,
     ) -> Evaluated:
         """1 - ρ times Rényi's."""
         nothing, orders = absent(log_x, log_y, xp), (self.rho, 1.0 - self.rho)
-        of_renyi = renyi(log_x, log_y, log_ratio, *orders, with_partials, nothing, xp)
+        of_renyi = renyi(log_x, log_y, log_ratio, *orders, with_partials, nothing, xp, anchors)
         return _scaled(1.0 - self.rho, of_renyi)
 
 

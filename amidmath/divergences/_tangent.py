@@ -7,7 +7,7 @@ from typing import Any
 from amidmath._pointwise import absent, without
 from amidmath._simplex import at, top_outcome
 from amidmath._typing import Array, Namespace
-from amidmath.divergences._base import Evaluated, Separable
+from amidmath.divergences._base import Divergence, Evaluated, Separable
 
 # How much of its largest mass y must have where x has its own for one base to do for both.
 KEPT = 0.25
@@ -18,16 +18,20 @@ Bases = tuple[Any, Any]
 
 ORIGIN: Bases = (0.0, 0.0)
 
+Tops = tuple[Any, Any]
+"""The outcomes that have these ratios, true once a row each."""
 
-def tops(log_x: Array, log_y: Array, xp: Namespace) -> tuple[Array, Array]:
-    """Where to anchor the partials by log x and by log y, true once a row; docs: divergences, D24.
 
-    The top outcome of each; that of x for both where y has not lost it.
+def tops(log_x: Array, log_y: Array, xp: Namespace) -> Tops:
+    """Where to anchor the partials by log x and by log y; docs: divergences, D24.
+
+    At the top outcome of either for both, if the other has not lost it, or each at its own.
     """
-    y = xp.exp(log_y)
-    top_x, top_y = top_outcome(xp.exp(log_x), xp), top_outcome(y, xp)
-    one = at(top_x, y, xp) > KEPT * at(top_y, y, xp)
-    return top_x, (top_x & one) | (top_y & ~one)
+    x, y = xp.exp(log_x), xp.exp(log_y)
+    top_x, top_y = top_outcome(x, xp), top_outcome(y, xp)
+    y_has = at(top_x, y, xp) > KEPT * at(top_y, y, xp)
+    x_has = at(top_y, x, xp) > KEPT * at(top_x, x, xp)
+    return xp.where(x_has & ~y_has, top_y, top_x), xp.where(y_has, top_x, top_y)
 
 
 def limited(exponent: Array, factor: float, xp: Namespace) -> Array:
@@ -37,7 +41,26 @@ def limited(exponent: Array, factor: float, xp: Namespace) -> Array:
     return xp.where(exponent > most, most, xp.where(exponent < -most, -most, exponent))
 
 
-class Tangent(Separable):
+class Anchored(Divergence):
+    """A divergence whose partials are relative to those at outcomes that may be chosen."""
+
+    @abstractmethod
+    def evaluate(
+        self,
+        log_x: Array,
+        log_y: Array,
+        log_ratio: Array,
+        with_partials: bool,
+        xp: Namespace,
+        anchors: Tops | None = None,
+    ) -> Evaluated:
+        """Rows of D(x‖y) and, if wanted, its derivatives, which vanish at the anchors.
+
+        Anchors are those of :func:`tops` if they are not given; docs: divergences, D24.
+        """
+
+
+class Tangent(Anchored, Separable):
     """Σ y f(x/y), whose partials may be those of f less any of its tangents.
 
     A tangent adds a number to the sum over distributions, and multiples of x and of y to the
@@ -75,7 +98,13 @@ class Tangent(Separable):
         """∂D/∂log x and ∂D/∂log y at one token, less those of the tangents at the bases."""
 
     def evaluate(
-        self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
+        self,
+        log_x: Array,
+        log_y: Array,
+        log_ratio: Array,
+        with_partials: bool,
+        xp: Namespace,
+        anchors: Tops | None = None,
     ) -> Evaluated:
         """The terms, summed; the sum of partials of one tangent is the term above it, by Euler."""
         nothing = absent(log_x, log_y, xp)
@@ -83,7 +112,7 @@ class Tangent(Separable):
         value = xp.sum(self.term(*tokens, self.params, xp), axis=-1)
         if not with_partials:
             return value, None
-        top_x, top_y = tops(log_x, log_y, xp)
+        top_x, top_y = anchors or tops(log_x, log_y, xp)
         a, b = self.orders(self.params)
         there = at(top_x, tokens[2], xp)
         base_x, base_y = limited(there, b, xp), limited(at(top_y, tokens[2], xp), a, xp)
