@@ -121,8 +121,21 @@ def seen_across(a: Seen, pair: Pair, xp: Namespace) -> Seen:
     there = at(top, a.across, xp)
     shared = xp.abs(there) < xp.inf
     there = xp.where(shared, there, 0.0)
-    rise, across = a.across - there, a.rise - there
+    rise, across = _by_weights(a, a.across - there, top, pair.k, xp), a.rise - there
     return Seen(side, log_v, rise, across, a.rest, a.share, top, shared)
+
+
+def _by_weights(a: Seen, rise: Array, top: Array, k: Array | float, xp: Namespace) -> Array:
+    """log(r̃/v) less that at the top, by the weight of u where it is small; docs: mixtures, M11."""
+    if isinstance(k, float) and (k in (0.0, 1.0) or math.isinf(k)):
+        return rise
+    there = at(top, a.share, xp)
+    small = (a.share < 0.25) & (there < 0.25)
+    if not isinstance(k, float):
+        limit = (k == 0.0) | xp.isinf(k)
+        small, k = small & ~limit, xp.where(limit, 1.0, k)
+    known = xp.log1p(-xp.where(small, there, 0.0)) - xp.log1p(-xp.where(small, a.share, 0.0))
+    return xp.where(small, known / k, rise)
 
 
 def normalized(a: Seen, pair: Pair, xp: Namespace) -> tuple[Array, Array, Array]:
