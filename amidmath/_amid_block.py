@@ -134,6 +134,8 @@ def _by_weights(a: Seen, rise: Array, top: Array, k: Array | float, xp: Namespac
     if not isinstance(k, float):
         limit = (k == 0.0) | xp.isinf(k)
         small, k = small & ~limit, xp.where(limit, 1.0, k)
+    # Rounding, of a difference of weights over k or of ratios: whichever is of smaller terms.
+    small = small & (a.share + there < abs(k) * xp.abs(a.across))
     known = xp.log1p(-xp.where(small, there, 0.0)) - xp.log1p(-xp.where(small, a.share, 0.0))
     return xp.where(small, known / k, rise)
 
