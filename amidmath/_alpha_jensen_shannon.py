@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from amidmath import _checks
-from amidmath._amid_block import Pair, normalized, seen_from
 from amidmath._assistant import exponent
 from amidmath._loss import Loss
 from amidmath._rows import Block
+from amidmath._seen import Pair, normalized, seen_from
 from amidmath._simplex import log_softmax_pair, through_normalization
 from amidmath._typing import Array, Namespace, Partials
 from amidmath.divergences import AmariAlpha

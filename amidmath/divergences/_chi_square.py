@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from amidmath.divergences._power import power_partials, power_term
+from amidmath.divergences._power_terms import power_partials, power_term
 from amidmath.divergences._tangent import ORIGIN, Bases, Tangent
 
 

@@ -20,7 +20,7 @@ from amidmath._simplex import at
 from amidmath._typing import Array, Namespace
 from amidmath.divergences._alpha_beta import divided_term
 from amidmath.divergences._base import Checks, Evaluated
-from amidmath.divergences._power import power_definition, power_mean, power_term
+from amidmath.divergences._power_terms import power_definition, power_mean, power_term
 from amidmath.divergences._tangent import Anchored, Tops, limited, tops
 
 
