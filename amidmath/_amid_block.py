@@ -157,8 +157,9 @@ class AssistantBlock:
         self, arguments: tuple[Array, Array, Array], with_partials: bool, xp: Namespace
     ) -> Evaluated:
         """Values and derivatives, up to multiples of r and of u where the divergence has those."""
-        if with_partials and isinstance(self.divergence, Anchored):
-            return self.divergence.evaluate(*arguments, True, xp, tops(*arguments[:2], xp))
+        if isinstance(self.divergence, Anchored):
+            at_tops = tops(*arguments[:2], xp)
+            return self.divergence.evaluate(*arguments, with_partials, xp, at_tops)
         return self.divergence.evaluate(*arguments, with_partials, xp)
 
     def _seen_by(

@@ -78,6 +78,9 @@ class Gamma(Anchored):
         s = 1.0 + self.gamma
         # A token of small mass is of much smaller mass in the escorts, and counts all the same.
         nothing = absent(log_x, log_y, xp)
+        if anchors is not None and self.gamma == 0.0:
+            # Distributions are their own escorts, with a log ratio that is known better than again.
+            return renyi(log_x, log_y, log_ratio, 1.0, 0.0, with_partials, nothing, xp, anchors)
         difference = s * ratio_of(log_x, log_y, log_ratio, xp)
         log_b, log_a, ratio = log_softmax_pair(s * log_y, s * log_x, xp, difference)
         value, partials = renyi(
