@@ -30,7 +30,9 @@ def missed(points):
     """Gradients of some size that are beyond their bounds, and how many there are at all."""
     records = [r for point in points for r in measure(point)]
     gradients = [r for r in records if r.quantity == "gradients" and r.size >= LEAST]
-    return [f"{r.point}: {r.error:.3g} eps" for r in gradients if not r.error <= BOUND], len(gradients)
+    return [f"{r.point}: {r.error:.3g} eps" for r in gradients if not r.error <= BOUND], len(
+        gradients
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
