@@ -13,11 +13,11 @@ glibc's keeps back what was freed.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from amidmath.inputs.hidden_arguments import ACCELERATOR_BYTES, CPU_BYTES
 from amidmath.integrations.common.evaluation.quality import CHUNK_BYTES
 from amidmath.integrations.torch_loop.run.model_shape import Shape
 from amidmath.integrations.torch_loop.teachers.teachers import ModelTeacher
 from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
+from amidmath.pairs.chunked import ACCELERATOR_BYTES, CPU_BYTES
 
 # A chunk's logits, their logarithms, exponentials and differences, of both sides.
 _CHUNK_COPIES = 5
