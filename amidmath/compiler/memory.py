@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from amidmath.compiler.graph import TOKEN, reachable
+from amidmath.compiler.graph import reachable
+from amidmath.compiler.operations import TOKEN
 from amidmath.compiler.schedule import Program, Sweep, computed
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from amidmath.compiler.graph import CONST, Builder, Node, reachable
+from amidmath.compiler.builder import Builder
+from amidmath.compiler.graph import Node, reachable
 from amidmath.compiler.schedule import Program, scheduled
 from amidmath.compiler.simplify import built, rebuilt, simplified
 from amidmath.compiler.trace import FLOAT32, FLOAT64, Traced, trace
@@ -112,9 +113,9 @@ def _lifted(form: RowForm, needs: tuple[bool, ...], double: bool) -> Traced:
 
     def change(node: Node, args: tuple[Node, ...]) -> Node:
         if node.op == "const" and node.type == "real" and node.value in numbers:
-            return builder.leaf("param", numbers[node.value], CONST)
+            return builder.leaf("param", numbers[node.value])
         if not args:
-            return builder.leaf(node.op, node.value, node.kind, node.type)
+            return builder.leaf(node.op, node.value)
         return built(builder, node, args)
 
     return traced.of(builder, rebuilt(builder, traced.roots, change))

@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from amidmath.compiler.graph import REDUCTIONS, TOKEN, Node, reachable
-from amidmath.compiler.simplify import COST
+from amidmath.compiler.graph import Node, reachable
+from amidmath.compiler.operations import OPERATIONS, REDUCTIONS, TOKEN
 
 WORTH_KEEPING = {"real": 12, "bool": 3}
 """Instructions a token above which loading a number is better than computing it again.
@@ -142,7 +142,7 @@ def _prices(kept: Collection[Node]) -> Callable[[Node], int]:
         if node in kept:
             return 1
         if node not in known:
-            known[node] = COST[node.op] + sum(price(a) for a in node.args)
+            known[node] = OPERATIONS[node.op].cost + sum(price(a) for a in node.args)
         return known[node]
 
     return price

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from amidmath.compiler.graph import TOKEN, Node
+from amidmath.compiler.graph import Node
+from amidmath.compiler.operations import OPERATIONS, TOKEN
 from amidmath.compiler.schedule import Sweep, computed
-from amidmath.compiler.simplify import COST
 
 AT_ONCE = 4
 """Instructions that a processor can start in a cycle."""
@@ -21,25 +21,6 @@ WINDOW = 190
 """Instructions that it looks at: a loop of n, its chain d cycles long, takes n·d/WINDOW a turn."""
 PASSED = 0.75
 """Cycles for a number that is passed on: a store and a load."""
-_WAIT = {
-    "input": 8,
-    "exp": 38,
-    "expm1": 45,
-    "log": 60,
-    "log1p": 60,
-    "log1p_near": 42,
-    "sqrt": 20,
-    "asin": 100,
-    "div": 13,
-    "add": 3,
-    "select": 3,
-    "lt": 5,
-    "le": 5,
-    "eq": 5,
-    "ne": 5,
-    "iota": 0,
-}
-"""Cycles until a result is there."""
 LEAST = 20
 """Instructions below which a stage is not worth its loop."""
 MOST = 150
@@ -124,7 +105,7 @@ def _cuts(order: Sequence[Node], needed: "_Needed") -> list[int]:
             node = order[end - 1]
             work += needed.work(node)
             depth[node] = needed.wait(node) + max(
-                (depth.get(a, _WAIT["input"]) for a in node.args), default=0
+                (depth.get(a, OPERATIONS["input"].latency) for a in node.args), default=0
             )
             deepest = max(deepest, depth[node])
             if work > MOST:
@@ -157,7 +138,7 @@ class _Needed:
 
     def work(self, node: Node) -> float:
         """Instructions that the node takes."""
-        return 0.0 if self.fused(node) else COST[node.op]
+        return 0.0 if self.fused(node) else OPERATIONS[node.op].cost
 
     def fused(self, node: Node) -> bool:
         """Whether the node is a product that is only added to something, which takes it along."""
@@ -166,14 +147,14 @@ class _Needed:
 
     def wait(self, node: Node) -> int:
         """Cycles until the node is there, once its arguments are."""
-        return 0 if self.fused(node) else _WAIT.get(node.op, _WAIT["add"])
+        return 0 if self.fused(node) else OPERATIONS[node.op].latency
 
     def again(self, node: Node) -> int:
         """Instructions that it takes to compute the node once more from what is in memory."""
         if node.kind != TOKEN or node not in self.here or node.op == "input":
             return 0
         if node not in self.costs:
-            self.costs[node] = COST[node.op] + sum(self.again(a) for a in node.args)
+            self.costs[node] = OPERATIONS[node.op].cost + sum(self.again(a) for a in node.args)
         return self.costs[node]
 
     def across(self, cut: int) -> list[Node]:

@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from amidmath.compiler.graph import REDUCTIONS, TOKEN, Node, UnsupportedError, reachable
+from amidmath.compiler.graph import Node, UnsupportedError, reachable
+from amidmath.compiler.operations import REDUCTIONS, TOKEN
 from amidmath.compiler.schedule import Program, Sweep
 
 

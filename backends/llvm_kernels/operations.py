@@ -3,7 +3,8 @@
 from typing import Any
 
 from amidmath.backends.llvm_kernels.elementary import Lanes
-from amidmath.compiler.graph import CONST, TOKEN, Node
+from amidmath.compiler.graph import Node
+from amidmath.compiler.operations import CONST, TOKEN
 
 _ARITHMETIC = {"add": "fadd", "sub": "fsub", "mul": "fmul", "div": "fdiv"}
 _FUNCTIONS = ("expm1", "log", "log1p", "log1p_near", "asin")

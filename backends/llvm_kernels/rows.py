@@ -28,7 +28,8 @@ from amidmath.backends.llvm_kernels.memory import (
 )
 from amidmath.backends.llvm_kernels.operations import operation
 from amidmath.backends.llvm_kernels.reductions import Reductions
-from amidmath.compiler.graph import TOKEN, Node
+from amidmath.compiler.graph import Node
+from amidmath.compiler.operations import TOKEN
 from amidmath.compiler.schedule import Program, Sweep, computed
 from amidmath.compiler.stages import Stage, staged
 
