@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from amidmath.compiler.graph import Node
 from amidmath.compiler.operations import OPERATIONS, TOKEN
-from amidmath.compiler.schedule import Sweep, computed
+from amidmath.compiler.schedule import Buffer, Buffers, Sweep, computed
 
 AT_ONCE = 4
 """Instructions that a processor can start in a cycle."""
@@ -43,18 +43,23 @@ class Stage(Sweep):
     given: dict[Node, int] = field(default_factory=dict)
     there: frozenset[Node] = frozenset()
 
+    @classmethod
+    def whole(cls, sweep: Sweep) -> "Stage":
+        """A sweep that is one stage."""
+        return cls(reductions=sweep.reductions, kept=sweep.kept, outputs=sweep.outputs)
+
     @property
     def roots(self) -> list[Node]:
         """The token expressions that it computes."""
         return [*super().roots, *self.passed]
 
-    def inputs(self, buffers: dict[Node, tuple[int, int]], at: int) -> list[Node]:
+    def inputs(self, buffers: Buffers, at: int) -> list[Node]:
         """The inputs that it reads, given what is kept in buffers and which sweep it is of."""
-        known = buffers | dict.fromkeys((*self.given, *self.there), (0, at - 1))
+        known = buffers | dict.fromkeys((*self.given, *self.there), Buffer(0, at - 1))
         return [node for node in computed(self.roots, known, at)[0] if node.op == "input"]
 
 
-def staged(sweep: Sweep, buffers: dict[Node, tuple[int, int]], at: int) -> list[Stage]:
+def staged(sweep: Sweep, buffers: Buffers, at: int) -> list[Stage]:
     """The stages of a sweep.
 
     Args:

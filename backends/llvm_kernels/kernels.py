@@ -198,7 +198,7 @@ def llvm_text(
         teacher=dtypes[1],
         knobs=dtypes[2:],
         masked=masked,
-        params=tuple(n for n in reachable(ordered.roots) if n.op == "param"),
+        params=tuple(n.value for n in reachable(ordered.roots) if n.op == "param"),
     )
     return str(module_of(ordered, layout)), layout, ordered.slots
 
