@@ -71,7 +71,7 @@ class Sweep:
 
     @property
     def extremes(self) -> list[Extreme]:
-        """The maxima and their positions among the reductions; those of the same numbers are one."""
+        """The maxima and positions among the reductions; those of the same numbers are one."""
         largest = {r.args[0]: r for r in self.reductions if r.op == "max"}
         places = {r.args[0]: r for r in self.reductions if r.op == "argmax"}
         return [Extreme(of, largest.get(of), places.get(of)) for of in {**places, **largest}]

@@ -51,7 +51,7 @@ class Total(NamedTuple):
 
 
 class Largest(NamedTuple):
-    """A maximum: its name, that of its position if it is wanted, and that of the tokens' numbers."""
+    """A maximum: its name, that of its position if wanted, and that of the tokens' numbers."""
 
     name: str
     place: str | None
@@ -77,7 +77,7 @@ class Loop:
 
 @dataclass
 class Results:
-    """Arrays to write: those with one number a row, and those where it is the same for all tokens."""
+    """Arrays to write: those with one number a row, and those with the same for all tokens."""
 
     once: list[Stored] = field(default_factory=list)
     spread: list[Stored] = field(default_factory=list)

@@ -27,20 +27,22 @@ def _unequal(lanes: Lanes, node: Node, a: Any, b: Any) -> Any:
 
 def _added(lanes: Lanes, node: Node, a: Any, b: Any) -> Any:
     """A sum; one with a product is rounded once, where it may be."""
-    if _fuses(node, 1, b):
-        return lanes.fma(*b.operands, a)
-    if _fuses(node, 0, a):
-        return lanes.fma(*a.operands, b)
+    for which, product, other in ((1, b, a), (0, a, b)):
+        if _fuses(node, which, product):
+            one, two = product.operands
+            return lanes.fma(one, two, other)
     return lanes.builder.fadd(a, b)
 
 
 def _subtracted(lanes: Lanes, node: Node, a: Any, b: Any) -> Any:
     """A difference, likewise."""
+    negated = lanes.builder.fneg
     if _fuses(node, 1, b):
         one, two = b.operands
-        return lanes.fma(lanes.builder.fneg(one), two, a)
+        return lanes.fma(negated(one), two, a)
     if _fuses(node, 0, a):
-        return lanes.fma(*a.operands, lanes.builder.fneg(b))
+        one, two = a.operands
+        return lanes.fma(one, two, negated(b))
     return lanes.builder.fsub(a, b)
 
 

@@ -67,9 +67,8 @@ def _function(program: Program, layout: Layout, function: ir.Function) -> None:
     size = ir.Constant(I64, layout.bits // 8)
     width = ir.Constant(I64, layout.width)
     vectors = b.udiv(b.add(vocabulary, b.sub(width, ir.Constant(I64, 1))), width)
-    memory = Buffers(
-        Lanes(b, layout.bits, layout.width), buffers, b.mul(b.mul(vectors, width), size)
-    )
+    many = Lanes(b, layout.bits, layout.width)
+    memory = Buffers(many, buffers, b.mul(b.mul(vectors, width), size))
 
     def row(number: Any) -> None:
         pointers: dict[str, Any] = {}
