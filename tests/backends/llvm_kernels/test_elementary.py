@@ -15,12 +15,10 @@ from llvmlite import ir
 
 from amidmath.backends.llvm_kernels import jit
 from amidmath.backends.llvm_kernels.elementary import Lanes
-from amidmath.backends.llvm_kernels.operations import nonpositive
-from amidmath.compiler.graph import ROW, TOKEN, Builder
 
 DTYPE = {32: np.float32, 64: np.float64}
-NAMES = ("exp", "expm1", "log", "log1p", "log1p_near", "asin")
-BOUND = dict.fromkeys(NAMES, 2.0) | {"asin": 3.0}  # units in the last place
+NAMES = ("exp", "expm1", "log", "log1p", "log1p_near")
+BOUND = 2.0  # units in the last place
 RNG = np.random.default_rng(0)
 
 
@@ -95,10 +93,8 @@ def ranges(name, info, count):
         x += [2.0 ** RNG.uniform(-60, 60, count) * math.sqrt(2.0)]
     elif name == "log1p":
         x = [RNG.uniform(-1, 3, count), log_uniform(count, 1.0, huge), near, -near * (1 - 1e-3)]
-    elif name == "log1p_near":
-        x = [RNG.uniform(-0.29, 1.0, count), near, -0.29 * near]
     else:
-        x = [RNG.uniform(-1, 1, count), near, -near, 1 - near, 0.5 + 1e-3 * near, 0.5 - 1e-3 * near]
+        x = [RNG.uniform(-0.29, 1.0, count), near, -0.29 * near]
     return np.concatenate(x).astype(info.dtype)
 
 
@@ -108,16 +104,13 @@ TRUTH = {
     "log": mpmath.log,
     "log1p": mpmath.log1p,
     "log1p_near": mpmath.log1p,
-    "asin": mpmath.asin,
 }
 
 
 def errors(name, x, got):
     """In units in the last place of the true value."""
     if x.dtype == np.float32:  # a thousandth of a unit is enough
-        wanted = getattr(np, {"log1p_near": "log1p", "asin": "arcsin"}.get(name, name))(
-            x.astype(np.float64)
-        )
+        wanted = getattr(np, "log1p" if name == "log1p_near" else name)(x.astype(np.float64))
         unit = np.spacing(np.abs(wanted).astype(np.float32)).astype(np.float64)
         return np.abs(got.astype(np.float64) - wanted) / unit
     with mpmath.workdps(40):
@@ -134,9 +127,7 @@ def test_error(function, name):
     got = function(name, x)
     off = errors(name, x, got)
     worst = int(np.argmax(off))
-    assert off[worst] <= BOUND[name], (
-        f"{name}({x[worst]!r}) = {got[worst]!r}, off by {off[worst]} ulp"
-    )
+    assert off[worst] <= BOUND, f"{name}({x[worst]!r}) = {got[worst]!r}, off by {off[worst]} ulp"
 
 
 NAN, INF = math.nan, math.inf
@@ -146,7 +137,6 @@ SPECIAL = {
     "log": ((0.0, -INF), (-0.0, -INF), (1.0, 0.0), (INF, INF), (-INF, NAN), (-1.0, NAN)),
     "log1p": ((0.0, 0.0), (-1.0, -INF), (INF, INF), (-INF, NAN), (-1.5, NAN)),
     "log1p_near": ((0.0, 0.0),),
-    "asin": ((0.0, 0.0), (1.0, math.pi / 2), (-1.0, -math.pi / 2), (1.5, NAN), (-INF, NAN)),
 }
 
 
@@ -162,7 +152,7 @@ def test_exp_at_the_ends_of_the_exponents(function):
     below = math.log(tiny) - np.array([0.0, 0.5, 1.0, 5.0, 15.0, 50.0])
     np.testing.assert_array_equal(function("exp", below), 0.0)
     top = np.array([math.log(huge) - 0.36, math.log(huge) - 1e-3], function.dtype)
-    assert errors("exp", top, function("exp", top)).max() <= BOUND["exp"]
+    assert errors("exp", top, function("exp", top)).max() <= BOUND
     above = math.log(huge) + np.array([1e-3, 1.0])
     np.testing.assert_array_equal(function("exp", above), np.inf)
 
@@ -171,10 +161,10 @@ def test_logarithm_of_subnormal_numbers(function):
     smallest = float(function.info.smallest_subnormal)
     x = np.array([1.0, 2.0, 3.0, 1000.0, 12345.0], function.dtype) * function.dtype(smallest)
     assert (x > 0.0).all()
-    assert errors("log", x, function("log", x)).max() <= BOUND["log"]
+    assert errors("log", x, function("log", x)).max() <= BOUND
 
 
-@pytest.mark.parametrize("name", ["expm1", "log1p", "log1p_near", "asin"])
+@pytest.mark.parametrize("name", ["expm1", "log1p", "log1p_near"])
 def test_small_numbers_map_to_themselves(function, name):
     """Also where their squares underflow."""
     info = function.info
@@ -188,18 +178,9 @@ def test_exp_of_what_is_never_positive_needs_no_upper_end(function):
     np.testing.assert_array_equal(function("exp", x, nonpositive=True), function("exp", x))
 
 
-def test_which_exponents_are_seen_not_to_be_positive():
-    b = Builder()
-    x, zero = b.leaf("input", 0, TOKEN), b.const(0.0)
-    lead = b.apply("sub", x, b.leaf("scale", None, ROW))
-    largest = b.reduce("max", x)
-    for number in (x, lead):
-        positive, opposite = b.apply("lt", zero, number), b.apply("neg", number)
-        assert nonpositive(b.apply("neg", b.apply("abs", number)))
-        assert nonpositive(b.apply("select", positive, opposite, number))
-        assert not nonpositive(b.apply("select", positive, number, opposite))
-        assert not nonpositive(b.apply("select", b.apply("lt", number, zero), opposite, number))
-        assert not nonpositive(number)
-        assert not nonpositive(opposite)
-    assert nonpositive(b.apply("sub", x, largest))
-    assert not nonpositive(b.apply("sub", largest, x))
+@pytest.mark.parametrize("bits", [32, 64])
+def test_arcsine_of_one_number_is_the_librarys(bits):
+    x = np.array([0.0, -0.0, 1e-30, 0.3, 0.5, -0.9, 1.0, -1.0, 1.5, math.nan], DTYPE[bits])
+    with np.errstate(invalid="ignore"):
+        wanted = np.arcsin(x.astype(np.float64)).astype(DTYPE[bits])
+    np.testing.assert_allclose(Function(bits, 1)("asin", x), wanted, rtol=np.finfo(x.dtype).eps)

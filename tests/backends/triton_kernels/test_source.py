@@ -1,12 +1,10 @@
-"""The Triton kernels: in Triton's interpreter, and compiled for a GPU that need not be there."""
+"""The source of the Triton kernels, compiled for a GPU that need not be there."""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,33 +16,9 @@ from amidmath.rows.forms import RowForm
 
 triton = pytest.importorskip("triton", reason="Triton is for Linux on x86-64")
 compiler = pytest.importorskip("triton.compiler")
-triton_rows = pytest.importorskip("amidmath.backends.triton_kernels.kernels")
+triton_kernels = pytest.importorskip("amidmath.backends.triton_kernels.kernels")
 
 H100 = 90
-CASES = Path(__file__).with_name("triton_interpreted.py")
-
-
-def test_in_the_interpreter():
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-
-
-@pytest.mark.parametrize(
-    ("rows", "vocabulary", "parts"),
-    [(1, 151_936, 32), (16, 151_936, 8), (66, 151_936, 2), (67, 151_936, 1), (1, 4096, 1)],
-)
-def test_how_many_programs_share_a_row(rows, vocabulary, parts):
-    assert triton_rows.splits(rows, vocabulary, processors=132) == parts
-
-
-def test_positions_are_exact_in_single_precision():
-    assert triton_rows.splits(1, 2**24, processors=132) == 1
-
-
-# ---------------------------------------------------------------------------------------------
-# Machine code
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +44,7 @@ def signature(function, logits, real):
         if name[:6] in ("input0", "input1", "partia") or name in ("V", "share"):
             aligned[(j,)] = [["tt.divisibility", 16]]
     dtype, width = (torch.float64, "fp64") if real == "fp64" else (torch.float32, "fp32")
-    block, warps = triton_rows.block_of(151_936, dtype)
+    block, warps = triton_kernels.block_of(151_936, dtype)
     constants = {"REAL": getattr(triton.language, f"float{width[2:]}"), "BLOCK": block, "SPLITS": 4}
     constants = {name: value for name, value in constants.items() if name in types}
     return compiler.ASTSource(function, types, constants, aligned), warps
@@ -83,9 +57,9 @@ def built(loss, logits, real, *, split=False, masked=False, needs=(True, False))
 
     program = row_program(RowForm(loss.block, masked=masked), needs, real == "fp64")
     written = source(program, masked=masked, double=real == "fp64", split=split)
-    for function in triton_rows.functions(written):
+    for function in triton_kernels.functions(written):
         described, warps = signature(function, logits, real)
-        options = {"num_warps": warps, **triton_rows.LAUNCH}
+        options = {"num_warps": warps, **triton_kernels.LAUNCH}
         target = backend.GPUTarget("cuda", H100, 32)
         assembled = triton.compile(described, target=target, options=options).asm
         assert assembled["cubin"]
