@@ -5,6 +5,7 @@ The interpreter works in double precision; it is what the compiler's own passes 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 import amidmath as am
 from amidmath.compiler.graph import Node, reachable
-from amidmath.compiler.operations import REDUCTIONS
+from amidmath.compiler.operations import ELEMENTWISE, OPERATIONS, REDUCTIONS
 from amidmath.divergences import REGISTRY
 
 LOSSES = {
@@ -92,3 +93,41 @@ def row(seed: int, size: int = 7, zeros: bool = False) -> tuple[np.ndarray, np.n
 def evaluated(roots: list[Node], rows: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
     interpret = Interpreter(*rows)
     return [np.array(interpret(root), dtype=float) for root in roots]
+
+
+class EveryOperation:
+    """A block whose derivative by the student is the sum of all operations on both logits."""
+
+    def __call__(self, x: Any, y: Any, *, needs: tuple[bool, ...], xp: Any) -> tuple[Any, Any]:
+        def number(result: Any) -> Any:
+            # What stands alone might be taken into what it is added to, as "not" and "neg" are.
+            return (
+                xp.where(result & (y < 0.7), 1.0, y) if result.node.type == "bool" else result * y
+            )
+
+        results = [
+            xp.elementwise(op, *_operands(op, x, y, xp.max(x, axis=-1)))
+            for op in sorted(ELEMENTWISE)
+        ]
+        total = functools.reduce(lambda a, b: a + b, map(number, results))
+        return xp.sum(total, axis=-1), (total, None)
+
+
+def every_operation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The derivative by the student that the block above gives for a row."""
+    results = [NUMPY[op](*_operands(op, x, y, np.max(x))) for op in sorted(ELEMENTWISE)]
+    return sum(np.where(r & (y < 0.7), 1.0, y) if r.dtype == bool else r * y for r in results)
+
+
+def _operands(op: str, x: Any, y: Any, largest: Any) -> list[Any]:
+    operation = OPERATIONS[op]
+    if operation.per_row:
+        return [largest]
+    given = {"real": iter((x, y)), "any": iter((x, y)), "bool": iter((x < 0.5, y < 0.5))}
+    return [next(given[type_]) for type_ in operation.operands]
+
+
+def near_one_half(rows: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits for which every operation is defined, some of them equal."""
+    x, y = np.random.default_rng(1).uniform(0.1, 0.9, size=(2, rows, size))
+    return x, np.where(np.arange(size) % 3 == 0, x, y)

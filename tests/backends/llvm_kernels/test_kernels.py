@@ -170,10 +170,10 @@ def test_the_core_computes_where_the_processor_cannot(monkeypatch, lacking):
 @pytest.mark.skipif(sys.platform == "win32", reason="measures as Unix does")
 @pytest.mark.parametrize("what", ["numbers", "structures"])
 def test_memory_stays_as_it_is(what):
-    """In MB, after 1,500 numbers or 225 programs more."""
+    """In MB, after 900 numbers or 120 programs more."""
     command = [sys.executable, str(HELPER), what]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert float(ran.stdout) < 12.0
+    assert float(ran.stdout) < 8.0
 
 
 def test_a_kernel_that_is_let_go_while_it_is_used_is_right(monkeypatch):

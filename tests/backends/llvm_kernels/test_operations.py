@@ -1,15 +1,19 @@
-"""What the instructions of an operation depend on beyond its operands."""
+"""The instructions of the operations: what they compute, and what they depend on."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from row_programs import EveryOperation, every_operation, near_one_half
 
 from amidmath.compiler.builder import Builder
+from amidmath.rows.forms import RowForm
 
 pytest.importorskip("llvmlite")
 from llvmlite import ir
 
 from amidmath.backends.llvm_kernels.elementary import Lanes
+from amidmath.backends.llvm_kernels.kernels import View, run
 from amidmath.backends.llvm_kernels.operations import nonpositive, operation
 
 
@@ -65,3 +69,20 @@ def test_a_logit_over_the_temperature_is_rounded_before_it_is_added_to(spell):
     x, y, temperature = b.leaf("input", 0), b.leaf("input", 1), b.leaf("param", 0)
     product = b.apply("mul", x, temperature)
     assert spell(b.apply("sub", y, product), x, y, temperature) == ["fmul", "fsub"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_operation_computes_what_it_says(dtype):
+    x, y = (a.astype(dtype) for a in near_one_half(2, 37))
+
+    def view(a):
+        return View(a.ctypes.data, a.strides[0], dtype)
+
+    def empty(which):
+        made = np.empty(2 if which is None else x.shape, dtype)
+        return made, view(made)
+
+    form, views = RowForm(EveryOperation()), [view(x), view(y)]
+    _, (total, _) = run(form, (True, False), views, 2, 37, empty, threads=1)
+    wanted = [every_operation(*rows) for rows in zip(x.astype(float), y.astype(float), strict=True)]
+    np.testing.assert_allclose(total, wanted, rtol=4 * np.finfo(dtype).eps)
