@@ -218,7 +218,7 @@ def _is_number(node: Node, value: float) -> bool:
 
 
 def _monotone_core(node: Node) -> Node:
-    """What is largest where the node is: without what is the same for all tokens."""
+    """The node without what is the same for all tokens: it is largest at the same one."""
     while True:
         if node.op in ("sub", "add") and node.args[1].kind != TOKEN:
             node = node.args[0]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CONST, ROW, TOKEN = 0, 1, 2
-"""How often a number is computed: once, once a row, once a token."""
+"""The times that a number is computed: once, once a row, once a token."""
 
 Fold = Callable[..., Any]
 
@@ -133,7 +133,7 @@ OPERATIONS = {operation.name: operation for operation in _ROWS}
 """All operations by their names."""
 
 ELEMENTWISE = frozenset(operation.name for operation in _ROWS if operation.fold is not None)
-"""What a target spells: operations on the numbers of one token, or on numbers of one row."""
+"""The operations that targets spell: on the numbers of one token, or on numbers of one row."""
 
 REDUCTIONS = frozenset(operation.name for operation in _ROWS if operation.reduces)
-"""What makes one number of the row out of one a token."""
+"""The operations that make one number of the row out of one a token."""

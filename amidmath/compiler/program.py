@@ -23,7 +23,7 @@ _LITERALS = frozenset({0.0, 1.0, -1.0, 0.5, -0.5, 2.0, float("inf"), float("-inf
 
 @dataclass(frozen=True)
 class RowProgram:
-    """What an executor compiles, and the numbers of one loss that it is called with.
+    """A program for backends to compile, and the numbers of one loss to call it with.
 
     Args:
         structure: equal for programs that differ in their numbers only.
@@ -52,7 +52,7 @@ class RowProgram:
 
 
 def operand_names(form: RowForm) -> list[str]:
-    """What executors call the operands of a closed form, in order."""
+    """The names of a closed form's operands, in order."""
     knobs = [f"knob{j}" for j in range(form.knobs)]
     return ["input0", "input1", *knobs, *(["keep"] * form.masked), *(["scale"] * form.scaled)]
 

@@ -1,4 +1,4 @@
-"""When each part of a row's program is computed: sweeps over the tokens, with row numbers between.
+"""The order of a row's program: sweeps over the tokens, with numbers of the row between them.
 
 A reduction ends a sweep: what depends on it waits for the next one. What is costly and used in
 several sweeps is kept in a buffer of the length of the row, where the target has such buffers.
@@ -27,7 +27,7 @@ class Buffer(NamedTuple):
 
 
 Buffers = dict[Node, Buffer]
-"""Where token expressions are kept."""
+"""The buffers of the token expressions that are kept."""
 
 
 class Extreme(NamedTuple):
@@ -79,7 +79,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Program:
-    """What is computed on one row.
+    """A row's computation, in order.
 
     Args:
         sweeps: the passes, in order.
@@ -105,7 +105,7 @@ class Program:
 
     @property
     def slots(self) -> int:
-        """How many buffers there are."""
+        """The number of buffers."""
         return max((buffer.slot + 1 for buffer in self.buffers.values()), default=0)
 
 
@@ -176,7 +176,7 @@ def _worth(price: int, node: Node) -> bool:
 
 
 def _prices(kept: Collection[Node]) -> Callable[[Node], int]:
-    """What it takes to compute a number, given what is kept."""
+    """The instructions that computing a number takes, given what is kept."""
     known: dict[Node, int] = {}
 
     def price(node: Node) -> int:

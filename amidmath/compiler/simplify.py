@@ -51,7 +51,7 @@ def built(builder: Builder, node: Node, args: tuple[Node, ...]) -> Node:
 
 
 Terms = tuple[tuple[bool, Node], ...]
-"""What is added to (True) or taken from a token's number, one a row each, innermost first."""
+"""Numbers of the row, innermost first, added to a token's number (True) or taken from it."""
 
 
 def _peeled(node: Node) -> tuple[Node, Terms]:
@@ -179,7 +179,7 @@ def _drop_guards(builder: Builder, roots: Sequence[Node]) -> list[Node]:
 
 
 def _consequences(condition: Node, holds: bool) -> dict[Node, bool]:
-    """What is known of other conditions where this one holds, or fails."""
+    """The truth of other conditions, as far as it is known where this one holds, or fails."""
     known = {condition: holds}
     if condition.op == "not":
         known |= _consequences(condition.args[0], not holds)

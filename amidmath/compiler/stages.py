@@ -94,7 +94,7 @@ def staged(sweep: Sweep, buffers: Buffers, at: int) -> list[Stage]:
 
 
 def _cuts(order: Sequence[Node], needed: "_Needed") -> list[int]:
-    """Where stages end, for the least time by the figures above."""
+    """The places where stages end, for the least time by the figures above."""
     count = len(order)
     between = [0.0] * (count + 1)
     for j in range(1, count):
@@ -129,7 +129,7 @@ def _cuts(order: Sequence[Node], needed: "_Needed") -> list[int]:
 
 
 class _Needed:
-    """What the nodes of a sweep need of each other."""
+    """The needs of a sweep's nodes: work, time, and each other."""
 
     def __init__(self, order: Sequence[Node], kept: Sequence[Node]) -> None:
         self.order, self.kept = order, set(kept)
@@ -146,7 +146,7 @@ class _Needed:
         return 0.0 if self.fused(node) else OPERATIONS[node.op].cost
 
     def fused(self, node: Node) -> bool:
-        """Whether the node is a product that is only added to something, which takes it along."""
+        """Tell a product that is only added to something, which takes it along."""
         users = self.users.get(node, [])
         return node.op == "mul" and len(users) == 1 and users[0].op in ("add", "sub")
 
@@ -163,7 +163,7 @@ class _Needed:
         return self.costs[node]
 
     def across(self, cut: int) -> list[Node]:
-        """What is passed on where the order is cut."""
+        """The nodes that are passed on where the order is cut."""
         return [n for n in self.order[:cut] if cut <= self.last.get(n, -1)]
 
     def _last_needed(self) -> dict[Node, int]:

@@ -15,7 +15,7 @@ from amidmath.compiler.operations import OPERATIONS, TOKEN
 
 @dataclass(frozen=True)
 class DType:
-    """What blocks ask of a dtype, and of ``finfo``."""
+    """A dtype, with the figures of ``finfo`` that blocks ask for."""
 
     name: str
     bits: int
@@ -133,7 +133,7 @@ class Tracing:
             raise UnsupportedError(f"the function {name}")
         if operation.reduces:
             return lambda x, *, axis, keepdims=False: self._reduce(name, x, axis)
-        return lambda x: self.elementwise(name, x)
+        return lambda *x: self.elementwise(name, *x)
 
     def _reduce(self, op: str, x: Any, axis: int) -> RowArray:
         if axis != -1:
@@ -145,15 +145,15 @@ class Tracing:
         return self.elementwise("select", condition, a, b)
 
     def isinf(self, x: Any) -> RowArray:
-        """Whether it is ±inf."""
+        """Tell ±inf."""
         return self.elementwise("eq", self.abs(x), self.inf)
 
     def isfinite(self, x: Any) -> RowArray:
-        """Whether it is neither ±inf nor NaN."""
+        """Tell what is neither ±inf nor NaN."""
         return self.elementwise("lt", self.abs(x), self.inf)
 
     def isnan(self, x: Any) -> RowArray:
-        """Whether it is NaN."""
+        """Tell NaN."""
         return self.elementwise("ne", x, x)
 
     def zeros_like(self, x: RowArray, *, dtype: Any = None) -> RowArray:
@@ -181,7 +181,7 @@ class Tracing:
 
 @dataclass(frozen=True)
 class Traced:
-    """What a block computes on one row.
+    """The computation of a block on one row.
 
     Args:
         builder: what builds further nodes of the graph.

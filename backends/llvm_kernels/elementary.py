@@ -143,12 +143,12 @@ class Lanes:
 
     @property
     def _lowest(self) -> float:
-        """Where exp falls below the normal numbers, which then count as 0."""
+        """The number below which exp is no normal number, and counts as 0."""
         return math.log(2.0) * (1.5 - _BIAS[self.bits])
 
     @property
     def _highest(self) -> float:
-        """Where exp is beyond the largest number."""
+        """The number above which exp is beyond the largest number."""
         return math.log(2.0) * (_BIAS[self.bits] + 1)
 
     def exp(self, x: Any, nonpositive: bool = False) -> Any:

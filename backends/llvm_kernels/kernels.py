@@ -1,6 +1,6 @@
 """Compiled rows on the CPU: row programs through LLVM, rows shared out to threads.
 
-NumPy arrays and torch's CPU tensors come here when there is enough to compute. docs/executors.md
+NumPy arrays and torch's CPU tensors come here when there is enough to compute. docs/backends.md
 says what is compiled, when, and what it costs.
 """
 
@@ -204,7 +204,7 @@ def llvm_text(
 
 
 def threads_at_hand() -> int:
-    """How many threads share the rows of NumPy arrays: ``OMP_NUM_THREADS``, or the cores."""
+    """Count the threads that share the rows of NumPy arrays: ``OMP_NUM_THREADS``, or the cores."""
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)

@@ -1,4 +1,4 @@
-"""How compiled rows lie in memory: their dtypes, the function's arguments, ends of rows."""
+"""Rows in memory: their dtypes, the arrays that a kernel gets, the ends of rows."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ DTYPES = tuple(STORAGE)
 
 @dataclass(frozen=True)
 class Layout:
-    """How the function's arguments are laid out.
+    """The layout of a kernel's arguments.
 
     Args:
         bits: of the computing dtype, 32 or 64.

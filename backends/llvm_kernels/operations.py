@@ -47,7 +47,7 @@ def _subtracted(lanes: Lanes, node: Node, a: Any, b: Any) -> Any:
 
 
 def _fuses(node: Node, which: int, value: Any) -> bool:
-    """Whether an operand is a product that need not be rounded before it is added to the other.
+    """Tell an operand that is a product and need not be rounded before it is added to the other.
 
     A logit over the temperature is a product with a number of the loss, and its exact differences
     (``difference_parts``) take it as rounded wherever it occurs.
@@ -85,7 +85,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 def nonpositive(node: Node) -> bool:
-    """Whether the number is never positive, as far as its form tells."""
+    """Tell a number that is never positive, by its form."""
     if node.op == "neg":
         return node.args[0].op in ("abs", "exp")
     if node.op == "select":
@@ -98,7 +98,7 @@ def nonpositive(node: Node) -> bool:
 
 
 def _is_opposite(a: Node, b: Node) -> bool:
-    """Whether a is -b, which a difference is the other way round."""
+    """Tell whether a is -b, which a difference is the other way round."""
     return a.args == (b,) if a.op == "neg" else a.op == b.op == "sub" and a.args == b.args[::-1]
 
 

@@ -37,7 +37,7 @@ class Reductions:
         self._place: dict[Extreme, Any] = {}
 
     def initial(self) -> Values:
-        """What goes into the first tile."""
+        """The vectors that go into the first tile."""
         lanes = self.lanes
         wide = ir.Constant(ir.VectorType(F64, lanes.width), [0.0] * lanes.width)
         values: list[Any] = [wide for _ in self.totals]
@@ -48,12 +48,12 @@ class Reductions:
         return tuple(values)
 
     def opened(self, carried: Values) -> Values:
-        """What goes into a tile's first vector, of what goes into the tile."""
+        """Those that go into a tile's first turn, of those that go into the tile."""
         count = len(self.totals)
         return (*(self.lanes.real(0.0) for _ in self.totals), *carried[count:])
 
     def begin(self, carried: Values) -> None:
-        """A vector's turn, given what goes into it."""
+        """Begin a turn with the vectors that go into it."""
         values = iter(carried)
         self._total = {total: next(values) for total in self.totals}
         for extreme in self.extremes:
@@ -74,7 +74,7 @@ class Reductions:
             self._place[extreme] = b.select(above, positions(), self._place[extreme])
 
     def turned(self) -> Values:
-        """What goes into the next vector."""
+        """The vectors that go into the next turn."""
         values = list(self._total.values())
         for extreme in self.extremes:
             values.append(self._largest[extreme])
@@ -82,7 +82,7 @@ class Reductions:
         return tuple(values)
 
     def closed(self, carried: Values, inner: Sequence[Any]) -> Values:
-        """What goes into the next tile, of what went into this one and came out of its loop."""
+        """Those that go into the next tile, of those that went into this one and left its loop."""
         count = len(self.totals)
         wide = [
             self.lanes.builder.fadd(total, self._widened(part))

@@ -1,4 +1,4 @@
-"""What row programs need beyond Triton's own functions, as its interpreter knows them too.
+"""Functions that Triton does not have on every device, as its interpreter knows them too.
 
 libdevice has these functions, but only on a GPU. ``tl.exp`` in single precision is the GPU's
 2^x of a rounded x·log₂e: its relative error is about (2 + |x|) half units in the last place. That

@@ -114,13 +114,13 @@ def source(program: RowProgram, *, masked: bool, double: bool, split: bool) -> S
 
 
 def _masked(body: list[str], otherwise: list[str]) -> list[str]:
-    """What is done of a row that the mask keeps, and of one that it leaves out."""
+    """A body for rows that the mask keeps, and one for those that it leaves out."""
     lines = ["if tl.load(keep_at + row * keep_stride) != 0:", *indented(body)]
     return [*lines, "else:", *indented(otherwise)] if otherwise else lines
 
 
 def _once(name: str) -> bool:
-    """Whether the array is read once a row."""
+    """Tell an array that is read once a row."""
     return name.startswith("knob") or name in ("scale", "keep")
 
 
@@ -189,7 +189,7 @@ def _whole(listing: Listing) -> list[str]:
 
 
 def _parts(loop: Loop) -> dict[str, str]:
-    """What a program leaves of a sweep for the others, and the type that they read it as.
+    """The numbers that a program leaves of a sweep for the others, and the types to read them as.
 
     Positions too are left as real numbers, which single precision has exactly to 2²⁴.
     """
@@ -200,7 +200,7 @@ def _parts(loop: Loop) -> dict[str, str]:
 
 
 def _slots(listing: Listing) -> dict[str, int]:
-    """Where the parts of each reduction lie in the scratch array."""
+    """The places of the reductions' parts in the scratch array."""
     names = [name for step in listing.steps for name in _parts(step.loop)]
     return {name: slot for slot, name in enumerate(names)}
 

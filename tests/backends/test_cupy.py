@@ -110,7 +110,7 @@ on_cpu = pytest.mark.skipif(cuda_on_cpu.COMPILER is None, reason="no C++ compile
 @pytest.fixture
 def run(cupy_backend, monkeypatch):
     """Rows through the kernel: values and partial derivatives."""
-    monkeypatch.setattr(cupy_backend.choice.Executor, "installed", lambda self: True)
+    monkeypatch.setattr(cupy_backend.choice.Compiler, "installed", lambda self: True)
 
     def run(form, operands, needs, **kwargs):
         arrays = tuple(cuda_on_cpu.array(a) for a in operands)

@@ -22,7 +22,7 @@ def program(loss, *needs, keeping=False):
 
 @pytest.mark.parametrize("alpha", [-1.0, 0.5])
 def test_bytes_of_the_loss_and_its_gradient(alpha):
-    """Both rows once a sweep and the gradient once; docs/executors.md has the table."""
+    """Both rows once a sweep and the gradient once; docs/backends.md has the table."""
     moved = traffic(program(am.AMiD(alpha=alpha), True, False))
     assert moved.compulsory(BFLOAT16, BFLOAT16) == 6
     *earlier, last = moved.sweeps

@@ -265,7 +265,7 @@ def test_what_triton_does_not_have():
 
 
 def test_without_triton(monkeypatch):
-    monkeypatch.setattr(choice.Executor, "installed", lambda self: False)
+    monkeypatch.setattr(choice.Compiler, "installed", lambda self: False)
     loss = am.AMiD()
     arrays = logits()
     with pytest.raises(ModuleNotFoundError, match="needs triton"):
@@ -274,7 +274,7 @@ def test_without_triton(monkeypatch):
 
 
 def test_bounds_of_the_certification(monkeypatch):
-    """The bounds that every executor is held to, at a few of its points."""
+    """The bounds that every backend is held to, at a few of its points."""
 
     def tensor(values, dtype):
         return torch.from_numpy(np.array(values, dtype=np.float64)).to(getattr(torch, dtype))
