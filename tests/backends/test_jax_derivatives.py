@@ -10,7 +10,7 @@ import pytest
 from jax_kinds import KINDS, LARGE, SMALL
 
 import amidmath as am
-from amidmath.integrations.jax_losses import am_loss
+from amidmath.integrations.plugins.jax_losses import am_loss
 
 REFUSED = 'first derivatives only: .* Pass backend="reference"'
 AT, STEP = jnp.zeros(2), jnp.ones(2)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax_kinds import KINDS, LARGE, SMALL
 
-from amidmath.integrations.jax_losses import am_loss
+from amidmath.integrations.plugins.jax_losses import am_loss
 
 STRICT = {
     "double precision": {"jax_enable_x64": True},

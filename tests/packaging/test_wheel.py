@@ -27,7 +27,7 @@ def test_wheel_contents(dist: Path) -> None:
     assert {
         "amidmath/__init__.py",
         "amidmath/py.typed",
-        "amidmath/divergences/_kl.py",
+        "amidmath/divergences/kl.py",
         "amidmath/backends/torch_backend/adapter.py",
         "amidmath/backends/torch_backend/operators.py",
         "amidmath/integrations/torch_distill.py",
