@@ -25,34 +25,43 @@ class Target(Protocol[Value]):
 
     def choose(self, kept: Callable[[], None], left_out: Callable[[], None]) -> None:
         """Do the one for rows that the mask keeps, the other for the rest."""
+        ...
 
     # Numbers of the row
 
     def constant(self, value: float | bool) -> Value:
         """Spell a constant."""
+        ...
 
     def operand(self, name: str) -> Value:
         """Spell what is given: "knob…", "scale", or "param…", a number of the loss."""
+        ...
 
     def operation(self, node: Node, args: Sequence[Value]) -> Value:
         """Spell an elementwise operation, on numbers of the row or of tokens."""
+        ...
 
     def logit_at(self, which: int, place: Value | int) -> Value:
         """Read one logit."""
+        ...
 
     def index(self, place: Value | int) -> Value:
         """Spell a position as a number to compare with."""
+        ...
 
     def result(self, array: str, value: Value) -> None:
         """Write the row's number in "value" or a knob's "partial…"."""
+        ...
 
     def spread(self, which: int, value: Value) -> None:
         """Write a derivative by logits that is the same for all tokens."""
+        ...
 
     # Sweeps
 
     def across(self, value: Value) -> Value:
         """Spell a number of the row as tokens use it; asked for before the sweep that does."""
+        ...
 
     def sweep(self, stages: Sequence[Stage], turn: Callable[[Stage], None]) -> dict[Node, Value]:
         """Loop over the tokens; the numbers of the row that come of it, by their reductions.
@@ -61,21 +70,27 @@ class Target(Protocol[Value]):
             stages: loops to be made one after the other, for a tile of tokens if they are several.
             turn: spells the body of a stage's loop; to be called once for each.
         """
+        ...
 
     def logits(self, which: int) -> Value:
         """Read the tokens' logits."""
+        ...
 
     def positions(self) -> Value:
         """Spell the tokens' positions."""
+        ...
 
     def add(self, total: Node, value: Value) -> None:
         """Add the tokens' numbers to a sum."""
+        ...
 
     def compare(self, extreme: Extreme, value: Value) -> None:
         """Look among the tokens' numbers for one that is larger than those before."""
+        ...
 
     def store(self, which: int, value: Value) -> None:
         """Write the tokens' derivatives by logits."""
+        ...
 
 
 class Memory(Protocol[Value]):
@@ -83,15 +98,19 @@ class Memory(Protocol[Value]):
 
     def keep(self, buffer: int, value: Value) -> None:
         """Write into a buffer of the row's length, for later sweeps."""
+        ...
 
     def kept(self, buffer: int, type_: str) -> Value:
         """Read what is "real" or "bool" from there."""
+        ...
 
     def pass_on(self, place: int, value: Value) -> None:
         """Write into memory of a tile's length, for later stages."""
+        ...
 
     def passed(self, place: int) -> Value:
         """Read from there."""
+        ...
 
 
 def lower(
