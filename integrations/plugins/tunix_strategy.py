@@ -200,11 +200,9 @@ def _compared(
 ) -> jax.Array:
     """The mean of a loss over a mask, with so much of the cross-entropy."""
     if isinstance(student, States) and isinstance(teacher, States):
-        value: jax.Array = loss.linear(
-            student.hidden,
-            student.head,
-            teacher.hidden,
-            teacher.head,
+        value: jax.Array = loss(
+            am.Hidden(student.hidden, student.head),
+            am.Hidden(teacher.hidden, teacher.head),
             mask,
             labels=labels if label_weight else None,
             label_weight=label_weight,

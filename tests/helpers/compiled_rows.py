@@ -9,7 +9,7 @@ import amidmath as am
 ROWS, VOCABULARY = 5, 1003
 KL = am.AMiD()
 WHOLE = am.AMiD(am.AlphaBeta(0.2, 0.7), order="qr", alpha=3.0, lam=0.3, temperature=2.0)
-BOTH = ("student_logits", "teacher_logits")
+BOTH = ("student", "teacher")
 
 
 def logits(rows=ROWS, vocabulary=VOCABULARY, dtype=np.float32, seed=0):

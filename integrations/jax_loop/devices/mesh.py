@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 import amidmath as am
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.recipe.measures import KL_TO_TEACHER
 from amidmath.integrations.common.rows.marks import NO_LABEL
 from amidmath.integrations.jax_loop.loss.objective import (
     Array,
@@ -267,15 +266,18 @@ class ByVocabulary:
         if not isinstance(reference, States):
             raise TypeError("a teacher's lists cannot be compared with a part of the vocabulary")
         teacher = reference.held()
-        sharded = am.VocabParallel(loss, self.axis)
 
         def values_of(rows: tuple[Array, ...]) -> Any:
             hidden, theirs, keep, wanted = rows
-            ours = student.logits(hidden)
-            values: Array = sharded(ours, teacher.logits(theirs), keep, reduction="none")
-            if label_weight:
-                wanted = jnp.where(keep, wanted, NO_LABEL)
-                values += label_weight * self._cross_entropy(ours, wanted)
+            values: Array = loss(
+                am.Shard(student.logits(hidden), self.axis),
+                am.Shard(teacher.logits(theirs), self.axis),
+                keep,
+                reduction="none",
+                labels=wanted if label_weight else None,
+                label_weight=label_weight,
+                ignore_index=NO_LABEL,
+            )
             return values
 
         targets = jnp.full(mask.shape, NO_LABEL) if labels is None else labels
@@ -287,15 +289,3 @@ class ByVocabulary:
             chunks = in_chunks(jax.checkpoint(values_of), rows, min(step, mask.size))
             values = chunks.reshape(-1)[: mask.size]
         return jnp.sum(values) if reduction == "sum" else values.reshape(mask.shape)
-
-    def _cross_entropy(self, logits: Array, labels: Array) -> Array:
-        """Of every row of which each device has a part; 0 where there is no label.
-
-        It is KL from the distribution that has all mass on the label.
-        """
-        first = jax.lax.axis_index(self.axis) * logits.shape[-1]
-        here = first + jnp.arange(logits.shape[-1]) == labels[..., None]
-        certain = jnp.where(here, 0.0, -jnp.inf)
-        from_label = am.VocabParallel(KL_TO_TEACHER, self.axis)
-        values: Array = from_label(logits, certain, labels != NO_LABEL, reduction="none")
-        return values

@@ -154,7 +154,7 @@ def _figures(
             agree = jnp.argmax(ours, -1) == jnp.argmax(of_teacher, -1)
         else:  # the first of a list is the most probable
             ours = logits[:, :tokens]
-            distance = kl.sparse(ours, theirs, keep, reduction="sum")
+            distance = kl(ours, theirs, keep, reduction="sum")
             agree = jnp.argmax(ours, -1) == theirs.indices[:, 0]
         sums = (jnp.sum(jnp.where(keep, a, 0.0)) for a in (agree, nll, jnp.ones_like(nll)))
         return jnp.stack([distance, *sums])

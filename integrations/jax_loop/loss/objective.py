@@ -143,11 +143,10 @@ class Whole:
         teacher: Any = reference
         if isinstance(reference, States):
             held = reference.held()
-            teacher = held.hidden
             vocab = "common" if self.vocab == "common" and self.tokens is None else "strict"
-            others |= {"teacher_head": first_tokens(held.head, self.tokens), "vocab": vocab}
+            teacher = am.Hidden(held.hidden, first_tokens(held.head, self.tokens), vocab)
         head = first_tokens(student.head, self.tokens)
-        value: Array = loss.linear(student.hidden, head, teacher, **others)
+        value: Array = loss(am.Hidden(student.hidden, head), teacher, **others)
         return value
 
 

@@ -196,7 +196,7 @@ def _figures(
     ours = logits[:, :tokens]
     if isinstance(reference, am.TopK):  # the first of a list is the most probable
         agreements = (ours.argmax(-1) == reference.indices[:, 0]).sum()
-        return torch.stack([kl.sparse(ours, reference, reduction="sum"), agreements, nll])
+        return torch.stack([kl(ours, reference, reduction="sum"), agreements, nll])
     theirs = reference[:, :tokens]
     if ours.shape[-1] != theirs.shape[-1]:
         common = min(ours.shape[-1], theirs.shape[-1])

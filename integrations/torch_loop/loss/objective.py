@@ -115,25 +115,25 @@ def compare(
             reduction,
         )
     labels: dict[str, Any] = {"labels": batch.targets, "label_weight": batch.label_weight}
-    value: torch.Tensor = loss.linear(
-        student.hidden,
-        first_tokens(student.head, batch.tokens),
+    value: torch.Tensor = loss(
+        am.Hidden(student.hidden, first_tokens(student.head, batch.tokens)),
+        _teacher(reference, batch),
         mask=mask,
         reduction=reduction,
         denominator=batch.denominator if reduction == "mean" else None,
-        **_teacher(reference, batch),
         **(labels if batch.label_weight else {}),
     )
     return value
 
 
-def _teacher(reference: States | am.TopK, batch: Batch) -> dict[str, Any]:
-    """What ``am.Loss.linear`` takes of a teacher: hidden states and a head, or lists alone."""
+def _teacher(reference: States | am.TopK, batch: Batch) -> am.Hidden | am.TopK:
+    """The teacher's side as an input of a loss."""
     if isinstance(reference, am.TopK):  # of common tokens only, wherever it comes from
-        return {"teacher_hidden": reference}
+        return reference
+    if reference.head is None:
+        raise ValueError("reference must have a head, got logits")
     others = "common" if batch.vocab == "common" and batch.tokens is None else "strict"
-    head = None if reference.head is None else first_tokens(reference.head, batch.tokens)
-    return {"teacher_hidden": reference.hidden, "teacher_head": head, "vocab": others}
+    return am.Hidden(reference.hidden, first_tokens(reference.head, batch.tokens), others)
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ def compare_logits(
     """
     added = "none" if reduction == "none" else "sum"
     if isinstance(teacher, am.TopK):
-        value: torch.Tensor = loss.sparse(student, teacher, mask, reduction=added)
+        value: torch.Tensor = loss(student, teacher, mask, reduction=added)
     else:
         teacher = teacher.to(student.dtype)
         common = min(student.shape[-1], teacher.shape[-1])

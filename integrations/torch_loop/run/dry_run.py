@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from amidmath.inputs.hidden_arguments import ACCELERATOR_BYTES, CPU_BYTES
 from amidmath.integrations.common.evaluation.quality import CHUNK_BYTES
 from amidmath.integrations.torch_loop.models.model_files import base_of, parameter_counts
 from amidmath.integrations.torch_loop.models.states import gives_logits
 from amidmath.integrations.torch_loop.teachers.teachers import ModelTeacher
 from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
+from amidmath.pairs.chunked import ACCELERATOR_BYTES, CPU_BYTES
 
 # A chunk's logits, their logarithms, exponentials and differences, of both sides.
 _CHUNK_COPIES = 5

@@ -19,7 +19,7 @@ import pytest
 
 import amidmath as am
 from amidmath.integrations.plugins import jax_losses
-from amidmath.integrations.plugins.jax_losses import am_loss, am_loss_from_hidden
+from amidmath.integrations.plugins.jax_losses import am_loss
 
 PAGE = Path(__file__).parents[3] / "docs" / "jax-plugins.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
@@ -160,9 +160,8 @@ def test_hidden_states_give_what_logits_give():
         return am_loss(hidden @ head.T, other @ other_head.T, where=WHERE, loss="gkd", beta=0.3)
 
     def chunked(hidden, head):
-        return am_loss_from_hidden(
-            hidden, head, other, other_head, WHERE, loss="gkd", beta=0.3, chunk_rows=2
-        )
+        student = am.Hidden(hidden, head, chunk_rows=2)
+        return am_loss(student, am.Hidden(other, other_head), where=WHERE, loss="gkd", beta=0.3)
 
     cotangent = jnp.arange(6.0).reshape(2, 3)
     values, pull = jax.vjp(chunked, hidden, head)
@@ -177,10 +176,15 @@ def test_hidden_states_with_labels_reduced():
     hidden, head, other, other_head = hidden_case()
     labels = jnp.where(WHERE, jnp.arange(6).reshape(2, 3), -100)
     bias = jnp.arange(7.0) / 7
-    value = am_loss_from_hidden(
-        hidden, am.Head(head, bias, softcap=3.0), other, other_head, WHERE,
-        loss=am.methods.kl(), reduction="mean", labels=labels, label_weight=0.4,
-    )  # fmt: skip
+    value = am_loss(
+        am.Hidden(hidden, am.Head(head, bias, softcap=3.0)),
+        am.Hidden(other, other_head),
+        where=WHERE,
+        loss=am.methods.kl(),
+        reduction="mean",
+        labels=labels,
+        label_weight=0.4,
+    )
     logits = 3.0 * jnp.tanh((hidden @ head.T + bias) / 3.0)
     hard = optax.losses.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
     p = jax.nn.softmax(other @ other_head.T)
@@ -188,10 +192,20 @@ def test_hidden_states_with_labels_reduced():
     np.testing.assert_allclose(value, (soft + 0.4 * hard).mean(where=WHERE), rtol=1e-5)
 
 
+def test_lists_and_labels_of_plain_logits():
+    student, teacher = pair()
+    labels = jnp.where(WHERE, 1, -100)
+    values = am_loss(student, am.top_k(teacher, 5), loss="kl", labels=labels, label_weight=0.5)
+    hard = optax.losses.softmax_cross_entropy_with_integer_labels(student, jnp.ones((2, 3), int))
+    soft = optax.losses.kl_divergence(jax.nn.log_softmax(student), jax.nn.softmax(teacher))
+    np.testing.assert_allclose(values, soft + 0.5 * jnp.where(WHERE, hard, 0.0), rtol=1e-5)
+
+
 def test_a_teacher_with_more_tokens():
     hidden, head, other, _ = hidden_case()
     (longer,) = arrays((9, 6), seed=2)
-    values = am_loss_from_hidden(hidden, head, other, longer, vocab="common", loss="reverse_kl")
+    student, teacher = am.Hidden(hidden, head, vocab="common"), am.Hidden(other, longer)
+    values = am_loss(student, teacher, loss="reverse_kl")
     p = jax.nn.softmax(other @ longer.T)[..., :7]
     log_q = jax.nn.log_softmax(hidden @ head.T)
     wanted = (jnp.exp(log_q) * (log_q - jnp.log(p))).sum(-1)
@@ -211,14 +225,19 @@ def test_a_teacher_with_more_tokens():
         ({"axis": (0, 1)}, ValueError, r"axis must be an integer .*got \(0, 1\)"),
         ({"where": np.ones((2, 5))}, ValueError, r"where must have .*\(2, 3\).*got \(2, 5\)"),
         ({"where": np.full((2, 3), 0.5)}, TypeError, r"where must be boolean or 0/1 .*float"),
-        ({"teacher_logits": jnp.ones((2, 3, 4))}, ValueError, r"must have the same shape"),
-        ({"student_logits": jnp.ones((2, 3, 5), int)}, TypeError, r"student_logits .*int32"),
+        ({"teacher": jnp.ones((2, 3, 4))}, ValueError, r"must have the same shape"),
+        ({"student": jnp.ones((2, 3, 5), int)}, TypeError, r"student .*int32"),
+        (
+            {"teacher": am.TopK(jnp.zeros((2, 3, 1)), jnp.zeros((2, 3, 1), int)), "axis": 1},
+            ValueError,
+            r"axis goes with logits on both sides, got axis 1",
+        ),
     ],
 )
 def test_what_does_not_fit(arguments, error, says):
     student, teacher = pair()
     with pytest.raises(error, match=says):
-        am_loss(**{"student_logits": student, "teacher_logits": teacher, **arguments})
+        am_loss(**{"student": student, "teacher": teacher, **arguments})
 
 
 def test_the_docstrings_examples():

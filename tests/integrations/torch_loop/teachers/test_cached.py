@@ -170,7 +170,7 @@ def test_the_loss_is_the_one_against_the_teacher_in_memory(
     del batch["row"]
     with torch.no_grad():
         top = am.top_k(model(**batch).logits, K)
-    expected = loss.sparse(hidden @ head.weight.T, top, mask)
+    expected = loss(hidden @ head.weight.T, top, mask)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0.0)
     ours, theirs = (torch.autograd.grad(value, [hidden])[0] for value in (found, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
@@ -222,7 +222,7 @@ def test_a_position_that_is_not_cached_is_no_silent_zero(
     batch = prepared.batch([0])
     top = teacher.give(batch, lambda top: top)
     with pytest.raises(ValueError, match=r"teacher\.log_probs must be numbers"):
-        am.AMiD().sparse(torch.zeros(*top.indices.shape[:-1], 384), top)
+        am.AMiD()(torch.zeros(*top.indices.shape[:-1], 384), top)
 
 
 def test_tokens_outside_of_the_common_ones_go_to_the_tail(
