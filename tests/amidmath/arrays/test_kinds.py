@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import amidmath as am
 
-TABLE = Path(__file__).parents[1] / "helpers" / "array_kinds.py"
+TABLE = Path(__file__).parents[2] / "helpers" / "array_kinds.py"
 
 
 def test_every_kind_of_array_in_every_place():
