@@ -14,6 +14,7 @@ import torch
 
 import amidmath as am
 from amidmath.losses.adaptive_kl import AdaptiveKL, most_probable
+from amidmath.pairs.sharded import Sharded
 
 AKL = am.methods.akl()
 
@@ -277,8 +278,6 @@ def test_half_precision_is_computed_in_single(dtype):
 
 
 def test_shards_of_a_vocabulary_are_refused():
-    from amidmath.pairs.shards import Sharded
-
     student, teacher = (torch.from_numpy(a[0]) for a in logits())
     with pytest.raises(NotImplementedError, match="sort would see one shard"):
         AKL.block(student, teacher, needs=(False, False), xp=Sharded(torch, None))
