@@ -260,7 +260,7 @@ GENERAL = (
     "JAX all of its transformations (tests/amidmath/pairs, tests/backends/test_jax*.py). "
     "Not on dask.",
     "Losses of a `Shard`: on torch and JAX, on one and on several ranks (tests/amidmath/pairs, "
-    "tests/parallel).",
+    "tests/backends).",
     f"CuPy: {UNTRIED} is what the tests run where there is a GPU; none has run them yet.",
     "Not in the tables: "
     + ", ".join(f"`{name}` ({what})" for name, what in FACTORIES.items())

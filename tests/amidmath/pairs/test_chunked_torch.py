@@ -281,7 +281,7 @@ class Student(torch.nn.Module):
 
 @pytest.fixture
 def mesh(tmp_path):
-    """This process alone; on two, tests/parallel."""
+    """This process alone; on two, tests/backends/torch_backend."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
     yield dist.init_device_mesh("cpu", (1,))
     dist.destroy_process_group()

@@ -139,7 +139,7 @@ def test_jax(student, teacher):
 
 
 # ---------------------------------------------------------------------------------------------
-# Shards: here one rank has the whole vocabulary; tests/parallel has several
+# Shards: here one rank has the whole vocabulary; tests/backends have several
 
 
 @pytest.fixture(scope="module")
