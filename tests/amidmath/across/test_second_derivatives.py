@@ -35,15 +35,16 @@ def in_half(x, t):
 
 
 def by_hidden(x, t):
-    return am.AMiD().linear(x, t.detach(), 2 * t.detach(), t.detach())
+    return am.AMiD()(am.Hidden(x, t.detach()), am.Hidden(2 * t.detach(), t.detach()))
 
 
 def each_by_hidden(x, t):
-    return am.AMiD().linear(x, t.detach(), 2 * t.detach(), t.detach(), reduction="none").sum()
+    teacher = am.Hidden(2 * t.detach(), t.detach())
+    return am.AMiD()(am.Hidden(x, t.detach()), teacher, reduction="none").sum()
 
 
 def by_list(x, t):
-    return am.AMiD().sparse(x, am.top_k(t.detach(), 3))
+    return am.AMiD()(x, am.top_k(t.detach(), 3))
 
 
 def by_knobs(x, t):

@@ -19,7 +19,7 @@ import amidmath as am
 INF = math.inf
 V = 4
 ORDERS = ("pr", "rp", "qr", "rq")
-BOTH = ("student_logits", "teacher_logits")
+BOTH = ("student", "teacher")
 
 by_order = pytest.mark.parametrize("order", ORDERS)
 

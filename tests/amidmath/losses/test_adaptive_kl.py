@@ -14,6 +14,7 @@ import torch
 
 import amidmath as am
 from amidmath.losses.adaptive_kl import AdaptiveKL, most_probable
+from amidmath.pairs.sharded import Sharded
 
 AKL = am.methods.akl()
 
@@ -243,25 +244,24 @@ def test_sums_take_it(any_library):
 @pytest.mark.parametrize(
     "make", [np.asarray, torch.from_numpy, jnp.asarray], ids=["np", "pt", "jax"]
 )
-def test_linear(make):
+def test_hidden_states(make):
     rng = np.random.default_rng(4)
     hidden, teacher_hidden = rng.normal(size=(6, 3)), rng.normal(size=(6, 5))
     head, teacher_head = rng.normal(size=(11, 3)), rng.normal(size=(11, 5))
     value, by_student, _ = held(hidden @ head.T, teacher_hidden @ teacher_head.T, 0.5)
     with jax.enable_x64(True):
-        arrays = [make(a) for a in (hidden, head, teacher_hidden, teacher_head)]
-        got, (by_hidden, by_head) = AKL.linear_value_and_grad(
-            *arrays, wrt=("student_hidden", "student_head"), chunk_rows=4
-        )
-        assert abs(float(AKL.linear(*arrays)) / value.mean() - 1) < 1e-13
+        student = am.Hidden(make(hidden), make(head), chunk_rows=4)
+        teacher = am.Hidden(make(teacher_hidden), make(teacher_head))
+        got, by = AKL.value_and_grad(student, teacher)
+        assert abs(float(AKL(student, teacher)) / value.mean() - 1) < 1e-13
     assert abs(float(got) / value.mean() - 1) < 1e-13
-    np.testing.assert_allclose(by_hidden, by_student @ head / 6, atol=1e-14)
-    np.testing.assert_allclose(by_head, by_student.T @ hidden / 6, atol=1e-14)
+    np.testing.assert_allclose(by.states, by_student @ head / 6, atol=1e-14)
+    np.testing.assert_allclose(by.head.weight, by_student.T @ hidden / 6, atol=1e-14)
 
 
 def test_top_k_lists_of_all_tokens_are_the_whole_teacher():
     student, teacher = logits()
-    value, grad = AKL.sparse_value_and_grad(student, am.top_k(teacher, 40))
+    value, grad = AKL.value_and_grad(student, am.top_k(teacher, 40))
     wanted, wanted_grad = AKL.value_and_grad(student, teacher)
     assert abs(value / wanted - 1) < 1e-13
     np.testing.assert_allclose(grad, wanted_grad, atol=1e-15)
@@ -278,8 +278,6 @@ def test_half_precision_is_computed_in_single(dtype):
 
 
 def test_shards_of_a_vocabulary_are_refused():
-    from amidmath.pairs.shards import Sharded
-
     student, teacher = (torch.from_numpy(a[0]) for a in logits())
     with pytest.raises(NotImplementedError, match="sort would see one shard"):
         AKL.block(student, teacher, needs=(False, False), xp=Sharded(torch, None))

@@ -23,7 +23,7 @@ LOSS = am.AMiD()
 
 
 def head(**numbers):
-    return LOSS.linear(S, am.Head(W, **numbers), T, W)
+    return LOSS(am.Hidden(S, am.Head(W, **numbers)), am.Hidden(T, W))
 
 
 # Numbers only, by the names that errors give them.
@@ -41,7 +41,7 @@ ONLY = {
     "softcap": lambda x: head(softcap=x),
     "scale": lambda x: head(scale=x),
     "low_rank[2]": lambda x: head(low_rank=(W[:2], W[:, :2], x)),
-    "label_weight": lambda x: LOSS.linear(S, W, T, W, labels=np.array([0, 1, 2]), label_weight=x),
+    "label_weight": lambda x: LOSS(S, T, labels=np.array([0, 1, 2]), label_weight=x),
     "damping": lambda x: geometry.natural_gradient(P, S, damping=x),
     "alpha ": lambda x: geometry.connection(P, S, T, alpha=x),
     "alpha  ": lambda x: geometry.barycenter(P, alpha=x),

@@ -127,13 +127,13 @@ def test_every_loss_is_an_argument(loss):
     np.testing.assert_allclose(got, loss(STUDENT, TEACHER), rtol=1e-6)
 
 
-def test_sharded_losses_are_arguments_too():
+def test_losses_of_shards_and_shards_are_arguments_too():
     mesh = jax.sharding.Mesh(jax.devices()[:1], "vocab")
-    loss = am.VocabParallel(am.AMiD(alpha=jnp.asarray(0.5)), "vocab")
-    logits = jax.P(None, "vocab")
+    loss, logits = am.AMiD(alpha=jnp.asarray(0.5)), jax.P(None, "vocab")
+    student, teacher = am.Shard(STUDENT, "vocab"), am.Shard(TEACHER, "vocab")
     sharded = jax.shard_map(call, mesh=mesh, in_specs=(jax.P(), logits, logits), out_specs=jax.P())
-    got = jax.jit(sharded)(loss, STUDENT, TEACHER)
-    np.testing.assert_allclose(got, loss.loss(STUDENT, TEACHER), rtol=1e-6)
+    got = jax.jit(sharded)(loss, student, teacher)
+    np.testing.assert_allclose(got, loss(STUDENT, TEACHER), rtol=1e-6)
 
 
 def test_a_class_of_a_users_own():

@@ -25,7 +25,7 @@ METHODS = [
     *((name, {}) for name in am.methods.METHODS),
     *(("distillm2", {"detach_mixture": True}), ("csd", {"first": "uniform", "second": "teacher"})),
 ]
-BOTH = ("student_logits", "teacher_logits")
+BOTH = ("student", "teacher")
 
 by_framework = pytest.mark.parametrize("framework", ["torch", "jax"])
 

@@ -21,12 +21,12 @@ def uniform(shape):
 
 # From an array of log-probabilities, and what it is called.
 ENTRIES = {
-    "AMiD": ("student_logits", lambda a: LOSS(a, a)),
-    "AMiD.value_and_grad": ("student_logits", lambda a: LOSS.value_and_grad(a, a)),
-    "akl": ("student_logits", lambda a: am.methods.akl()(a, a)),
-    "sparse": ("student_logits", lambda a: LOSS.sparse(a, am.TopK(a, a))),
+    "AMiD": ("student", lambda a: LOSS(a, a)),
+    "AMiD.value_and_grad": ("student", lambda a: LOSS.value_and_grad(a, a)),
+    "akl": ("student", lambda a: am.methods.akl()(a, a)),
+    "lists": ("student", lambda a: LOSS(a, am.TopK(a, a))),
     "top_k": ("teacher_logits", lambda a: am.top_k(a, 1)),
-    "linear": ("student_hidden", lambda a: LOSS.linear(a, HEAD, a, HEAD)),
+    "hidden states": ("states", lambda a: LOSS(am.Hidden(a, HEAD), am.Hidden(a, HEAD))),
     "KL": ("log_x", lambda a: am.KL()(a, a)),
     "KL.value_and_grad": ("log_x", lambda a: am.KL().value_and_grad(a, a)),
     "log_falpha_mean": ("logs", lambda a: am.log_falpha_mean(a, alpha=1.0, axis=-1)),
@@ -67,11 +67,13 @@ EMPTY = {
     "reference": (lambda a, h: LOSS(a, a, backend="reference"), ()),
     "gradient": (lambda a, h: LOSS.value_and_grad(a, a)[1], (2, 0, 3)),
     "akl": (lambda a, h: am.methods.akl()(a, a), ()),
-    "sparse": (lambda a, h: LOSS.sparse(a, am.top_k(a, 2)), ()),
+    "lists": (lambda a, h: LOSS(a, am.top_k(a, 2)), ()),
     "top_k": (lambda a, h: am.top_k(a, 2).indices, (2, 0, 2)),
-    "linear": (lambda a, h: LOSS.linear(a, h, a, h), ()),
+    "hidden states": (lambda a, h: LOSS(am.Hidden(a, h), am.Hidden(a, h)), ()),
     "by the head": (
-        lambda a, h: LOSS.linear_value_and_grad(a, h, a, h, wrt="student_head")[1],
+        lambda a, h: (
+            LOSS.value_and_grad(am.Hidden(a, h), am.Hidden(a, h), wrt="student.head")[1].weight
+        ),
         (5, 3),
     ),
     "KL": (lambda a, h: am.KL()(a, a), (2, 0)),
@@ -96,7 +98,10 @@ def test_no_positions(eager, call, shape):
 
 def test_no_positions_under_differentiation():
     rows, head = torch.zeros((0, 3)), torch.ones((5, 3))
-    for call in (lambda x: LOSS(x, rows), lambda x: LOSS.linear(x, head, rows, head)):
+    for call in (
+        lambda x: LOSS(x, rows),
+        lambda x: LOSS(am.Hidden(x, head), am.Hidden(rows, head)),
+    ):
         leaf = torch.zeros((0, 3), requires_grad=True)
         value = call(leaf)
         assert value == 0.0
@@ -129,13 +134,17 @@ def entries_with_a_mask(array):
     s, t, h = (array(a) for a in rng.normal(size=(3, 2, 3, 3)))
     w = array(HEAD)
     top = am.top_k(t, 2)
+    labels = array(np.array([[0, 1, 2], [2, -100, 1]]))
     return {
         "call": lambda m: LOSS(s, t, m),
         "value_and_grad": lambda m: LOSS.value_and_grad(s, t, m)[1],
         "compiled": lambda m: LOSS.value_and_grad(s, t, m, backend="compiled")[1],
         "none": lambda m: LOSS(s, t, m, reduction="none"),
-        "sparse": lambda m: LOSS.sparse(s, top, m),
-        "linear": lambda m: LOSS.linear_value_and_grad(h, w, t, w, m)[1],
+        "lists": lambda m: LOSS(s, top, m),
+        "hidden states": lambda m: (
+            LOSS.value_and_grad(am.Hidden(h, w), am.Hidden(t, w), m)[1].states
+        ),
+        "labels": lambda m: LOSS(s, t, m, labels=labels),
         "akl": lambda m: am.methods.akl()(s, t, m),
     }
 

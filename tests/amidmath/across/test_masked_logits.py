@@ -25,7 +25,7 @@ DIVERGENCES = [
     *(am.AmariAlpha(0.5), am.Tsallis(0.5), am.Beta(0.5), am.Beta(-1.0), am.Gamma(1.0)),
     am.ConcreteScore("x", "y"),
 ]
-WRT = ("student_logits", "teacher_logits")
+WRT = ("student", "teacher")
 BOUND = 300  # eps; a gradient is a sum of terms of the size of the value
 
 
@@ -151,15 +151,15 @@ def test_of_what_the_teacher_is_known_by(alpha):
     known = np.sum(wanted[1] > -np.inf, axis=-1) > 5  # of fewer, rounding would decide of a tail
     (student, teacher), (s, t) = ([a[known] for a in rows] for rows in (given, wanted))
     loss = am.AMiD(order="pr", alpha=alpha, lam=0.4)
-    value, grad = loss.sparse_value_and_grad(student, am.top_k(teacher, 3), reduction="none")
-    wanted = loss.sparse_value_and_grad(s, am.top_k(t, 3), reduction="none")
+    value, grad = loss.value_and_grad(student, am.top_k(teacher, 3), reduction="none")
+    wanted = loss.value_and_grad(s, am.top_k(t, 3), reduction="none")
     check((value, [grad]), (wanted[0], [wanted[1]]), "float32", "top-k")
 
     values = []
     for rows, dtype in (((student, teacher), "float32"), ((s, t), "float64")):
         states = np.eye(len(rows[0]), dtype=dtype)
         heads = [am.Head(np.zeros((7, len(states)), dtype), bias=row[3]) for row in rows]
-        values.append(loss.linear(states, heads[0], states, heads[1], reduction="none"))
+        values.append(loss(*(am.Hidden(states, head) for head in heads), reduction="none"))
     check((values[0], ()), (values[1], ()), "float32", "hidden states")
 
 

@@ -1,6 +1,6 @@
-"""The loss from hidden states by definition: logits multiplied out in float64, torch's autograd.
+"""The loss of hidden states by definition: logits multiplied out in float64, torch's autograd.
 
-Against lists, ``loss.sparse`` of those logits, whose own oracle is ``sparse_oracle``.
+Against lists, the loss of those logits, whose own oracle is ``list_oracle``.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from amidmath import TopK
-
-STUDENT = ("student_hidden", "student_head", "student_bias", "student_low_rank")
+import amidmath as am
 
 
 @dataclass
 class Case:
-    """Arguments as NumPy arrays: what ``loss.linear`` and the oracle are both given."""
+    """Both sides as NumPy arrays: what a loss and the oracle are given."""
 
     student_hidden: np.ndarray
     teacher_hidden: np.ndarray
@@ -31,24 +29,33 @@ class Case:
     factor: float = 0.5
     lists: tuple[np.ndarray, np.ndarray] | None = None
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What the student has to differentiate by."""
-        return tuple(name for name in STUDENT if getattr(self, name) is not None)
+    def student_arrays(self) -> dict[str, np.ndarray]:
+        """What the student has to differentiate by, as ``am.Hidden`` names it."""
+        found = {"states": self.student_hidden, "head.weight": self.student_head}
+        if self.student_bias is not None:
+            found["head.bias"] = self.student_bias
+        if self.student_low_rank is not None:
+            found |= {f"head.low_rank[{i}]": a for i, a in enumerate(self.student_low_rank)}
+        return found
 
-    def arguments(self, am: Any, array: Any) -> tuple[Any, ...]:
-        """Positional arguments of ``linear``, made by ``array``; lists, where there are any."""
-        low = self.student_low_rank and (*map(array, self.student_low_rank), self.factor)
-        bias = None if self.student_bias is None else array(self.student_bias)
-        student = am.Head(array(self.student_head), bias, low_rank=low, **self.student)
-        if self.lists is not None:
-            return array(self.student_hidden), student, am.TopK(*map(array, self.lists))
-        return (
-            array(self.student_hidden),
-            student,
-            array(self.teacher_hidden),
-            am.Head(array(self.teacher_head), **self.teacher),
+    def student_of(self, arrays: dict[str, Any], **options: Any) -> am.Hidden:
+        """The student's side, of arrays by those names."""
+        low = self.student_low_rank and (
+            *(arrays[f"head.low_rank[{i}]"] for i in (0, 1)),
+            self.factor,
         )
+        head = am.Head(arrays["head.weight"], arrays.get("head.bias"), low_rank=low, **self.student)
+        return am.Hidden(arrays["states"], head, **options)
+
+    def sides(self, array: Any, integers: Any = None, **options: Any) -> tuple[Any, Any]:
+        """Student and teacher, made by ``array``; a teacher's lists, where there are any."""
+        student = self.student_of(
+            {k: array(a) for k, a in self.student_arrays().items()}, **options
+        )
+        if self.lists is not None:
+            return student, am.TopK(array(self.lists[0]), (integers or array)(self.lists[1]))
+        head = am.Head(array(self.teacher_head), **self.teacher)
+        return student, am.Hidden(array(self.teacher_hidden), head)
 
 
 def case(
@@ -115,25 +122,25 @@ def expected(
     label_weight: float = 1.0,
     ignore_index: int = -100,
     vocab: str = "strict",
-) -> tuple[np.ndarray, dict[str, Any]]:
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Value, and by name the gradients of the value or of the sum of values."""
 
-    def leaf(a: Any) -> Any:
-        return tuple(map(leaf, a)) if isinstance(a, tuple) else torch.tensor(a).requires_grad_()
-
-    leaves = {name: leaf(getattr(case, name)) for name in case.names}
+    leaves = {name: torch.tensor(a).requires_grad_() for name, a in case.student_arrays().items()}
     kept = np.ones(case.student_hidden.shape[:-1], bool) if mask is None else mask.astype(bool)
     kept = torch.from_numpy(kept)
-    out = leaves["student_hidden"][kept] @ leaves["student_head"].T
-    if "student_bias" in leaves:
-        out = out + leaves["student_bias"]
-    if "student_low_rank" in leaves:
-        a, b = leaves["student_low_rank"]
-        out = out + case.factor * (leaves["student_hidden"][kept] @ a.T) @ b.T
+    states = leaves["states"][kept]
+    out = states @ leaves["head.weight"].T
+    if "head.bias" in leaves:
+        out = out + leaves["head.bias"]
+    if "head.low_rank[0]" in leaves:
+        out = (
+            out
+            + case.factor * (states @ leaves["head.low_rank[0]"].T) @ leaves["head.low_rank[1]"].T
+        )
     s = logits(out, **case.student)
     if case.lists is not None:
-        lists = TopK(*(torch.from_numpy(a)[kept] for a in case.lists))
-        values = loss.sparse(s, lists, reduction="none")
+        lists = am.TopK(*(torch.from_numpy(a)[kept] for a in case.lists))
+        values = loss(s, lists, reduction="none")
     else:
         other, head = torch.from_numpy(case.teacher_hidden), torch.from_numpy(case.teacher_head)
         t = logits(other[kept] @ head.T, **case.teacher)
@@ -152,10 +159,8 @@ def expected(
         value = values.sum()
         if reduction == "mean":
             value = value / (denominator or max(1, len(values)))
-    flat, spec = torch.utils._pytree.tree_flatten(leaves)
-    grads = torch.autograd.grad(value.sum(), flat)
-    grads = torch.utils._pytree.tree_unflatten([g.numpy() for g in grads], spec)
-    return value.detach().numpy(), grads
+    grads = torch.autograd.grad(value.sum(), list(leaves.values()))
+    return value.detach().numpy(), {k: g.numpy() for k, g in zip(leaves, grads, strict=True)}
 
 
 def on(array, options):
@@ -165,8 +170,12 @@ def on(array, options):
     }
 
 
-def flat(grads):
-    return [g for grad in grads for g in (grad if isinstance(grad, tuple) else (grad,))]
+def same_gradient(got, wanted):
+    """Raise AssertionError unless a Hidden of gradients has those, and no others."""
+    found = got.arrays()
+    assert list(found) == list(wanted)
+    for name, mine in found.items():
+        same(mine, wanted[name])
 
 
 def same(got, wanted):

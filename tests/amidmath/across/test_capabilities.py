@@ -17,7 +17,7 @@ from capabilities import CELLS, FACTORIES, NO, ROWS, YES, example, render
 
 import amidmath as am
 
-DOCS = Path(__file__).parents[2] / "docs" / "capabilities.md"
+DOCS = Path(__file__).parents[3] / "docs" / "capabilities.md"
 STEP = 1e-5
 BY_NAME = {row.name: row for row in ROWS}
 

@@ -10,8 +10,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from definitions import log_softmax
-from sparse_oracle import bucketed, exact, truth
+from list_oracle import bucketed, exact, truth
 
 import amidmath as am
 from amidmath.rows import forms
@@ -80,9 +79,9 @@ def test_value_and_gradient_are_those_of_the_bucketed_distributions(
     student, teacher = given(library)
     for alpha in ALPHAS:
         loss = am.AMiD(divergence, order=order, alpha=alpha, lam=0.25)
-        value, grad = loss.sparse_value_and_grad(student, teacher, reduction="none")
+        value, grad = loss.value_and_grad(student, teacher, reduction="none")
         check(oracle, library, loss, library.numpy(value), library.numpy(grad))
-        called = library.numpy(loss.sparse(student, teacher, reduction="none"))
+        called = library.numpy(loss(student, teacher, reduction="none"))
         np.testing.assert_allclose(called, library.numpy(value), rtol=4 * library.eps)
 
 
@@ -93,7 +92,7 @@ def test_temperature_is_applied_before_the_tail_is_added_up(library, oracle, sum
     if summed:
         loss = 0.5 * loss + -2.0 * am.AMiD(am.KL(), order="rq", alpha=3.0, temperature=2.0)
     student, teacher = given(library)
-    value, grad = loss.sparse_value_and_grad(student, teacher, reduction="none")
+    value, grad = loss.value_and_grad(student, teacher, reduction="none")
     check(oracle, library, loss, library.numpy(value), library.numpy(grad), temperature=2.0)
 
 
@@ -120,7 +119,7 @@ def test_all_tokens_listed_are_the_whole_vocabulary(any_library, loss):
     student, logits = any_library.array(student), any_library.array(teacher)
     value, grad = (any_library.numpy(a) for a in loss.value_and_grad(student, logits))
     listed = am.top_k(logits, V, temperature_of(loss))
-    got, got_grad = (any_library.numpy(a) for a in loss.sparse_value_and_grad(student, listed))
+    got, got_grad = (any_library.numpy(a) for a in loss.value_and_grad(student, listed))
     # The list's logarithms are rounded once more than the logits.
     rounding = 32 * any_library.eps
     np.testing.assert_allclose(got, value, rtol=rounding)
@@ -133,7 +132,7 @@ def test_tiny_tails_keep_their_digits(oracle, order):
     logs = np.array([[math.log1p(-4e-12), math.log(2e-12), math.log(1e-12)]])
     indices, student = np.array([[4, 0, 2]]), np.array([[-1.0, -46.0, -2.0, -47.5, 1.0, -46.5]])
     loss = am.AMiD(am.KL(), order=order, alpha=-1.0, lam=0.25)
-    value, grad = loss.sparse_value_and_grad(student, am.TopK(logs, indices))
+    value, grad = loss.value_and_grad(student, am.TopK(logs, indices))
     row = (exact(student[0]), tuple(logs[0]), tuple(indices[0]))
     whole, slopes = truth(loss.divergence, order, *row, -1.0, 0.25)
     assert oracle.error(value, whole.value) <= 1e-15 * abs(whole.value) + 1e-30
@@ -144,7 +143,7 @@ def test_tiny_tails_keep_their_digits(oracle, order):
 def test_a_mass_rounded_above_one_leaves_no_tail(library):
     """And the list is normalised."""
     logs = np.log([[0.5, 0.25, 0.25]] * 3) + 1e-5
-    value = am.AMiD(am.KL(), lam=0.0).sparse(
+    value = am.AMiD(am.KL(), lam=0.0)(
         library.array(np.zeros((3, V))), top(library, logs, [[0, 3, 4]] * 3)
     )
     wanted = math.log(V) - 1.5 * math.log(2.0)
@@ -162,18 +161,18 @@ def test_masked_positions_are_not_read(any_library):
     keep = np.array([True, False, True])
     mask = any_library.array(keep, "bool")
     clean = (any_library.array(student), top(any_library, logs, indices))
-    wanted = [any_library.numpy(a) for a in loss.sparse_value_and_grad(*clean, mask)]
-    unmasked = any_library.numpy(loss.sparse(*clean, reduction="none"))
+    wanted = [any_library.numpy(a) for a in loss.value_and_grad(*clean, mask)]
+    unmasked = any_library.numpy(loss(*clean, reduction="none"))
     student[1], logs[1], indices[1] = NAN, 7.0, 99
     dirty = (any_library.array(student), top(any_library, logs, indices))
-    got = [any_library.numpy(a) for a in loss.sparse_value_and_grad(*dirty, mask)]
+    got = [any_library.numpy(a) for a in loss.value_and_grad(*dirty, mask)]
     for a, b in zip(got, wanted, strict=True):
         np.testing.assert_array_equal(a, b)
     assert np.all(got[1][1] == 0.0)
-    each = any_library.numpy(loss.sparse(*dirty, mask, "none"))
+    each = any_library.numpy(loss(*dirty, mask, "none"))
     np.testing.assert_allclose(each, unmasked * keep, rtol=4 * any_library.eps)
     np.testing.assert_allclose(each.sum() / 2, got[0], rtol=4 * any_library.eps)
-    nothing, grad = loss.sparse_value_and_grad(*dirty, any_library.array([False] * 3, "bool"))
+    nothing, grad = loss.value_and_grad(*dirty, any_library.array([False] * 3, "bool"))
     assert any_library.numpy(nothing) == 0.0
     assert np.all(any_library.numpy(grad) == 0.0)
 
@@ -181,7 +180,7 @@ def test_masked_positions_are_not_read(any_library):
 def test_reductions_and_denominators(any_library):
     student, teacher = given(any_library)
     loss = am.AMiD(order="qr", lam=0.5)
-    each, grads = (any_library.numpy(a) for a in loss.sparse_value_and_grad(
+    each, grads = (any_library.numpy(a) for a in loss.value_and_grad(
         student, teacher, reduction="none"
     ))  # fmt: skip
     for reduction, denominator, scale in (
@@ -190,11 +189,11 @@ def test_reductions_and_denominators(any_library):
         ("mean", 8, 1 / 8),
         ("mean", any_library.array(8.0), 1 / 8),
     ):
-        value, grad = loss.sparse_value_and_grad(student, teacher, None, reduction, denominator)
+        value, grad = loss.value_and_grad(student, teacher, None, reduction, denominator)
         rtol = 8 * any_library.eps
         np.testing.assert_allclose(any_library.numpy(value), each.sum() * scale, rtol=rtol)
         np.testing.assert_allclose(any_library.numpy(grad), grads * scale, rtol=rtol, atol=rtol)
-        called = loss.sparse(student, teacher, None, reduction, denominator)
+        called = loss(student, teacher, None, reduction, denominator)
         np.testing.assert_allclose(any_library.numpy(called), each.sum() * scale, rtol=rtol)
 
 
@@ -203,11 +202,11 @@ def test_padding_is_no_token(any_library):
     student, logs, indices = (np.repeat(a[:1], 3, axis=0) for a in lists())
     loss = am.AMiD(order="pr", lam=0.25)
     short = am.TopK(logs[:1, : K - 1], indices[:1, : K - 1])
-    wanted = loss.sparse_value_and_grad(student[:1], short)
+    wanted = loss.value_and_grad(student[:1], short)
     for row in range(3):
         for a, padding in ((logs, [NAN, 3.0, -INF][row]), (indices, -1)):
             a[row] = np.insert(a[row, : K - 1], row, padding)
-    value, grad = loss.sparse_value_and_grad(
+    value, grad = loss.value_and_grad(
         any_library.array(student), top(any_library, logs, indices), reduction="none"
     )
     eps = any_library.eps
@@ -218,7 +217,7 @@ def test_padding_is_no_token(any_library):
 def test_an_empty_list_says_nothing(any_library):
     student, logs, indices = lists()
     nothing = top(any_library, logs, np.full_like(indices, -1))
-    value, grad = am.AMiD(order="rq").sparse_value_and_grad(any_library.array(student), nothing)
+    value, grad = am.AMiD(order="rq").value_and_grad(any_library.array(student), nothing)
     assert any_library.numpy(value) == 0.0
     assert np.all(any_library.numpy(grad) == 0.0)
 
@@ -231,7 +230,7 @@ def test_logits_of_minus_infinity(any_library):
     teacher = top(any_library, np.log(p), [[1, 3, 4]] * 3)
     loss = am.AMiD(am.KL(), order="pr", lam=0.0)
     student = any_library.array(student)
-    value, grad = loss.sparse_value_and_grad(student, teacher, reduction="none")
+    value, grad = loss.value_and_grad(student, teacher, reduction="none")
     value, grad = any_library.numpy(value), any_library.numpy(grad)
     outcomes = np.array([0.2, 0.2, 0.2, 0.4]), np.array([0.5, 0.25, 0.125, 0.125])
     wanted = np.sum(outcomes[1] * np.log(outcomes[1] / outcomes[0]))
@@ -241,7 +240,7 @@ def test_logits_of_minus_infinity(any_library):
     # A tail that neither has takes no part.
     p[2] = 0.5, 0.25, 0.25
     teacher = top(any_library, np.log(p), [[1, 3, 4]] * 3)
-    value, grad = loss.sparse_value_and_grad(student, teacher, reduction="none")
+    value, grad = loss.value_and_grad(student, teacher, reduction="none")
     wanted = math.log(3.0) - 1.5 * math.log(2.0)
     np.testing.assert_allclose(any_library.numpy(value)[2], wanted, rtol=1e-6)
     wanted = [0.0, 1 / 3 - 0.5, 0.0, 1 / 3 - 0.25, 1 / 3 - 0.25, 0.0]
@@ -253,10 +252,10 @@ def test_rows_in_chunks(any_library, monkeypatch):
     arrays = (any_library.array(student), top(any_library, logs, indices))
     mask = any_library.array([True, False, True], "bool")
     loss = am.AMiD(order="pr", alpha=any_library.array([-2.0, 0.0, 2.0]))
-    wrt = ("student_logits", "alpha")
-    whole = loss.sparse_value_and_grad(*arrays, mask, wrt=wrt)
+    wrt = ("student", "alpha")
+    whole = loss.value_and_grad(*arrays, mask, wrt=wrt)
     monkeypatch.setattr(forms, "CPU_CHUNK", 2 * V)
-    parts = loss.sparse_value_and_grad(*arrays, mask, wrt=wrt)
+    parts = loss.value_and_grad(*arrays, mask, wrt=wrt)
     for a, b in zip((whole[0], *whole[1]), (parts[0], *parts[1]), strict=True):
         a, b = any_library.numpy(a), any_library.numpy(b)
         np.testing.assert_allclose(b, a, rtol=8 * any_library.eps, atol=any_library.eps)
@@ -272,7 +271,7 @@ def test_knobs_are_those_of_the_k_plus_one_outcomes(any_library):
     _, wanted = am.AMiD(order="qr", alpha=alpha, lam=lam).value_and_grad(*dense, wrt=wrt)
     loss = am.AMiD(order="qr", alpha=any_library.array(alpha), lam=any_library.array(lam))
     arrays = (any_library.array(student), top(any_library, logs, indices))
-    _, got = loss.sparse_value_and_grad(*arrays, wrt=wrt)
+    _, got = loss.value_and_grad(*arrays, wrt=wrt)
     for a, b in zip(got, wanted, strict=True):
         a = any_library.numpy(a)
         assert a.shape == b.shape
@@ -285,11 +284,11 @@ def test_any_integers(any_library, dtype):
     student, logs, indices = lists()
     indices[2], logs[2] = indices[1], logs[1]
     loss = am.AMiD()
-    wanted = loss.sparse(any_library.array(student), top(any_library, logs, indices))
+    wanted = loss(any_library.array(student), top(any_library, logs, indices))
     if any_library.name == "jax" and dtype == "int64":
         pytest.skip("JAX has them with float64 only")
     listed = am.TopK(any_library.array(logs), any_library.array(indices, dtype))
-    got = loss.sparse(any_library.array(student), listed)
+    got = loss(any_library.array(student), listed)
     assert any_library.numpy(got) == any_library.numpy(wanted)
 
 
@@ -298,8 +297,8 @@ def test_half_precision_is_computed_in_float32(dtype):
     student, logs, indices = (torch.tensor(a) for a in lists())
     student, logs = student.to(dtype), logs.to(dtype)
     loss = am.AMiD(order="rq", alpha=3.0)
-    value, grad = loss.sparse_value_and_grad(student, am.TopK(logs, indices))
-    wanted, wide = loss.sparse_value_and_grad(student.float(), am.TopK(logs.float(), indices))
+    value, grad = loss.value_and_grad(student, am.TopK(logs, indices))
+    wanted, wide = loss.value_and_grad(student.float(), am.TopK(logs.float(), indices))
     assert value.dtype == torch.float32
     assert grad.dtype == dtype
     assert value == wanted
@@ -327,7 +326,7 @@ def traced(library, f):
 def by_numpy(loss, mask=None, reduction="mean", **wrt):
     """Value and gradient in float64."""
     student, logs, indices = lists()
-    return loss.sparse_value_and_grad(student, am.TopK(logs, indices), mask, reduction, **wrt)
+    return loss.value_and_grad(student, am.TopK(logs, indices), mask, reduction, **wrt)
 
 
 def test_libraries_differentiate_the_closed_form(autodiff):
@@ -335,13 +334,13 @@ def test_libraries_differentiate_the_closed_form(autodiff):
     keep, factors = np.array([True, True, False]), np.array([1.0, -2.0, 3.0])
     mask = autodiff.array(keep, "bool")
     value, each = by_numpy(SUM, keep, "none")
-    f = traced(autodiff, lambda s: SUM.sparse(s, teacher, mask, "none"))
+    f = traced(autodiff, lambda s: SUM(s, teacher, mask, "none"))
     got, (grad,) = autodiff.derivatives(f, student, cotangent=factors)
     close(got, value, autodiff.eps)
     close(grad, each * factors[:, None], autodiff.eps)
     if autodiff.name == "torch":  # whose sum over positions is differentiated as one
         value, wanted = by_numpy(SUM, keep)
-        got, (grad,) = autodiff.derivatives(lambda s: SUM.sparse(s, teacher, mask), student)
+        got, (grad,) = autodiff.derivatives(lambda s: SUM(s, teacher, mask), student)
         close(got, value, autodiff.eps)
         close(grad, wanted, autodiff.eps)
 
@@ -350,8 +349,8 @@ def test_array_knobs_are_differentiated(autodiff):
     student, teacher = given(autodiff)
     knobs = np.array([-0.5, 1.0, 2.0]), np.array(0.25)
     loss = am.AMiD(alpha=knobs[0], lam=knobs[1])
-    _, wanted = by_numpy(loss, wrt=("student_logits", "alpha", "lam"))
-    f = traced(autodiff, lambda s, a, b: am.AMiD(alpha=a, lam=b).sparse(s, teacher))
+    _, wanted = by_numpy(loss, wrt=("student", "alpha", "lam"))
+    f = traced(autodiff, lambda s, a, b: am.AMiD(alpha=a, lam=b)(s, teacher))
     _, grads = autodiff.derivatives(f, student, *map(autodiff.array, knobs))
     for a, b in zip(grads, wanted, strict=True):
         close(a, b, autodiff.eps)
@@ -365,38 +364,36 @@ class TestTorch:
     def test_gradcheck(self):
         student, teacher = self.lists()
         student.requires_grad_()
-        assert torch.autograd.gradcheck(lambda s: SUM.sparse(s, teacher), student)
+        assert torch.autograd.gradcheck(lambda s: SUM(s, teacher), student)
 
     def test_second_derivatives_by_the_reference(self):
         student, teacher = self.lists()
         student.requires_grad_()
 
         def f(s):
-            return LOSS.sparse(s, teacher, backend="reference")
+            return LOSS(s, teacher, backend="reference")
 
         assert torch.autograd.gradcheck(f, student)
         assert torch.autograd.gradgradcheck(f, student)
 
     def test_func(self):
         student, teacher = self.lists()
-        value, each = LOSS.sparse_value_and_grad(student, teacher, reduction="none")
+        value, each = LOSS.value_and_grad(student, teacher, reduction="none")
         eps = torch.finfo(student.dtype).eps
-        grads = torch.func.vmap(torch.func.grad(LOSS.sparse))(student, teacher)
+        grads = torch.func.vmap(torch.func.grad(LOSS))(student, teacher)
         close(grads, each, eps)
-        close(torch.func.vmap(LOSS.sparse)(student, teacher), value, eps)
-        _, slope = torch.func.jvp(lambda s: LOSS.sparse(s, teacher), (student,), (student,))
+        close(torch.func.vmap(LOSS)(student, teacher), value, eps)
+        _, slope = torch.func.jvp(lambda s: LOSS(s, teacher), (student,), (student,))
         close(slope, (each * student).sum() / 3, eps)
 
     def test_compile_without_a_graph_break(self):
         student, teacher = self.lists()
         mask = torch.tensor([True, False, True])
-        compiled = torch.compile(
-            lambda s, t: SUM.sparse(s, t, mask), fullgraph=True, backend="aot_eager"
-        )
+        compiled = torch.compile(lambda s, t: SUM(s, t, mask), fullgraph=True, backend="aot_eager")
         leaf = student.clone().requires_grad_()
         value = compiled(leaf, teacher)
         value.backward()
-        wanted, grad = SUM.sparse_value_and_grad(student, teacher, mask)
+        wanted, grad = SUM.value_and_grad(student, teacher, mask)
         eps = torch.finfo(student.dtype).eps
         close(value.detach(), wanted, eps)
         close(leaf.grad, grad, eps)
@@ -405,9 +402,9 @@ class TestTorch:
         student, teacher = self.lists()
         logs = teacher.log_probs.clone().requires_grad_()
         with pytest.raises(ValueError, match=r"teacher\.log_probs are constant.*detach"):
-            LOSS.sparse(student, am.TopK(logs, teacher.indices))
+            LOSS(student, am.TopK(logs, teacher.indices))
         with torch.no_grad():
-            LOSS.sparse(student, am.TopK(logs, teacher.indices))
+            LOSS(student, am.TopK(logs, teacher.indices))
 
     def test_what_cannot_be_looked_at_is_nan(self):
         student, (logs, indices) = self.lists()
@@ -416,9 +413,9 @@ class TestTorch:
         indices[0, 0] = V
         indices[1, 0] = indices[1, 1]
         logs[2, 0] = 1.0
-        values = torch.func.vmap(LOSS.sparse)(student, am.TopK(logs, indices))
+        values = torch.func.vmap(LOSS)(student, am.TopK(logs, indices))
         assert values.isnan().tolist() == [True, True, True, False]
-        grads = torch.func.vmap(torch.func.grad(LOSS.sparse))(student, am.TopK(logs, indices))
+        grads = torch.func.vmap(torch.func.grad(LOSS))(student, am.TopK(logs, indices))
         assert grads.isnan().any(-1).tolist() == [True, True, True, False]
 
 
@@ -434,8 +431,8 @@ class TestJax:
         student, teacher = self.lists()
         mask = jnp.asarray([True, False, True])
         for loss, f in (
-            (SUM, jax.value_and_grad(SUM.sparse)),
-            (am.AMiD(), am.AMiD().sparse_value_and_grad),
+            (SUM, jax.value_and_grad(SUM)),
+            (am.AMiD(), am.AMiD().value_and_grad),
         ):
             for got, wanted in zip(
                 jax.jit(f)(student, teacher, mask), by_numpy(loss, np.asarray(mask)), strict=True
@@ -445,15 +442,15 @@ class TestJax:
     def test_vmap_and_forward_mode(self):
         student, teacher = self.lists()
         _, each = by_numpy(LOSS, reduction="none")
-        close(jax.jit(jax.vmap(jax.grad(LOSS.sparse)))(student, teacher), each, self.eps)
-        along = jax.jit(lambda s: jax.jvp(lambda x: LOSS.sparse(x, teacher), (s,), (s,)))
+        close(jax.jit(jax.vmap(jax.grad(LOSS)))(student, teacher), each, self.eps)
+        along = jax.jit(lambda s: jax.jvp(lambda x: LOSS(x, teacher), (s,), (s,)))
         close(along(student)[1], (each * lists()[0]).sum() / 3, self.eps)
 
     def test_a_gradient_of_the_teacher_is_refused(self):
         student, teacher = self.lists()
 
         def f(logs):
-            return LOSS.sparse(student, am.TopK(logs, teacher.indices))
+            return LOSS(student, am.TopK(logs, teacher.indices))
 
         with pytest.raises(ValueError, match="stop_gradient"):
             jax.grad(f)(teacher.log_probs)
@@ -462,9 +459,7 @@ class TestJax:
     def test_what_cannot_be_looked_at_is_nan(self):
         student, (logs, indices) = self.lists()
         indices = indices.at[0, 0].set(V).at[1, 0].set(indices[1, 1])
-        values = jax.jit(lambda *a: LOSS.sparse(*a, reduction="none"))(
-            student, am.TopK(logs, indices)
-        )
+        values = jax.jit(lambda *a: LOSS(*a, reduction="none"))(student, am.TopK(logs, indices))
         assert jnp.isnan(values).tolist() == [True, True, False]
 
 
@@ -484,7 +479,7 @@ def test_a_list_bounds_the_loss_from_below_for_arithmetic_mixtures(divergence, o
     whole = loss(student, logits, reduction="none")
     before = np.zeros(len(whole))
     for k in range(1, V + 1):
-        value = loss.sparse(student, am.top_k(logits, k), reduction="none")
+        value = loss(student, am.top_k(logits, k), reduction="none")
         # A teacher's small tail is a difference to 1, and has its rounding.
         assert np.all(before <= value * (1 + 1e-9) + 1e-10)
         assert np.all(value <= whole * (1 + 1e-9) + 1e-10)
@@ -495,7 +490,7 @@ def test_a_list_bounds_the_loss_from_below_for_arithmetic_mixtures(divergence, o
 def test_a_list_bounds_the_spread_from_below(alpha):
     student, logits = random_rows()
     loss = am.AlphaJensenShannon(alpha, lam=0.25)
-    value = loss.sparse(student, am.top_k(logits, 2), reduction="none")
+    value = loss(student, am.top_k(logits, 2), reduction="none")
     assert np.all(value <= loss(student, logits, reduction="none"))
 
 
@@ -505,7 +500,7 @@ def test_no_bound_at_other_mixtures():
         p, q = np.log([[0.5, 0.5, 0.0]]), np.log([[0.25, 0.25, 0.5]])
     loss = am.AMiD(am.KL(), order="pr", alpha=1.0, lam=0.5)
     assert loss(q, p) == pytest.approx(0.0, abs=1e-15)
-    assert loss.sparse(q, am.TopK(p[:, :1], np.array([[0]]))) > 0.01
+    assert loss(q, am.TopK(p[:, :1], np.array([[0]]))) > 0.01
 
 
 @by_order
@@ -518,44 +513,10 @@ def test_a_truncated_teacher_loses_nothing(order, alpha):
     for divergence in (am.KL(), am.SquaredHellinger(), am.Renyi(0.5)):
         loss = am.AMiD(divergence, order=order, alpha=alpha, lam=0.25)
         np.testing.assert_allclose(
-            loss.sparse(student, am.top_k(logits, 3), reduction="none"),
+            loss(student, am.top_k(logits, 3), reduction="none"),
             loss(student, logits, reduction="none"),
             rtol=1e-11,
         )
-
-
-# ---------------------------------------------------------------------------------------------
-# top_k
-
-
-@pytest.mark.parametrize("k", [1, 4, V])
-def test_top_k(library, oracle, k):
-    logits = np.random.default_rng(2).normal(size=(2, 3, V)).astype(library.dtype)
-    logits[0, 0, :2] = -INF
-    logs, indices = am.top_k(library.array(logits), k, temperature=0.5)
-    logs, indices = library.numpy(logs), library.numpy(indices)
-    assert logs.shape == indices.shape == (2, 3, k)
-    assert logs.dtype == library.dtype
-    for row in np.ndindex(2, 3):
-        wanted = log_softmax([2 * v for v in exact(logits[row])])
-        order = sorted(range(V), key=lambda i, row=wanted: -row[i])[:k]
-        found = [float(wanted[i]) for i in order]
-        np.testing.assert_allclose(logs[row], found, rtol=8 * library.eps, atol=4 * library.eps)
-        there = [wanted[i] > -mpmath.inf for i in order]
-        assert np.all((indices[row] == order) | ~np.array(there))
-        assert len(set(indices[row].tolist())) == k
-
-
-def test_top_k_of_half_precision_and_in_chunks(monkeypatch):
-    logits = torch.randn(7, V, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    whole = am.top_k(logits, 2)
-    assert whole.log_probs.dtype == torch.float32
-    monkeypatch.setattr(forms, "CPU_CHUNK", 2 * V)
-    parts = am.top_k(logits, 2)
-    for a, b in zip(parts, whole, strict=True):
-        assert torch.equal(a, b)
-    assert am.top_k(logits[:0], 2).indices.shape == (0, 2)
-    assert am.AMiD().sparse(logits[:0], am.top_k(logits[:0], 2)) == 0.0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -568,10 +529,10 @@ STUDENT, TOP = np.zeros((2, 5)), am.TopK(np.log(np.full((2, 2), 0.25)), np.array
 @pytest.mark.parametrize(
     ("teacher", "error", "words"),
     [
-        (TOP.log_probs, TypeError, ["teacher", "am.TopK", "am.top_k", "ndarray"]),
-        (tuple(TOP), TypeError, ["teacher", "am.TopK", "tuple"]),
+        (TOP.log_probs, ValueError, ["student and teacher", "(2, 5) and (2, 2)"]),
+        (tuple(TOP), TypeError, ["teacher must be an array", "tuple"]),
         (am.TopK(0.5, TOP.indices), TypeError, ["teacher.log_probs", "array", "0.5"]),
-        (am.TopK(*map(torch.tensor, TOP)), TypeError, ["student_logits", "teacher.log_probs"]),
+        (am.TopK(*map(torch.tensor, TOP)), TypeError, ["student and teacher.log_probs"]),
         (am.TopK(TOP.indices, TOP.indices), TypeError, ["teacher.log_probs", "int64"]),
         (am.TopK(TOP.log_probs, TOP.log_probs), TypeError, ["teacher.indices", "float64"]),
         (am.TopK(TOP.log_probs, TOP.indices[:, :1]), ValueError, ["same shape", "(2, 1)"]),
@@ -586,7 +547,7 @@ STUDENT, TOP = np.zeros((2, 5)), am.TopK(np.log(np.full((2, 2), 0.25)), np.array
     ],
 )
 def test_wrong_teachers(teacher, error, words):
-    for call in (am.AMiD().sparse, am.AMiD().sparse_value_and_grad):
+    for call in (am.AMiD(), am.AMiD().value_and_grad):
         with pytest.raises(error) as raised:
             call(STUDENT, teacher)
         for word in words:
@@ -596,30 +557,24 @@ def test_wrong_teachers(teacher, error, words):
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: am.AMiD().sparse([[0.0]], TOP), TypeError, ["student_logits", "list"]),
-        (lambda: am.AMiD().sparse(STUDENT, TOP, np.ones(3) > 0), ValueError, ["mask", "(3,)"]),
-        (lambda: am.AMiD().sparse(STUDENT, TOP, None, "avg"), ValueError, ["reduction", "'avg'"]),
+        (lambda: am.AMiD()([[0.0]], TOP), TypeError, ["student must", "list"]),
+        (lambda: am.AMiD()(STUDENT, TOP, np.ones(3) > 0), ValueError, ["mask", "(3,)"]),
+        (lambda: am.AMiD()(STUDENT, TOP, None, "avg"), ValueError, ["reduction", "'avg'"]),
         (
-            lambda: am.AMiD().sparse(STUDENT, TOP, backend="compiled"),
+            lambda: am.AMiD()(STUDENT, TOP, backend="compiled"),
             ValueError,
             ["backend", "whole rows"],
         ),
         (
-            lambda: am.AMiD().sparse_value_and_grad(STUDENT, TOP, wrt="teacher_logits"),
+            lambda: am.AMiD().value_and_grad(STUDENT, TOP, wrt="teacher"),
             ValueError,
-            ["wrt", "'student_logits'", "'teacher_logits'"],
+            ["wrt must be one of 'student', got 'teacher'"],
         ),
         (
-            lambda: (am.AMiD(temperature=2.0) + am.AMiD()).sparse(STUDENT, TOP),
+            lambda: (am.AMiD(temperature=2.0) + am.AMiD())(STUDENT, TOP),
             ValueError,
             ["one temperature", "1.0, 2.0", "each part"],
         ),
-        (lambda: am.VocabParallel(am.AMiD(), "v").sparse(STUDENT, TOP), TypeError, ["whole rows"]),
-        (lambda: am.top_k(STUDENT, 0), ValueError, ["k", "0", "(2, 5)"]),
-        (lambda: am.top_k(STUDENT, 6), ValueError, ["k", "6", "(2, 5)"]),
-        (lambda: am.top_k(STUDENT, 2.0), TypeError, ["k", "integer", "2.0"]),
-        (lambda: am.top_k(STUDENT, 2, temperature=0.0), ValueError, ["temperature", "0.0"]),
-        (lambda: am.top_k(np.zeros((2, 3), int), 2), TypeError, ["teacher_logits", "int64"]),
     ],
 )
 def test_wrong_arguments(call, error, words):
