@@ -91,7 +91,6 @@ class AMiDStrategy(BaseStrategy):  # type: ignore[misc]
         label_weight: float = 0.0,
         **parameters: Any,
     ) -> None:
-        """See the class."""
         super().__init__(student_forward_fn, teacher_forward_fn, labels_fn)
         self.loss = chosen_loss(loss, parameters)
         self.label_weight = checks.number("label_weight", label_weight)

@@ -27,7 +27,6 @@ class Memory:
     """
 
     def __init__(self, buffer: ReplayBuffer, seed: Sequence[int]) -> None:
-        """See the class."""
         self.buffer = buffer
         self.rng = np.random.default_rng(seed)
 

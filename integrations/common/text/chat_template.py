@@ -26,7 +26,6 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: Any, source: str | None = None) -> None:
-        """See the class."""
         self.tokenizer, self.source = tokenizer, source
         own = tokenizer.chat_template if source is None else source
         self._sources = tuple(own.values()) if isinstance(own, dict) else (own,) if own else ()

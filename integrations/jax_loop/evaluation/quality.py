@@ -44,7 +44,6 @@ class Judge:
     """
 
     def __init__(self, teacher: Teacher, mesh: Mesh, vocab: str = "common") -> None:
-        """See the class."""
         self.teacher, self.mesh = teacher, mesh
         kl, tokens, self.knows = KL_TO_TEACHER, None, True
         if isinstance(teacher, CachedTeacher):

@@ -187,7 +187,6 @@ class Report:
     """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
-        """See the class."""
         self.trackers = trackers
 
     def log(self, step: int, logs: Mapping[str, Any]) -> None:

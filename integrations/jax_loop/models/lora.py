@@ -104,7 +104,6 @@ class LowRank(nnx.Module):
         equation: str,
         scale: float,
     ) -> None:
-        """See the class."""
         self.down, self.up, self.scale = down, up, scale
         x, weight, y = equation.replace("->", ",").split(",")
         inputs = "".join(axis for axis in weight if axis in x)

@@ -91,7 +91,6 @@ class BeforeFirstStep(TrainerCallback):
     """
 
     def __init__(self, work: Callable[[], None]) -> None:
-        """See the class."""
         self.work = work
 
     def on_train_begin(

@@ -47,7 +47,6 @@ class WithLengths:
     """
 
     def __init__(self, collator: Callable[[list[dict[str, Any]]], Batch]) -> None:
-        """See the class."""
         self.collator = collator
 
     def __call__(self, examples: list[dict[str, Any]]) -> Batch:

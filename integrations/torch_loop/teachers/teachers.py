@@ -74,7 +74,6 @@ class ModelTeacher:
     knows_new_rows = True
 
     def __init__(self, model: torch.nn.Module, name: str) -> None:
-        """See the class."""
         self.model: torch.nn.Module = model
         self.name = name
 
@@ -114,7 +113,6 @@ class AdapterBaseTeacher:
     knows_new_rows = True
 
     def __init__(self, student: Callable[[], torch.nn.Module], adapter_model: Any) -> None:
-        """See the class."""
         if not hasattr(adapter_model, "disable_adapter"):
             raise InputError(
                 "--teacher_is_base: the student has no adapter whose base could teach it; add "

@@ -296,5 +296,5 @@ class _AfterStep(TrainerCallback):
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """See the class."""
+        """Tell the trainer."""
         self.trainer.finish_step()
