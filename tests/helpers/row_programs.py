@@ -131,3 +131,21 @@ def near_one_half(rows: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits for which every operation is defined, some of them equal."""
     x, y = np.random.default_rng(1).uniform(0.1, 0.9, size=(2, rows, size))
     return x, np.where(np.arange(size) % 3 == 0, x, y)
+
+
+class AtTheLargest:
+    """A block whose value is the student's largest logit, times the teacher's at its place."""
+
+    def __call__(self, x: Any, y: Any, *, needs: tuple[bool, ...], xp: Any) -> tuple[Any, Any]:
+        there = xp.arange(x.shape[-1]) == xp.argmax(x, axis=-1, keepdims=True)
+        value = xp.max(x, axis=-1) * xp.sum(xp.where(there, y, 0.0), axis=-1)
+        return value, (None, None)
+
+
+def ties(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows with several largest logits, far apart, and what the block gives: that of the first."""
+    places = np.array([[0, 1, size - 1], [size // 2, size // 2 + 1, size - 2], [size - 1] * 3])
+    x, y = np.random.default_rng(2).uniform(0.1, 0.9, size=(2, len(places), size))
+    rows = np.arange(len(places))
+    x[rows[:, None], places] = 2.0
+    return x, y, 2.0 * y[rows, places[:, 0]]

@@ -7,9 +7,11 @@ import pytest
 from row_programs import LOSSES, NUMPY, row
 
 import amidmath as am
+from amidmath.compiler.builder import Builder
 from amidmath.compiler.lower import lower
 from amidmath.compiler.memory import overwritable
 from amidmath.compiler.program import row_program
+from amidmath.compiler.schedule import scheduled
 from amidmath.rows.forms import RowForm
 
 V = 7
@@ -129,3 +131,18 @@ def test_a_row_that_is_left_out_is_zero():
     value, *grads = lowered(am.AMiD(), row(3), memory=True, keep=False)
     assert value == 0.0
     np.testing.assert_array_equal(grads, np.zeros((2, V)))
+
+
+def test_logits_are_read_before_a_gradient_is_written_over_them():
+    b = Builder()
+    student, teacher = b.leaf("input", 0), b.leaf("input", 1)
+    total = b.reduce("sum", teacher)
+    partials = b.apply("mul", teacher, total), b.apply("mul", student, total)
+    ordered = scheduled(total, partials, keeping=False)
+    assert overwritable(ordered, 0)
+    x, y = row(3)
+    arrays = {"input0": x.copy(), "input1": y, "partial1": np.empty(V)}
+    arrays["partial0"] = arrays["input0"]
+    lower(ordered, Computing(arrays, ()), masked=False)
+    np.testing.assert_allclose(arrays["partial0"], y * y.sum(), rtol=1e-14)
+    np.testing.assert_allclose(arrays["partial1"], x * y.sum(), rtol=1e-14)

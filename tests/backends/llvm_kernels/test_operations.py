@@ -7,13 +7,12 @@ import pytest
 from row_programs import EveryOperation, every_operation, near_one_half
 
 from amidmath.compiler.builder import Builder
-from amidmath.rows.forms import RowForm
 
 pytest.importorskip("llvmlite")
+from llvm_rows import rows_of
 from llvmlite import ir
 
 from amidmath.backends.llvm_kernels.elementary import Lanes
-from amidmath.backends.llvm_kernels.kernels import View, run
 from amidmath.backends.llvm_kernels.operations import nonpositive, operation
 
 
@@ -74,15 +73,6 @@ def test_a_logit_over_the_temperature_is_rounded_before_it_is_added_to(spell):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_operation_computes_what_it_says(dtype):
     x, y = (a.astype(dtype) for a in near_one_half(2, 37))
-
-    def view(a):
-        return View(a.ctypes.data, a.strides[0], dtype)
-
-    def empty(which):
-        made = np.empty(2 if which is None else x.shape, dtype)
-        return made, view(made)
-
-    form, views = RowForm(EveryOperation()), [view(x), view(y)]
-    _, (total, _) = run(form, (True, False), views, 2, 37, empty, threads=1)
+    _, (total, _) = rows_of(EveryOperation(), x, y, (True, False))
     wanted = [every_operation(*rows) for rows in zip(x.astype(float), y.astype(float), strict=True)]
     np.testing.assert_allclose(total, wanted, rtol=4 * np.finfo(dtype).eps)

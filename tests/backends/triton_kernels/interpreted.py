@@ -14,7 +14,7 @@ import pytest
 import torch
 from certify import library, measure, report
 from certify.subjects import REGISTRY, plan
-from row_programs import EveryOperation, every_operation, near_one_half
+from row_programs import AtTheLargest, EveryOperation, every_operation, near_one_half, ties
 from triton.runtime import interpreter
 
 import amidmath as am
@@ -84,6 +84,15 @@ def test_every_operation_computes_what_it_says(dtype):
     _, (total, _) = triton_kernels.run(RowForm(EveryOperation()), operands, (True, False))
     wanted = [every_operation(x[0].astype(float), y[0].astype(float))]
     np.testing.assert_allclose(total.numpy(), wanted, rtol=4 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_of_equal_maxima_the_first_counts(monkeypatch, parts):
+    """From thread to thread, block to block, and program to program."""
+    monkeypatch.setitem(triton_kernels.BLOCKS, torch.float32, (16, 16))
+    x, y, wanted = (torch.from_numpy(a).float() for a in ties(70))
+    value, _ = triton_kernels.run(RowForm(AtTheLargest()), (x, y), (False, False), parts=parts)
+    assert torch.equal(value, wanted)
 
 
 @pytest.mark.parametrize("name", ["fisher_rao", "gamma", "skew_jensen_shannon", "triangular"])

@@ -75,9 +75,8 @@ def stores(ptx):
     return re.findall(r"\bst\.global\.(\S+)", ptx)
 
 
-@pytest.mark.parametrize("alpha", [-1.0, 0.5])
-def test_a_row_to_a_program(alpha):
-    ((ptx, registers, spilt),) = built(am.AMiD(alpha=alpha), "bf16", "fp32")
+def test_a_row_to_a_program():
+    ((ptx, registers, spilt),) = built(am.AMiD(alpha=0.5), "bf16", "fp32")
     # One store for the value, one of 16 bytes for eight tokens' gradient; nothing else is kept.
     assert sorted(stores(ptx)) == ["b32", "v4.b32"]
     assert all(load.startswith(("v4", "b16")) for load in re.findall(r"\bld\.global\.(\S+)", ptx))
