@@ -82,16 +82,18 @@ def batches(axis: Any, **arrays: Array) -> Batches:
             outcomes; batch axes that do not broadcast.
     """
     names = " and ".join(arrays)
+    (first, reference), *others = arrays.items()
+    if all(a.shape == reference.shape for _, a in others):
+        own = checks.axis_in_range(axis, reference.ndim, names)
+        checks.nonempty(first, reference, own, "an outcome")
+        return Batches((own,) * len(arrays), own, _without(reference, own))
     alike = len({a.ndim for a in arrays.values()}) == 1
     axes = tuple(
         checks.axis_in_range(axis, a.ndim, names if alike else name) for name, a in arrays.items()
     )
-    (first, reference), *others = arrays.items()
     outcomes, shape = reference.shape[axes[0]], _without(reference, axes[0])
     found = axes[0]
     for (name, a), own in zip(others, axes[1:], strict=True):
-        if tuple(a.shape) == tuple(reference.shape):
-            continue
         got = f"got shapes {tuple(reference.shape)} and {tuple(a.shape)}"
         if a.shape[own] != outcomes:
             raise ValueError(

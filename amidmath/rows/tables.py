@@ -40,7 +40,7 @@ class Table:
     def of(cls, x: tuple[int, ...], y: tuple[int, ...]) -> "Table":
         """The table of two batch shapes that broadcast; neighbouring axes of one kind are one."""
         if tuple(x) == tuple(y):
-            return cls(tuple(x), tuple(True for _ in x), tuple(True for _ in y))
+            return PLAIN
         count = max(len(x), len(y))
         sizes: list[int] = []
         kinds: list[tuple[bool, bool]] = []
@@ -58,7 +58,7 @@ class Table:
     @property
     def plain(self) -> bool:
         """Whether each row has one partner, and nothing is repeated."""
-        return all(self.of_x) and all(self.of_y)
+        return self is PLAIN or (all(self.of_x) and all(self.of_y))
 
     @property
     def pairs(self) -> int:
@@ -115,6 +115,10 @@ class Table:
                 one = (slice(i, i + 1) for i in at)
                 part = slice(start, min(start + width, size))
                 yield (*one, part, *(slice(0, n) for n in behind))
+
+
+PLAIN = Table((), (), ())
+"""Of equal shapes, whatever they are."""
 
 
 def over_repeated(apart: Array, of: tuple[bool, ...], xp: Namespace) -> Array:
@@ -216,7 +220,9 @@ def in_boxes(
     """
     xp = libraries.array_namespace(x)
     both, ofs = table.apart(x, y, xp), (table.of_x, table.of_y)
-    sums = [xp.zeros_like(a) if need else None for a, need in zip(both, needs, strict=True)]
+    sums: list[Array | None] = [
+        xp.zeros_like(a) if need else None for a, need in zip(both, needs, strict=True)
+    ]
     # Made at once: small arrays that stay between large ones that go would break up the memory.
     found = xp.empty((table.pairs,), dtype=x.dtype, device=libraries.device(x))
     first = 0
@@ -235,9 +241,10 @@ def in_boxes(
         value, partials = dispatch.value_and_partials(form, wanted, *rows, *factor, backend=backend)
         found = xpx.at(found)[first:last].set(value, copy=False)
         for j, (partial, of, place) in enumerate(zip(partials[:2], ofs, places, strict=True)):
-            if partial is not None:
+            total = sums[j]
+            if partial is not None and total is not None:
                 part = over_repeated(xp.reshape(partial, (*lengths, x.shape[-1])), of, xp)
-                sums[j] = xpx.at(sums[j])[place].add(part, copy=False)
+                sums[j] = xpx.at(total)[place].add(part, copy=False)
         first = last
     grads = (
         None if s is None else xp.reshape(s, a.shape) for s, a in zip(sums, (x, y), strict=True)

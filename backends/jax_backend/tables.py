@@ -79,20 +79,17 @@ class _Loop:
         both = table.apart(x, y, xp)
         moving = None
         if tangents is not None:
-            moving = table.apart(
-                *(
-                    xp.zeros_like(a) if t is None else t
-                    for a, t in zip((x, y), tangents, strict=True)
-                ),
-                xp,
+            by_x, by_y = (
+                xp.zeros_like(a) if t is None else t for a, t in zip((x, y), tangents, strict=True)
             )
+            moving = table.apart(by_x, by_y, xp)
 
         def chunk(i: Array, carried: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
             found, sums = carried
             lead = xp.unravel_index(i // parts, before) if before else ()
             fresh = (i % parts) * width
             start = xp.minimum(fresh, size - width)
-            at = (*lead, start, *(0 for _ in table.sizes[axis + 1 :]))
+            at: tuple[Any, ...] = (*lead, start, *(0 for _ in table.sizes[axis + 1 :]))
 
             def place(of: tuple[bool, ...]) -> tuple[Any, ...]:
                 return (*(a if has else 0 for a, has in zip(at, of, strict=True)), 0)
