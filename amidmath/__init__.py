@@ -6,12 +6,15 @@
 Means: :func:`falpha_mean`, :func:`log_falpha_mean`, :func:`alpha_mixture`. Divergences:
 :class:`KL` and its many relatives, each a class and a name for :func:`divergence`. Losses:
 :class:`AMiD`, :class:`AlphaJensenShannon`, their sums and multiples; by the names of published
-methods in :mod:`amidmath.methods`. Geometry: :mod:`amidmath.geometry`. They take arrays of any
+methods in :mod:`amidmath.methods`. A loss takes logits, or :class:`Hidden` states with
+their :class:`Head`, or a :class:`Shard` of a vocabulary over ranks; of a teacher also its
+:class:`TopK` tokens. Geometry: :mod:`amidmath.geometry`. They take arrays of any
 library that follows the Array API standard and import no framework that the caller did not.
 """
 
 from typing import Any
 
+from amidmath import backends as backends
 from amidmath import divergences as divergences
 from amidmath import geometry as geometry
 from amidmath import methods as methods
@@ -49,18 +52,19 @@ from amidmath.divergences import Tsallis as Tsallis
 from amidmath.divergences import divergence as divergence
 from amidmath.formulas.dual import derivative as derivative
 from amidmath.inputs.head import Head as Head
+from amidmath.inputs.hidden import Hidden as Hidden
+from amidmath.inputs.shard import Shard as Shard
 from amidmath.inputs.top_k import TopK as TopK
 from amidmath.inputs.top_k import top_k as top_k
 from amidmath.losses.alpha_jensen_shannon import AlphaJensenShannon as AlphaJensenShannon
 from amidmath.losses.amid import AMiD as AMiD
 from amidmath.losses.loss import Loss as Loss
-from amidmath.losses.sums import WeightedSum as WeightedSum
-from amidmath.losses.vocab_parallel import VocabParallel as VocabParallel
+from amidmath.losses.loss import WeightedSum as WeightedSum
 from amidmath.means import alpha_mixture as alpha_mixture
 from amidmath.means import falpha_mean as falpha_mean
 from amidmath.means import log_falpha_mean as log_falpha_mean
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "KL",
     "AMiD",
@@ -81,6 +85,7 @@ __all__ = [
     "Gamma",
     "GeneralizedKL",
     "Head",
+    "Hidden",
     "Jeffreys",
     "JensenShannon",
     "Loss",
@@ -88,6 +93,7 @@ __all__ = [
     "PearsonChi2",
     "Renyi",
     "ReverseKL",
+    "Shard",
     "SkewJensenShannon",
     "SkewKL",
     "SkewReverseKL",
@@ -98,7 +104,6 @@ __all__ = [
     "TotalVariation",
     "Triangular",
     "Tsallis",
-    "VocabParallel",
     "WeightedSum",
     "alpha_mixture",
     "derivative",

@@ -280,7 +280,7 @@ def liger_chunked(compiled: bool) -> Loss:
 
 def bare_chunk(vocabulary: int, device: str) -> int:
     """Rows in a chunk of the bare matmuls: as many as amidmath's own chunks have."""
-    from amidmath.inputs.hidden_arguments import ACCELERATOR_BYTES, CPU_BYTES, FEWEST_ROWS
+    from amidmath.pairs.chunked import ACCELERATOR_BYTES, CPU_BYTES, FEWEST_ROWS
 
     budget = CPU_BYTES if device == "cpu" else ACCELERATOR_BYTES
     return int(max(FEWEST_ROWS, budget // (4 * 2 * vocabulary)))

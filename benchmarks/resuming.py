@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import training
 
 if TYPE_CHECKING:
-    from amidmath.integrations.torch_loop.trainer import AMiDTrainer
+    from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
 
 
 def trainer(folder: Path, shape: training.Shape) -> AMiDTrainer:
     """A trainer of two steps that saves after each."""
-    from amidmath.integrations.torch_loop.config import AMiDConfig
-    from amidmath.integrations.torch_loop.trainer import AMiDTrainer
+    from amidmath.integrations.torch_loop.settings.config import AMiDConfig
+    from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
 
     settings, rest = training._trainer_arguments(shape)
     changes: dict[str, Any] = {
@@ -43,7 +43,7 @@ def measure(folder: Path, shape: training.Shape) -> dict[str, float]:
     """The seconds of each part, and the checkpoint's megabytes."""
     from transformers import TrainerCallback
 
-    from amidmath.integrations.shared.checkpoints import newest_whole
+    from amidmath.integrations.common.run.checkpoints import newest_whole
 
     trainer(folder, shape).train()
     start = time.perf_counter()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import amidmath as am
 from benchmarks import phases
 from benchmarks.cases import (
     AB_PR,
@@ -103,7 +104,7 @@ def in_place(case: Case) -> Subject:
 
         def again() -> tuple[tuple[Any, ...], dict[str, Any]]:
             student[...] = kept
-            return (student, teacher), {"overwrite_student_logits": True}
+            return (student, teacher), {"overwrite_student": True}
 
         return {"both": phases.Timed(loss.value_and_grad, again)}
 
@@ -190,7 +191,10 @@ def _linear(case: Case, device: str = "cpu") -> Subject:
     absent = missing("torch") if device == "cpu" else no_cuda()
 
     def build(arrays: tuple[Array, ...]) -> phases.Phases:
-        return phases.of_torch(loss.linear, 2, arrays, device)
+        def of_states(hidden: Array, head: Array, theirs: Array, their_head: Array) -> Array:
+            return loss(am.Hidden(hidden, head), am.Hidden(theirs, their_head))
+
+        return phases.of_torch(of_states, 2, arrays, device)
 
     return Subject(
         OURS + " linear", f"torch {device.upper()}", case.title, build, case, True, absent

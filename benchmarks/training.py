@@ -97,7 +97,7 @@ def model(shape: Shape, layers: int) -> Any:
 
 def student(shape: Shape) -> Any:
     """The student, whose embeddings, and the head that is tied to them, do not train."""
-    from amidmath.integrations.torch_loop.models import freeze_embeddings
+    from amidmath.integrations.torch_loop.models.model_files import freeze_embeddings
 
     made = model(shape, shape.student_layers)
     freeze_embeddings(made)
@@ -208,8 +208,8 @@ def _transformers(shape: Shape) -> Step:
 
 
 def _amid(shape: Shape, loss_settings: dict[str, Any], logged: bool) -> Step:
-    from amidmath.integrations.torch_loop.config import AMiDConfig
-    from amidmath.integrations.torch_loop.trainer import AMiDTrainer
+    from amidmath.integrations.torch_loop.settings.config import AMiDConfig
+    from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
 
     settings, rest = _trainer_arguments(shape)
     config = AMiDConfig(**settings, **loss_settings)

@@ -26,8 +26,8 @@ def _model(shape: Shape, layers: int) -> Any:
     """The Llama of the torch steps, with random weights of its own."""
     from flax import nnx
 
-    from amidmath.integrations.jax_loop.decoder import Decoder
-    from amidmath.integrations.jax_loop.families import read_config
+    from amidmath.integrations.jax_loop.models.decoder import Decoder
+    from amidmath.integrations.jax_loop.models.families import read_config
 
     return Decoder(read_config(configuration(shape, layers)), rngs=nnx.Rngs(SEED))
 
@@ -61,10 +61,10 @@ def _step(shape: Shape, settings: dict[str, Any] | None, look: bool) -> Any:
     import optax
     from flax import nnx
 
-    from amidmath.integrations.jax_loop.arguments import JaxConfig
-    from amidmath.integrations.jax_loop.objective import CrossEntropy, Objective, Whole
-    from amidmath.integrations.jax_loop.step import Steps, TrainState
-    from amidmath.integrations.jax_loop.trainer import trained_parameters
+    from amidmath.integrations.jax_loop.loss.objective import CrossEntropy, Objective, Whole
+    from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
+    from amidmath.integrations.jax_loop.training.step import Steps, TrainState
+    from amidmath.integrations.jax_loop.training.trainer import trained_parameters
 
     trains = trained_parameters(JaxConfig(freeze_embeddings=True))
     graph, trained, frozen = nnx.split(_model(shape, shape.student_layers), trains, ...)

@@ -22,13 +22,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from accelerate import PartialState
 from rich.console import Console
 
-from amidmath.integrations.shared.caching import make_cache
-from amidmath.integrations.shared.command_line import exit_status
-from amidmath.integrations.shared.quiet import quiet
-from amidmath.integrations.torch_loop.cache_arguments import Arguments, parse_arguments
-from amidmath.integrations.torch_loop.cache_source import load
-from amidmath.integrations.torch_loop.checkpoints import on_main_process
-from amidmath.integrations.torch_loop.processes import main_console
+from amidmath.integrations.common.cli.command_line import exit_status
+from amidmath.integrations.common.cli.quiet import quiet
+from amidmath.integrations.common.teacher_cache.caching import make_cache
+from amidmath.integrations.torch_loop.devices.processes import main_console
+from amidmath.integrations.torch_loop.run.cache_source import load
+from amidmath.integrations.torch_loop.settings.cache_arguments import Arguments, parse_arguments
+from amidmath.integrations.torch_loop.training.checkpoints import on_main_process
 
 T = TypeVar("T")
 

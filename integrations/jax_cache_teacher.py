@@ -17,12 +17,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from rich.console import Console
 
-from amidmath.integrations.jax_loop.cache_arguments import CacheRequest, parse_arguments
-from amidmath.integrations.jax_loop.cache_source import load
-from amidmath.integrations.jax_loop.hosts import processes
-from amidmath.integrations.shared.caching import OneProcess, make_cache
-from amidmath.integrations.shared.command_line import check_alone, exit_status
-from amidmath.integrations.shared.quiet import quiet
+from amidmath.integrations.common.cli.command_line import check_alone, exit_status
+from amidmath.integrations.common.cli.quiet import quiet
+from amidmath.integrations.common.teacher_cache.caching import OneProcess, make_cache
+from amidmath.integrations.jax_loop.devices.processes import processes
+from amidmath.integrations.jax_loop.run.cache_source import load
+from amidmath.integrations.jax_loop.settings.cache_arguments import CacheRequest, parse_arguments
 
 
 def cache(request: CacheRequest, console: Console) -> Path:

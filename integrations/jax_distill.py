@@ -23,27 +23,27 @@ import jax
 from rich.console import Console
 from tqdm.auto import tqdm
 
-from amidmath.integrations.jax_loop.arguments import Arguments, parse_arguments
-from amidmath.integrations.jax_loop.decoder import Decoder
-from amidmath.integrations.jax_loop.hosts import is_main, join, together, wait_for_all
-from amidmath.integrations.jax_loop.loading import Prepared, cross_entropy_trainer, prepare
-from amidmath.integrations.jax_loop.report import card, memory_in_words, print_header, record
-from amidmath.integrations.jax_loop.task_scores import student_scores
-from amidmath.integrations.jax_loop.teachers import CachedTeacher, ModelTeacher
-from amidmath.integrations.jax_loop.trackers import forget, reporting
-from amidmath.integrations.jax_loop.trainer import JaxTrainer
-from amidmath.integrations.shared import run_folder
-from amidmath.integrations.shared.checkpoints import step_of
-from amidmath.integrations.shared.command_line import exit_status
-from amidmath.integrations.shared.errors import while_preparing
-from amidmath.integrations.shared.memory import EVALUATION, LOADING, TRAINING, within_memory
-from amidmath.integrations.shared.model_card import write_card
-from amidmath.integrations.shared.plots import plot
-from amidmath.integrations.shared.progress import MetricsFile
-from amidmath.integrations.shared.quality import Quality, as_table, plain, warnings_about
-from amidmath.integrations.shared.quiet import LibraryLog, quiet
-from amidmath.integrations.shared.task_scores import in_words
-from amidmath.integrations.shared.vocabularies import compared_in_words
+from amidmath.integrations.common.cli.command_line import exit_status
+from amidmath.integrations.common.cli.memory import EVALUATION, LOADING, TRAINING, within_memory
+from amidmath.integrations.common.cli.quiet import LibraryLog, quiet
+from amidmath.integrations.common.errors import while_preparing
+from amidmath.integrations.common.evaluation.quality import Quality, as_table, plain, warnings_about
+from amidmath.integrations.common.evaluation.task_scores import in_words
+from amidmath.integrations.common.run import run_folder
+from amidmath.integrations.common.run.checkpoints import step_of
+from amidmath.integrations.common.run.model_card import write_card
+from amidmath.integrations.common.run.plots import plot
+from amidmath.integrations.common.run.progress import MetricsFile
+from amidmath.integrations.common.text.vocabularies import compared_in_words
+from amidmath.integrations.jax_loop.devices.processes import is_main, join, together, wait_for_all
+from amidmath.integrations.jax_loop.evaluation.task_scores import student_scores
+from amidmath.integrations.jax_loop.logs.trackers import forget, reporting
+from amidmath.integrations.jax_loop.models.decoder import Decoder
+from amidmath.integrations.jax_loop.run.loading import Prepared, cross_entropy_trainer, prepare
+from amidmath.integrations.jax_loop.run.report import card, memory_in_words, print_header, record
+from amidmath.integrations.jax_loop.settings.arguments import Arguments, parse_arguments
+from amidmath.integrations.jax_loop.teachers.teachers import CachedTeacher, ModelTeacher
+from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 
 
 def distill(arguments: Arguments, console: Console, log: LibraryLog | None = None) -> Path:

@@ -19,31 +19,31 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from amidmath.integrations.jax_loop.evaluation import Judge
-from amidmath.integrations.jax_loop.hosts import processes
-from amidmath.integrations.jax_loop.mesh import make_mesh
-from amidmath.integrations.jax_loop.model_files import LoadedModel, load_model
-from amidmath.integrations.jax_loop.sampling import end_tokens
-from amidmath.integrations.jax_loop.task_scores import answer
-from amidmath.integrations.jax_loop.teachers import ModelTeacher
-from amidmath.integrations.shared.answers import Answers, Decoding
-from amidmath.integrations.shared.batches import held_out
-from amidmath.integrations.shared.command_line import exit_status
-from amidmath.integrations.shared.eval_arguments import parse_arguments
-from amidmath.integrations.shared.eval_report import STUDENT, TEACHER
-from amidmath.integrations.shared.eval_run import Named, bar, run
-from amidmath.integrations.shared.prompts import HeldOut
-from amidmath.integrations.shared.quality import Quality
-from amidmath.integrations.shared.quiet import quiet
-from amidmath.integrations.shared.tasks import Task
-from amidmath.integrations.shared.tokenizers import own_or_base, padding, place
+from amidmath.integrations.common.cli.command_line import exit_status
+from amidmath.integrations.common.cli.quiet import quiet
+from amidmath.integrations.common.evaluation.answers import Answers, Decoding
+from amidmath.integrations.common.evaluation.arguments import parse_arguments
+from amidmath.integrations.common.evaluation.prompts import HeldOut
+from amidmath.integrations.common.evaluation.quality import Quality
+from amidmath.integrations.common.evaluation.report import STUDENT, TEACHER
+from amidmath.integrations.common.evaluation.run import Named, bar, run
+from amidmath.integrations.common.evaluation.tasks import Task
+from amidmath.integrations.common.rows.batches import held_out
+from amidmath.integrations.common.text.tokenizers import own_or_base, padding, place
+from amidmath.integrations.jax_loop.devices.mesh import make_mesh
+from amidmath.integrations.jax_loop.devices.processes import processes
+from amidmath.integrations.jax_loop.evaluation.quality import Judge
+from amidmath.integrations.jax_loop.evaluation.task_scores import answer
+from amidmath.integrations.jax_loop.models.generation import end_tokens
+from amidmath.integrations.jax_loop.models.model_files import LoadedModel, load_model
+from amidmath.integrations.jax_loop.teachers.teachers import ModelTeacher
 
 LIBRARIES = ("amidmath", "jax", "flax", "transformers", "rouge-score", "sacrebleu")
 
 
 @dataclass(frozen=True)
 class JaxModels:
-    """See :class:`amidmath.integrations.shared.eval_run.Models`."""
+    """See :class:`amidmath.integrations.common.evaluation.run.Models`."""
 
     models: Mapping[str, LoadedModel]
     tokenizer: PreTrainedTokenizerBase

@@ -26,28 +26,28 @@ from rich.console import Console
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, set_seed
 from trl import SFTTrainer
 
-from amidmath.integrations.shared import run_folder
-from amidmath.integrations.shared.command_line import exit_status
-from amidmath.integrations.shared.errors import while_preparing
-from amidmath.integrations.shared.memory import LOADING, TRAINING, within_memory
-from amidmath.integrations.shared.model_card import write_card
-from amidmath.integrations.shared.plots import plot
-from amidmath.integrations.shared.quality import Quality, as_table, plain, warnings_about
-from amidmath.integrations.shared.quiet import LibraryLog, quiet
-from amidmath.integrations.shared.task_scores import in_words
-from amidmath.integrations.torch_loop.arguments import Arguments, parse_arguments
-from amidmath.integrations.torch_loop.callbacks import MetricsLog, ProgressBar, Speed
-from amidmath.integrations.torch_loop.checkpoints import on_main_process, save_model
-from amidmath.integrations.torch_loop.console import caption, judge, print_header
-from amidmath.integrations.torch_loop.dry_run import estimate_of
-from amidmath.integrations.torch_loop.loading import cross_entropy_trainer, prepare
-from amidmath.integrations.torch_loop.processes import (
+from amidmath.integrations.common.cli.command_line import exit_status
+from amidmath.integrations.common.cli.memory import LOADING, TRAINING, within_memory
+from amidmath.integrations.common.cli.quiet import LibraryLog, quiet
+from amidmath.integrations.common.errors import while_preparing
+from amidmath.integrations.common.evaluation.quality import Quality, as_table, plain, warnings_about
+from amidmath.integrations.common.evaluation.task_scores import in_words
+from amidmath.integrations.common.run import run_folder
+from amidmath.integrations.common.run.model_card import write_card
+from amidmath.integrations.common.run.plots import plot
+from amidmath.integrations.torch_loop.devices.processes import (
     BeforeFirstStep,
     main_console,
     whole_weights,
 )
-from amidmath.integrations.torch_loop.records import card, record
-from amidmath.integrations.torch_loop.task_scores import student_scores
+from amidmath.integrations.torch_loop.evaluation.task_scores import student_scores
+from amidmath.integrations.torch_loop.logs.callbacks import MetricsLog, ProgressBar, Speed
+from amidmath.integrations.torch_loop.run.console import caption, judge, print_header
+from amidmath.integrations.torch_loop.run.dry_run import estimate_of
+from amidmath.integrations.torch_loop.run.loading import cross_entropy_trainer, prepare
+from amidmath.integrations.torch_loop.run.records import card, record
+from amidmath.integrations.torch_loop.settings.arguments import Arguments, parse_arguments
+from amidmath.integrations.torch_loop.training.checkpoints import on_main_process, save_model
 
 
 def distill(arguments: Arguments, console: Console, log: LibraryLog | None = None) -> Path:

@@ -19,26 +19,30 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from amidmath.integrations.shared.answers import Answers, Decoding
-from amidmath.integrations.shared.command_line import exit_status
-from amidmath.integrations.shared.eval_arguments import parse_arguments
-from amidmath.integrations.shared.eval_report import STUDENT, TEACHER
-from amidmath.integrations.shared.eval_run import Named, bar, run
-from amidmath.integrations.shared.prompts import HeldOut
-from amidmath.integrations.shared.quality import Quality
-from amidmath.integrations.shared.quiet import quiet
-from amidmath.integrations.shared.tasks import Task
-from amidmath.integrations.shared.tokenizers import padding
-from amidmath.integrations.torch_loop.evaluation import evaluate
-from amidmath.integrations.torch_loop.models import context_of, load_model, logits_of_model
-from amidmath.integrations.torch_loop.task_evaluation import answer, collated
+from amidmath.integrations.common.cli.command_line import exit_status
+from amidmath.integrations.common.cli.quiet import quiet
+from amidmath.integrations.common.evaluation.answers import Answers, Decoding
+from amidmath.integrations.common.evaluation.arguments import parse_arguments
+from amidmath.integrations.common.evaluation.prompts import HeldOut
+from amidmath.integrations.common.evaluation.quality import Quality
+from amidmath.integrations.common.evaluation.report import STUDENT, TEACHER
+from amidmath.integrations.common.evaluation.run import Named, bar, run
+from amidmath.integrations.common.evaluation.tasks import Task
+from amidmath.integrations.common.text.tokenizers import padding
+from amidmath.integrations.torch_loop.evaluation.quality import evaluate
+from amidmath.integrations.torch_loop.evaluation.task_answers import answer, collated
+from amidmath.integrations.torch_loop.models.model_files import (
+    context_of,
+    load_model,
+    logits_of_model,
+)
 
 LIBRARIES = ("amidmath", "torch", "transformers", "rouge-score", "sacrebleu")
 
 
 @dataclass(frozen=True)
 class TorchModels:
-    """See :class:`amidmath.integrations.shared.eval_run.Models`."""
+    """See :class:`amidmath.integrations.common.evaluation.run.Models`."""
 
     models: Mapping[str, PreTrainedModel]
     tokenizer: PreTrainedTokenizerBase

@@ -1,19 +1,10 @@
-"""How a closed form runs on a caller's arrays, and how their library differentiates it.
+"""Closed forms on a caller's arrays, by the adapter of their library."""
 
-A *closed form* is a hashable callable ``f(*operands, needs, xp) -> (value, partials)`` that gives
-a value together with its partial derivatives in one go, for the operands that ``needs`` marks.
-The tangent of the value is ``Σ_j partials[j]·d operand_j``, summed over ``axis`` (over no axis
-where that is None). So much is enough for torch's autograd and JAX's forward and reverse modes to
-use it, and they are the only places that know about them.
-"""
+from collections.abc import Sequence
+from typing import Any
 
-from typing import TYPE_CHECKING
-
-from amidmath.arrays import libraries
-from amidmath.arrays.annotations import Array, ClosedForm, Namespace
-
-if TYPE_CHECKING:
-    from amidmath.rows.forms import RowForm
+from amidmath.arrays.adapters import adapter_of
+from amidmath.arrays.annotations import Array, ClosedForm, Namespace, Partials
 
 
 def apply(
@@ -30,17 +21,16 @@ def apply(
     Returns:
         The value, an array of the same library.
     """
-    value, _ = _run(form, axis, operands, None, backend)
-    return value
+    return adapter_of(operands[0]).apply(form, axis, operands, backend)
 
 
 def total(
-    form: "RowForm", scale: Array | float | None, *operands: Array, backend: str | None = None
+    form: Any, scale: Array | float | None, *operands: Array, backend: str | None = None
 ) -> Array:
     """The sum of the values of all rows, times ``scale`` (None is 1); differentiable.
 
     Args:
-        form: rows of operands to values.
+        form: rows of operands to values, such as :class:`amidmath.rows.forms.RowForm`.
         scale: a number or a scalar array, constant in derivatives.
         *operands: those of the form.
         backend: as for :func:`apply`.
@@ -48,22 +38,7 @@ def total(
     Returns:
         A scalar array.
     """
-    if libraries.is_torch_array(operands[0]):
-        from amidmath.backends.torch_backend import adapter as torch_backend
-
-        return torch_backend.total(form, scale, operands, backend)
-    if libraries.is_jax_array(operands[0]) and backend != "reference":
-        from amidmath.backends.jax_backend import adapter as jax_backend
-
-        return jax_backend.total(form, scale, operands, backend)
-    values = apply(form, -1, *operands, backend=backend)
-    return scaled_sum(values, scale, libraries.array_namespace(values))
-
-
-def scaled_sum(values: Array, scale: Array | float | None, xp: Namespace) -> Array:
-    """The sum of the values times ``scale``."""
-    summed = xp.sum(values)
-    return summed if scale is None else summed * scale
+    return adapter_of(operands[0]).total(form, scale, operands, backend)
 
 
 def value_and_partials(
@@ -72,7 +47,7 @@ def value_and_partials(
     *operands: Array,
     backend: str | None = None,
     overwrite: bool = False,
-) -> tuple[Array, tuple[Array | None, ...]]:
+) -> tuple[Array, Partials]:
     """The value of a closed form and the partial derivatives asked for, on any library.
 
     Args:
@@ -84,76 +59,67 @@ def value_and_partials(
             the others then must not share. It does where a kernel computes and each of the
             operand's numbers has a place of its own; elsewhere the operand stays as it is.
     """
-    return _run(form, None, operands, needs, backend, overwrite)
+    return adapter_of(operands[0]).value_and_partials(form, needs, operands, backend, overwrite)
 
 
-def _run(
-    form: ClosedForm,
-    axis: int | None,
-    operands: tuple[Array, ...],
-    needs: tuple[bool, ...] | None,
-    backend: str | None,
-    overwrite: bool = False,
-) -> tuple[Array, tuple[Array | None, ...]]:
-    first = operands[0]
-    none = (False,) * len(operands)
-    if libraries.is_torch_array(first):
-        from amidmath.backends.torch_backend import adapter as torch_backend
+def table_values(form: Any, table: Any, x: Array, y: Array, backend: str | None) -> Array:
+    """The values (P,) of all pairs of rows of a table, differentiable.
 
-        if needs is None:
-            return torch_backend.differentiable(form, axis, operands, backend), none
-        return torch_backend.run(form, operands, needs, backend, overwrite)
-    if libraries.is_jax_array(first):
-        from amidmath.backends.jax_backend import adapter as jax_backend
+    Args:
+        form: rows of operands to values.
+        table: which rows make each pair, an :class:`amidmath.rows.tables.Table`.
+        x: rows (A, V), in the dtype that is computed in.
+        y: rows (B, V), likewise.
+        backend: as for :func:`apply`.
+    """
+    return adapter_of(x).table_values(form, table, x, y, backend)
 
-        if needs is None and backend == "reference":
-            return jax_backend.plain(form, operands), none
-        if needs is None:
-            return jax_backend.differentiable(form, axis, backend, *operands), none
-        return jax_backend.run(form, operands, needs, backend)
-    if libraries.is_numpy_array(first):
-        from amidmath.backends.numpy_backend import adapter as numpy_backend
 
-        return numpy_backend.run(form, operands, needs or none, backend, overwrite)
-    if libraries.is_cupy_array(first):
-        from amidmath.backends.cupy_backend import adapter as cupy_backend
+def table_gradients(
+    form: Any, table: Any, x: Array, y: Array, backend: str | None
+) -> tuple[Array, Partials]:
+    """The values of a table, and the gradients (A, V) and (B, V) of their sum, on any library."""
+    return adapter_of(x).table_gradients(form, table, x, y, backend)
 
-        return cupy_backend.run(form, operands, needs or none, backend, overwrite)
-    if backend == "compiled":
-        raise ValueError(
-            "backend 'compiled' is for arrays of NumPy, torch, JAX and CuPy, "
-            f"got {type(first).__module__}.{type(first).__name__}"
-        )
-    return form(*operands, needs=needs or none, xp=libraries.array_namespace(first))
+
+def chunked_value(call: Any, like: Array) -> Array:
+    """The reduced value of a call in chunks of rows, by the library of an array of it."""
+    return adapter_of(like).chunked_value(call)
+
+
+def chunked_partials(
+    call: Any, wanted: Sequence[str], like: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Its values, and its gradients by name."""
+    return adapter_of(like).chunked_partials(call, wanted)
+
+
+def ranks(like: Array, group: Any) -> Any:
+    """The ranks of a group, by the library of an array that is spread over them."""
+    return adapter_of(like).ranks(group, like)
+
+
+def scaled_sum(values: Array, scale: Array | float | None, xp: Namespace) -> Array:
+    """The sum of the values times ``scale``."""
+    summed = xp.sum(values)
+    return summed if scale is None else summed * scale
 
 
 def at_hand(array: Array) -> bool:
     """Whether the array's values can be looked at without waiting for a device or a trace."""
-    if libraries.is_torch_array(array):
-        from amidmath.backends.torch_backend import adapter as torch_backend
-
-        return torch_backend.at_hand(array)
-    if libraries.is_jax_array(array):
-        from amidmath.backends.jax_backend import adapter as jax_backend
-
-        return jax_backend.at_hand(array)
-    return not (libraries.is_cupy_array(array) or libraries.is_dask_array(array))
+    return adapter_of(array).at_hand(array)
 
 
 def on_cpu(array: Array) -> bool:
     """Whether the array is in the memory of the CPU; if JAX traces it, whether it would be."""
-    if libraries.is_jax_array(array):
-        from amidmath.backends.jax_backend import adapter as jax_backend
-
-        return jax_backend.on_cpu(array)
-    return "cpu" in str(getattr(array, "device", "cpu")).lower()
+    return adapter_of(array).on_cpu(array)
 
 
 FIRST_ONLY = (
     "first derivatives only: the second derivative of a closed form was asked for. Pass "
-    'backend="reference", as in loss(student_logits, teacher_logits, backend="reference"), whose '
-    "value is differentiated operation by operation, as often as asked. Losses, divergences and "
-    "means take it; for a loss from hidden states make the logits, for a VocabParallel loss the "
-    "whole rows, and call the loss on them"
+    'backend="reference", as in loss(student, teacher, backend="reference"), whose '
+    "value is differentiated operation by operation, as often as asked. Losses of logits, "
+    "divergences and means take it; of an am.Hidden make the logits, of an am.Shard the whole "
+    "rows, and call the loss on them"
 )
 """What is said where there is no derivative, of the partial derivatives of a closed form."""

@@ -6,10 +6,10 @@ everything that takes an array goes through. The kernels read memory by address 
 would not notice.
 """
 
-import sys
 from typing import Any, cast
 
 from amidmath.arrays import libraries
+from amidmath.arrays.adapters import adapter_of
 from amidmath.arrays.annotations import Array, Namespace
 
 HALF_BITS = 16
@@ -33,12 +33,7 @@ def check(name: str, array: Array) -> None:
             f"{name} must be an array (NumPy, torch, JAX, CuPy or another Array API library), "
             f"got {type(array).__name__}: {shortened(array)}{remedy(array)}"
         )
-    if libraries.is_torch_array(array):
-        _check_torch(name, array)
-    elif libraries.is_jax_array(array):
-        _check_jax(name, array)
-    elif libraries.is_numpy_array(array):
-        _check_numpy(name, array)
+    adapter_of(array).check(name, array)
 
 
 def remedy(value: Any) -> str:
@@ -53,60 +48,6 @@ def remedy(value: Any) -> str:
     if isinstance(value, (list, tuple)) or root == "numpy":
         return "; numpy.asarray makes one"
     return ""
-
-
-def _check_numpy(name: str, array: Any) -> None:
-    np = sys.modules["numpy"]
-    kind = type(array)
-    if kind in (np.ndarray, np.memmap) or isinstance(array, np.generic):
-        return
-    if hasattr(array, "filled"):
-        raise TypeError(
-            f"{name} must be a plain array, got a {kind.__name__}, whose masked entries would "
-            "count: pass its .filled(value), and the positions to leave out as mask="
-        )
-    raise TypeError(
-        f"{name} must be a plain NumPy array, got a {kind.__name__}, whose numbers may mean "
-        f"something else: pass numpy.asarray({name}) if they do not"
-    )
-
-
-def _check_torch(name: str, array: Any) -> None:
-    if type(array).__name__ == "MaskedTensor":
-        raise TypeError(
-            f"{name} must be a plain tensor, got a MaskedTensor, whose masked entries would count: "
-            "pass its .to_tensor(value), and the positions to leave out as mask="
-        )
-    wrong = ""
-    if array.is_nested:
-        wrong = "nested tensor: pass its .to_padded_tensor(0.0), and the positions kept as mask="
-    elif str(array.layout) != "torch.strided":
-        wrong = f"tensor of layout {array.layout}: pass its .to_dense()"
-    elif array.is_quantized:
-        wrong = "quantised tensor: pass its .dequantize()"
-    if wrong:
-        raise TypeError(f"{name} must be a plain, dense tensor, got a {wrong}")
-    compiling = sys.modules["torch"].compiler.is_compiling()  # which resolves such views
-    if not compiling and array.is_neg():
-        raise ValueError(
-            f"{name} must hold its numbers, got a view of their negatives: pass its .resolve_neg()"
-        )
-
-
-def _check_jax(name: str, array: Any) -> None:
-    dtype = str(array.dtype)
-    if dtype.startswith("key<"):
-        raise TypeError(f"{name} must be an array of numbers, got PRNG keys of dtype {dtype}")
-    if "float0" in dtype:
-        raise TypeError(
-            f"{name} must be an array of numbers, got JAX's float0, the gradient by an integer"
-        )
-    traced = isinstance(array, sys.modules["jax"].core.Tracer)
-    if not traced and array.is_deleted():
-        raise ValueError(
-            f"{name} must still be there, got a JAX array of shape {tuple(array.shape)} that was "
-            "deleted, or donated to a function (donate_argnums)"
-        )
 
 
 def is_fake(array: Array) -> bool:

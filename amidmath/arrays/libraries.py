@@ -44,6 +44,19 @@ def is_dask_array(value: Any) -> bool:
     return not is_torch_array(value) and array_api_compat.is_dask_array(value)
 
 
+def name_of(array: Array) -> str:
+    """The library's name, "other" for one that has no adapter of its own."""
+    if is_torch_array(array):
+        return "torch"
+    if array_api_compat.is_jax_array(array):
+        return "jax"
+    if array_api_compat.is_numpy_array(array):
+        return "numpy"
+    if array_api_compat.is_cupy_array(array):
+        return "cupy"
+    return "dask" if array_api_compat.is_dask_array(array) else "other"
+
+
 def array_namespace(array: Array) -> Namespace:
     """The functions of its library under their Array API names."""
     if is_torch_array(array):

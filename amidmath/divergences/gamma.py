@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from amidmath.arrays.annotations import Array, Namespace
-from amidmath.divergences.base import Divergence, Evaluated
+from amidmath.divergences.base import Evaluated
 from amidmath.divergences.renyi import renyi
-from amidmath.formulas.pointwise import absent, ratio_of
-from amidmath.formulas.simplex import log_softmax_pair, through_normalization
+from amidmath.divergences.tangent import Anchored, Tops
+from amidmath.formulas.pointwise import absent, exp_difference, ratio_of
+from amidmath.formulas.simplex import at, log_softmax_pair, through_normalization
 
 
 @dataclass(frozen=True)
-class Gamma(Divergence):
+class Gamma(Anchored):
     """γ-divergence (Fujisawa & Eguchi 2008), for γ > -1, in nats.
 
     log Σx^{1+γ}/(γ(1+γ)) - log Σxy^γ/γ + log Σy^{1+γ}/(1+γ); γ = 0 is KL. It does not change when
@@ -65,21 +66,47 @@ class Gamma(Divergence):
         )
 
     def evaluate(
-        self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
+        self,
+        log_x: Array,
+        log_y: Array,
+        log_ratio: Array,
+        with_partials: bool,
+        xp: Namespace,
+        anchors: Tops | None = None,
     ) -> Evaluated:
         """Rényi's divergence of the escorts, over 1 + γ."""
         s = 1.0 + self.gamma
         # A token of small mass is of much smaller mass in the escorts, and counts all the same.
         nothing = absent(log_x, log_y, xp)
+        if anchors is not None and self.gamma == 0.0:
+            # Distributions are their own escorts, with a log ratio that is known better than again.
+            return renyi(log_x, log_y, log_ratio, 1.0, 0.0, with_partials, nothing, xp, anchors)
         difference = s * ratio_of(log_x, log_y, log_ratio, xp)
-        log_y, log_x, log_ratio = log_softmax_pair(s * log_y, s * log_x, xp, difference)
+        log_b, log_a, ratio = log_softmax_pair(s * log_y, s * log_x, xp, difference)
         value, partials = renyi(
-            log_x, log_y, log_ratio, 1.0 / s, self.gamma / s, with_partials, nothing, xp
+            log_a, log_b, ratio, 1.0 / s, self.gamma / s, with_partials, nothing, xp, anchors
         )
         if partials is None:
             return value / s, None
         raw_x, raw_y, both = partials
-        by_x = through_normalization(raw_x, xp.exp(log_x), xp)
-        by_y = through_normalization(raw_y, xp.exp(log_y), xp)
-        # What was rounding in them was rounding in their sum.
-        return value / s, (by_x, by_y, both + (by_x - raw_x) + (by_y - raw_y))
+        a, b = xp.exp(log_a), xp.exp(log_b)
+        by_x, by_y = through_normalization(raw_x, a, xp), through_normalization(raw_y, b, xp)
+        # A Σ∂/∂log A + B Σ∂/∂log B, which leave both of them, as small as their sum.
+        of_x, of_y, of_both = (xp.sum(c, axis=-1, keepdims=True) for c in (raw_x, raw_y, both))
+        both = both - exp_difference(log_a, log_b, ratio, xp) * of_x - b * of_both
+        if anchors is not None:
+            far = value[..., None] > 1.0
+            less = (
+                self._varying(log_x, log_a, anchors[0], xp),
+                self._varying(log_y, log_b, anchors[1], xp),
+            )
+            by_x = xp.where(far, raw_x - less[0] * of_x, by_x)
+            by_y = xp.where(far, raw_y - less[1] * of_y, by_y)
+            both = xp.where(far, by_x + by_y, both)
+        return value / s, (by_x, by_y, both)
+
+    def _varying(self, log_x: Array, log_a: Array, top: Array, xp: Namespace) -> Array:
+        """The escort of x less a multiple of x, that at its top: nothing for γ = 0; docs: D19."""
+        there = at(top, log_x, xp)
+        multiple = log_x + (at(top, log_a, xp) - there)
+        return exp_difference(log_a, multiple, self.gamma * (log_x - there), xp)

@@ -5,43 +5,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from amidmath.arrays import checks
-from amidmath.divergences.alpha_beta import divided_partials, divided_term
-from amidmath.divergences.base import Checks, Separable
-from amidmath.formulas.pointwise import NEGLIGIBLE
-
-
-def power_term(log_x: Any, log_y: Any, log_ratio: Any, a: float, b: float, xp: Any) -> Any:
-    """(xᵃyᵇ - ax - by)/(-ab) for a + b = 1: the power divergence of order a; docs: D14."""
-    return divided_term(log_y, power_mean(log_x, log_y, a, b, xp), log_x, a, b, 1.0, log_ratio, xp)
-
-
-def power_partials(
-    log_x: Any, log_y: Any, log_ratio: Any, a: float, b: float, xp: Any
-) -> tuple[Any, Any]:
-    """(x - xᵃyᵇ)/b and (y - xᵃyᵇ)/a."""
-    mid = power_mean(log_x, log_y, a, b, xp)
-    return divided_partials(log_y, mid, log_x, a, b, log_ratio, xp)
-
-
-def power_mean(log_x: Any, log_y: Any, a: float, b: float, xp: Any) -> Any:
-    """Log xᵃyᵇ, where 0·(-inf) is 0."""
-    zero = xp.zeros_like(log_x)
-    a_x = zero if abs(a) < NEGLIGIBLE else a * log_x
-    return a_x + (zero if abs(b) < NEGLIGIBLE else b * log_y)
-
-
-def power_definition(x: Sequence[Any], y: Sequence[Any], order: Any, mp: Any) -> Any:
-    """(Σ x^c y^{1-c} - 1)/(c(c-1)), and the two KL divergences that it tends to."""
-    if order == 1:
-        return mp.fsum(u * mp.log(u / v) for u, v in zip(x, y, strict=True))
-    if order == 0:
-        return mp.fsum(v * mp.log(v / u) for u, v in zip(x, y, strict=True))
-    total = mp.fsum(u**order * v ** (1 - order) for u, v in zip(x, y, strict=True))
-    return (total - 1) / (order * (order - 1))
+from amidmath.divergences.base import Checks
+from amidmath.divergences.power_terms import power_definition, power_partials, power_term
+from amidmath.divergences.tangent import ORIGIN, Bases, Tangent
 
 
 @dataclass(frozen=True)
-class AmariAlpha(Separable):
+class AmariAlpha(Tangent):
     """Amari's α-divergence 4/(1-α²) (1 - Σ x^((1-α)/2) y^((1+α)/2)), in nats.
 
     α = -1 is KL(x‖y), α = 1 is KL(y‖x), α = 0 twice the squared Hellinger distance. The mixture of
@@ -78,22 +48,37 @@ class AmariAlpha(Separable):
         return power_definition(x, y, (1 - mp.mpf(params[0])) / 2, mp)
 
     @staticmethod
-    def term(log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any) -> Any:
+    def orders(params: tuple[float, ...]) -> tuple[float, float]:
+        """(1-α)/2 and (1+α)/2."""
+        return (1.0 - params[0]) / 2.0, (1.0 + params[0]) / 2.0
+
+    @staticmethod
+    def term(
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        base: Any = 0.0,
+    ) -> Any:
         """The term of order (1-α)/2."""
-        a, b = (1.0 - params[0]) / 2.0, (1.0 + params[0]) / 2.0
-        return power_term(log_x, log_y, log_ratio, a, b, xp)
+        return power_term(log_x, log_y, log_ratio, *AmariAlpha.orders(params), xp, base)
 
     @staticmethod
     def partials(
-        log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        bases: Bases = ORIGIN,
     ) -> tuple[Any, Any]:
         """Those of order (1-α)/2."""
-        a, b = (1.0 - params[0]) / 2.0, (1.0 + params[0]) / 2.0
-        return power_partials(log_x, log_y, log_ratio, a, b, xp)
+        return power_partials(log_x, log_y, log_ratio, *AmariAlpha.orders(params), xp, bases)
 
 
 @dataclass(frozen=True)
-class CressieRead(Separable):
+class CressieRead(Tangent):
     """Cressie-Read power divergence 1/(λ(λ+1)) Σ x((x/y)^λ - 1), in nats.
 
     λ = 0 is KL(x‖y), λ = -1 its reverse, λ = 1 half of Pearson's χ². The statistic of
@@ -129,20 +114,37 @@ class CressieRead(Separable):
         return power_definition(x, y, mp.mpf(params[0]) + 1, mp)
 
     @staticmethod
-    def term(log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any) -> Any:
+    def orders(params: tuple[float, ...]) -> tuple[float, float]:
+        """λ + 1 and -λ."""
+        return params[0] + 1.0, -params[0]
+
+    @staticmethod
+    def term(
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        base: Any = 0.0,
+    ) -> Any:
         """The term of order λ + 1."""
-        return power_term(log_x, log_y, log_ratio, params[0] + 1.0, -params[0], xp)
+        return power_term(log_x, log_y, log_ratio, *CressieRead.orders(params), xp, base)
 
     @staticmethod
     def partials(
-        log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        bases: Bases = ORIGIN,
     ) -> tuple[Any, Any]:
         """Those of order λ + 1."""
-        return power_partials(log_x, log_y, log_ratio, params[0] + 1.0, -params[0], xp)
+        return power_partials(log_x, log_y, log_ratio, *CressieRead.orders(params), xp, bases)
 
 
 @dataclass(frozen=True)
-class Tsallis(Separable):
+class Tsallis(Tangent):
     """Tsallis relative entropy (Σ x^ρ y^{1-ρ} - 1)/(ρ - 1), in nats.
 
     ρ = 1 is KL(x‖y). ρ times the power divergence of order ρ: it vanishes as ρ → 0, where it has
@@ -179,23 +181,40 @@ class Tsallis(Separable):
         return rho * power_definition(x, y, rho, mp)
 
     @staticmethod
-    def term(log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any) -> Any:
+    def orders(params: tuple[float, ...]) -> tuple[float, float]:
+        """ρ and 1 - ρ."""
+        return params[0], 1.0 - params[0]
+
+    @staticmethod
+    def term(
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        base: Any = 0.0,
+    ) -> Any:
         """ρ times the term of order ρ."""
         (rho,) = params
-        return rho * power_term(log_x, log_y, log_ratio, rho, 1.0 - rho, xp)
+        return rho * power_term(log_x, log_y, log_ratio, rho, 1.0 - rho, xp, base)
 
     @staticmethod
     def partials(
-        log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        bases: Bases = ORIGIN,
     ) -> tuple[Any, Any]:
         """ρ times those of order ρ."""
         (rho,) = params
-        by_x, by_y = power_partials(log_x, log_y, log_ratio, rho, 1.0 - rho, xp)
+        by_x, by_y = power_partials(log_x, log_y, log_ratio, rho, 1.0 - rho, xp, bases)
         return rho * by_x, rho * by_y
 
 
 @dataclass(frozen=True)
-class TPower(Separable):
+class TPower(Tangent):
     """t-power divergence ±(Σ x^t y^{1-t} - 1), with the sign that makes it non-negative, in nats.
 
     |t(t-1)| times the power divergence of order t; zero at t = 0 and t = 1. TFP's ``t_power``.
@@ -229,21 +248,38 @@ class TPower(Separable):
         return -total if 0 < t < 1 else total
 
     @staticmethod
-    def term(log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any) -> Any:
+    def orders(params: tuple[float, ...]) -> tuple[float, float]:
+        """The orders t and 1 - t."""
+        return params[0], 1.0 - params[0]
+
+    @staticmethod
+    def term(
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        base: Any = 0.0,
+    ) -> Any:
         """|t(t-1)| times the term of order t."""
         (t,) = params
         if t in (0.0, 1.0):
             return xp.zeros_like(log_x)
-        return abs(t * (t - 1.0)) * power_term(log_x, log_y, log_ratio, t, 1.0 - t, xp)
+        return abs(t * (t - 1.0)) * power_term(log_x, log_y, log_ratio, t, 1.0 - t, xp, base)
 
     @staticmethod
     def partials(
-        log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        bases: Bases = ORIGIN,
     ) -> tuple[Any, Any]:
         """|t(t-1)| times those of order t."""
         (t,) = params
         if t in (0.0, 1.0):
             return xp.zeros_like(log_x), xp.zeros_like(log_x)
         scale = abs(t * (t - 1.0))
-        by_x, by_y = power_partials(log_x, log_y, log_ratio, t, 1.0 - t, xp)
+        by_x, by_y = power_partials(log_x, log_y, log_ratio, t, 1.0 - t, xp, bases)
         return scale * by_x, scale * by_y

@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 from amidmath.arrays import checks
 from amidmath.arrays.annotations import Array, Namespace
-from amidmath.divergences.base import Checks, Divergence, Evaluated
-from amidmath.divergences.power import power_definition, power_mean, power_term
+from amidmath.divergences.alpha_beta import divided_term
+from amidmath.divergences.base import Checks, Evaluated
+from amidmath.divergences.power_terms import power_definition, power_mean, power_term
+from amidmath.divergences.tangent import Anchored, Tops, limited, tops
 from amidmath.formulas.means import log_softmax
 from amidmath.formulas.pointwise import (
     NEGLIGIBLE,
@@ -17,9 +19,9 @@ from amidmath.formulas.pointwise import (
     exp_quotient,
     is_near_one,
     log_near_one,
-    weighted,
     without,
 )
+from amidmath.formulas.simplex import at
 
 
 def renyi(
@@ -31,13 +33,16 @@ def renyi(
     with_partials: bool,
     nothing: Array,
     xp: Namespace,
+    anchors: Tops | None = None,
 ) -> Evaluated:
     """Rows of the Rényi divergence of order ρ and its partials; docs: divergences, D16, D17.
 
     Σ x^ρ y^{1-ρ} = 1 + ρ(ρ-1) Σ term, the terms of the power divergence, which keep their
     precision near x = y; far from there its logarithm is summed directly, and cannot underflow.
-    ``nothing`` says which tokens take no part.
+    ``nothing`` says which tokens take no part. The partials are ρ/S times those of the power
+    divergence, relative to where the mass is: D24.
     """
+    anchors = anchors or (tops(log_x, log_y, xp) if with_partials else None)
     log_x, log_y, log_ratio = without(nothing, log_x, log_y, log_ratio, xp)
     mid = power_mean(log_x, log_y, rho, one_minus, xp)
     beyond = mid > math.log(xp.finfo(mid.dtype).max)
@@ -58,18 +63,26 @@ def renyi(
         share = (mid - xp.where(near, 0.0, peak)) - xp.where(near, log_total, direct)
         over_x = xp.where(near, log_ratio - value, (share - log_x) / -one_minus)
         over_y = xp.where(near, rho * log_ratio - log_total, share - log_y)
-    if not with_partials:
+    if not with_partials or anchors is None:
         return value[..., 0], None
-    slope = exp_quotient(share, log_x, -one_minus, over_x, xp)
-    gap = exp_difference(share, log_y, over_y, xp)
-    small = power < 1.0
-    both = terms - weighted(xp.exp(share), xp.where(small, power, 0.0), xp)
-    both = xp.where(small, rho * both, rho * slope - gap)
-    return value[..., 0], tuple(xp.where(nothing, 0.0, a) for a in (rho * slope, -gap, both))
+    top_x, top_y = anchors
+    there_x, there_y = at(top_x, over_x, xp), at(top_y, over_y, xp)
+    base_x, base_y = limited(there_x, one_minus, xp), limited(there_y, 1.0, xp)
+    high, low = log_x - one_minus * base_x, log_y + base_y
+    ratio_x, ratio_y = (limited(at(top, log_ratio, xp), 0.0, xp) for top in (top_x, top_y))
+    # What both have, as D, is not in the difference of two log ratios.
+    whole_x, whole_y = base_x == there_x, base_y == there_y
+    rise_x = xp.where(whole_x, log_ratio - ratio_x, over_x - base_x)
+    rise_y = xp.where(whole_y, rho * (log_ratio - ratio_y), over_y - base_y)
+    by_x = rho * exp_quotient(share, high, -one_minus, rise_x, xp)
+    by_y = -exp_difference(share, low, rise_y, xp)
+    above = rho * divided_term(low, share, high, rho, one_minus, 1.0, log_ratio - ratio_x, xp)
+    both = xp.where(whole_x & whole_y & (ratio_x == ratio_y), above, by_x + by_y)
+    return value[..., 0], tuple(xp.where(nothing, 0.0, a) for a in (by_x, by_y, both))
 
 
 @dataclass(frozen=True)
-class Renyi(Divergence):
+class Renyi(Anchored):
     """Rényi divergence log(Σ x^ρ y^{1-ρ})/(ρ - 1) of order ρ > 0, in nats.
 
     ρ = 1 is KL(x‖y), ρ = ½ is symmetric (twice Bhattacharyya's). dit's
@@ -110,16 +123,22 @@ class Renyi(Divergence):
         return mp.log(total) / (rho - 1)
 
     def evaluate(
-        self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
+        self,
+        log_x: Array,
+        log_y: Array,
+        log_ratio: Array,
+        with_partials: bool,
+        xp: Namespace,
+        anchors: Tops | None = None,
     ) -> Evaluated:
         """See :func:`renyi`."""
         nothing = absent(log_x, log_y, xp)
         orders = self.rho, 1.0 - self.rho
-        return renyi(log_x, log_y, log_ratio, *orders, with_partials, nothing, xp)
+        return renyi(log_x, log_y, log_ratio, *orders, with_partials, nothing, xp, anchors)
 
 
 @dataclass(frozen=True)
-class Bhattacharyya(Divergence):
+class Bhattacharyya(Anchored):
     """Bhattacharyya distance -log Σ √(xy), in nats: half the Rényi divergence of order ½.
 
     Source: Bhattacharyya (1943); docs: divergences, D18.
@@ -139,15 +158,23 @@ class Bhattacharyya(Divergence):
         return -mp.log(mp.fsum(mp.sqrt(u * v) for u, v in zip(x, y, strict=True)))
 
     def evaluate(
-        self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
+        self,
+        log_x: Array,
+        log_y: Array,
+        log_ratio: Array,
+        with_partials: bool,
+        xp: Namespace,
+        anchors: Tops | None = None,
     ) -> Evaluated:
         """Half of Rényi's."""
         nothing = absent(log_x, log_y, xp)
-        return _scaled(0.5, renyi(log_x, log_y, log_ratio, 0.5, 0.5, with_partials, nothing, xp))
+        return _scaled(
+            0.5, renyi(log_x, log_y, log_ratio, 0.5, 0.5, with_partials, nothing, xp, anchors)
+        )
 
 
 @dataclass(frozen=True)
-class Chernoff(Divergence):
+class Chernoff(Anchored):
     """Chernoff ρ-divergence -log Σ x^ρ y^{1-ρ}, in nats: (1-ρ) times Rényi's of order ρ.
 
     The skew Bhattacharyya distance. Its maximum over ρ is the Chernoff information.
@@ -186,11 +213,17 @@ class Chernoff(Divergence):
         return -mp.log(mp.fsum(u**rho * v ** (1 - rho) for u, v in zip(x, y, strict=True)))
 
     def evaluate(
-        self, log_x: Array, log_y: Array, log_ratio: Array, with_partials: bool, xp: Namespace
+        self,
+        log_x: Array,
+        log_y: Array,
+        log_ratio: Array,
+        with_partials: bool,
+        xp: Namespace,
+        anchors: Tops | None = None,
     ) -> Evaluated:
         """1 - ρ times Rényi's."""
         nothing, orders = absent(log_x, log_y, xp), (self.rho, 1.0 - self.rho)
-        of_renyi = renyi(log_x, log_y, log_ratio, *orders, with_partials, nothing, xp)
+        of_renyi = renyi(log_x, log_y, log_ratio, *orders, with_partials, nothing, xp, anchors)
         return _scaled(1.0 - self.rho, of_renyi)
 
 

@@ -5,14 +5,20 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from amidmath.arrays import checks
-from amidmath.divergences.base import Checks, Separable
+from amidmath.divergences.base import Checks
 from amidmath.divergences.midpoint import midpoint
+from amidmath.divergences.tangent import ORIGIN, Bases, Tangent
 from amidmath.formulas.pointwise import exp_bregman, exp_difference, weighted
 
 
-class _Skew(Separable):
+class _Skew(Tangent):
     checks: ClassVar[Checks] = {"lam": checks.number_in_unit_interval}
     examples: ClassVar[tuple[tuple[Any, ...], ...]] = ((0.1,), (0.5,), (0.999,), (1e-9,))
+
+    @staticmethod
+    def orders(params: tuple[float, ...]) -> tuple[float, float]:
+        """1 and 1: x/m and y/m grow no faster than the ratio, or its inverse."""
+        return 1.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -49,21 +55,39 @@ class SkewKL(_Skew):
         return mp.fsum(u * mp.log(u / (lam * u + (1 - lam) * v)) for u, v in zip(x, y, strict=True))
 
     @staticmethod
-    def term(log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any) -> Any:
+    def term(
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        base: Any = 0.0,
+    ) -> Any:
         """X log(x/m) - x + m."""
-        log_m, over_x, _, _, _ = midpoint(log_x, log_y, log_ratio, params[0], xp)
+        log_m, over_x, _, _, _ = midpoint(log_x, log_y, log_ratio, params[0], xp, base)
         return exp_bregman(log_m, log_x, over_x, xp)
 
     @staticmethod
     def partials(
-        log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        bases: Bases = ORIGIN,
     ) -> tuple[Any, Any]:
-        """X log(x/m) + (λx/m)(m - x) and h = ((1-λ)y/m)(m - x); where x leads, the term less h."""
-        log_m, over_x, _, share_x, share_y = midpoint(log_x, log_y, log_ratio, params[0], xp)
+        """X log(x/m) + (λx/m)(m - x) and ((1-λ)y/m)(m - x), with m times x/m at a base; docs: D24.
+
+        Where x leads, the first is the term less the second, of one base.
+        """
+        lam, base_x, base_y = params[0], *bases
+        log_m, over_x, _, share_x, share_y = midpoint(log_x, log_y, log_ratio, lam, xp, base_x)
         gap = exp_difference(log_m, log_x, over_x, xp)
-        h = share_y * gap
         direct = share_x * gap - weighted(xp.exp(log_x), over_x, xp)
-        return xp.where(share_x > 0.5, exp_bregman(log_m, log_x, over_x, xp) - h, direct), h
+        less = exp_bregman(log_m, log_x, over_x, xp) - share_y * gap
+        by_x = xp.where(share_x > 0.5, less, direct)
+        log_m, over_x, _, _, share_y = midpoint(log_x, log_y, log_ratio, lam, xp, base_y)
+        return by_x, share_y * exp_difference(log_m, log_x, over_x, xp)
 
 
 @dataclass(frozen=True)
@@ -98,16 +122,29 @@ class SkewReverseKL(_Skew):
         return SkewKL.definition(y, x, params, mp)
 
     @staticmethod
-    def term(log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any) -> Any:
+    def term(
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        base: Any = 0.0,
+    ) -> Any:
         """Y log(y/m) - y + m."""
-        return SkewKL.term(log_y, log_x, -log_ratio, params, xp)
+        return SkewKL.term(log_y, log_x, -log_ratio, params, xp, -base)
 
     @staticmethod
     def partials(
-        log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        bases: Bases = ORIGIN,
     ) -> tuple[Any, Any]:
         """Those of SkewKL, exchanged."""
-        by_y, by_x = SkewKL.partials(log_y, log_x, -log_ratio, params, xp)
+        back = -bases[1], -bases[0]
+        by_y, by_x = SkewKL.partials(log_y, log_x, -log_ratio, params, xp, back)
         return by_x, by_y
 
 
@@ -145,16 +182,29 @@ class SkewJensenShannon(_Skew):
         return mp.fsum(both) / 2
 
     @staticmethod
-    def term(log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any) -> Any:
+    def term(
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        base: Any = 0.0,
+    ) -> Any:
         """Half the terms of both."""
-        there = SkewKL.term(log_x, log_y, log_ratio, params, xp)
-        return 0.5 * there + 0.5 * SkewKL.term(log_y, log_x, -log_ratio, params, xp)
+        there = SkewKL.term(log_x, log_y, log_ratio, params, xp, base)
+        return 0.5 * there + 0.5 * SkewKL.term(log_y, log_x, -log_ratio, params, xp, -base)
 
     @staticmethod
     def partials(
-        log_x: Any, log_y: Any, log_ratio: Any, params: tuple[float, ...], xp: Any
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        bases: Bases = ORIGIN,
     ) -> tuple[Any, Any]:
         """Half the partials of both."""
-        by_x, by_y = SkewKL.partials(log_x, log_y, log_ratio, params, xp)
-        back_y, back_x = SkewKL.partials(log_y, log_x, -log_ratio, params, xp)
+        by_x, by_y = SkewKL.partials(log_x, log_y, log_ratio, params, xp, bases)
+        back = -bases[1], -bases[0]
+        back_y, back_x = SkewKL.partials(log_y, log_x, -log_ratio, params, xp, back)
         return 0.5 * (by_x + back_x), 0.5 * (by_y + back_y)

@@ -1,15 +1,17 @@
-"""The output layer of a language model, as the loss from hidden states takes it."""
+"""The output layer of a language model, which makes logits of hidden states."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from amidmath.arrays import checks, kinds, libraries
 from amidmath.arrays.annotations import Array, Namespace
+from amidmath.values.value import Value
 
 
-@dataclass(frozen=True, eq=False)
-class Head:
-    """What turns hidden states into logits: a linear layer, its scale, and its soft cap.
+@dataclass(frozen=True, eq=False, repr=False)
+class Head(Value):
+    """The linear layer that makes logits of hidden states, its scale, and its soft cap.
 
     logits = softcap·tanh(scale·(h Wᵀ + b + factor·(h Aᵀ) Bᵀ)/softcap), without the tanh where
     there is no soft cap. A tied head is the embedding's weight.
@@ -38,7 +40,8 @@ class Head:
     Example:
         >>> import numpy as np, amidmath as am
         >>> head = am.Head(np.zeros((5, 3)), softcap=30.0)
-        >>> am.AMiD().linear(np.zeros((2, 3)), head, np.ones((2, 4)), np.zeros((5, 4))).item()
+        >>> teacher = am.Hidden(np.ones((2, 4)), np.zeros((5, 4)))
+        >>> am.AMiD()(am.Hidden(np.zeros((2, 3)), head), teacher).item()
         0.0
     """
 
@@ -94,14 +97,21 @@ class Head:
         factor = 0.0 if self.low_rank is None else self.low_rank[2]
         return Projection(int(self.weight.shape[0]), self.softcap, self.scale, factor)
 
-    def arrays(self, side: str) -> dict[str, Array]:
-        """The head's arrays, by the names of the arguments of ``side``, student or teacher."""
-        found = {f"{side}_head": self.weight}
+    def arrays(self) -> dict[str, Array]:
+        """The arrays by the names of their fields."""
+        found = {"weight": self.weight}
         if self.bias is not None:
-            found[f"{side}_bias"] = self.bias
+            found["bias"] = self.bias
         if self.low_rank is not None:
-            found[f"{side}_low_rank_a"], found[f"{side}_low_rank_b"] = self.low_rank[:2]
+            found["low_rank[0]"], found["low_rank[1]"] = self.low_rank[:2]
         return found
+
+    def holding(self, arrays: Mapping[str, Array]) -> "Head":
+        """The same head of other arrays, such as gradients."""
+        low_rank = self.low_rank
+        if low_rank is not None:
+            low_rank = (arrays["low_rank[0]"], arrays["low_rank[1]"], low_rank[2])
+        return replace(self, weight=arrays["weight"], bias=arrays.get("bias"), low_rank=low_rank)
 
 
 def as_head(name: str, head: Any) -> Head:

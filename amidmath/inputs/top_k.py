@@ -3,9 +3,8 @@
 import numbers
 from typing import NamedTuple
 
-import array_api_extra as xpx
-
-from amidmath.arrays import checks, libraries
+from amidmath.arrays import checks
+from amidmath.arrays.adapters import adapter_of
 from amidmath.arrays.annotations import Array, Namespace
 from amidmath.formulas.means import log_softmax
 from amidmath.rows import positions
@@ -31,7 +30,7 @@ class TopK(NamedTuple):
     Example:
         >>> import numpy as np, amidmath as am
         >>> teacher = am.TopK(np.log([[0.5, 0.25]]), np.array([[3, 0]]))
-        >>> value = am.AMiD(am.KL(), lam=0.0).sparse(np.zeros((1, 5)), teacher)
+        >>> value = am.AMiD(am.KL(), lam=0.0)(np.zeros((1, 5)), teacher)
         >>> p, q = np.array([0.5, 0.25, 0.25]), np.array([0.2, 0.2, 0.6])
         >>> bool(abs(value - np.sum(p * np.log(p / q))) < 1e-12)
         True
@@ -75,9 +74,9 @@ def top_k(teacher_logits: Array, k: int, temperature: float = 1.0) -> TopK:
             f"k must be from 1 to the size of the vocabulary, {int(rows.shape[-1])}, got {k!r} "
             f"and logits of shape {tuple(teacher_logits.shape)}"
         )
-    # XLA plans its own temporaries, and would compile a loop chunk by chunk.
+    # A compiler would unroll the loop, chunk by chunk.
     count = rows.shape[0]
-    step = count if libraries.is_jax_array(rows) else rows_per_chunk(rows)
+    step = count if adapter_of(rows).plans_memory else rows_per_chunk(rows)
     found = [
         _top_rows(rows[start : min(start + step, count), ...], int(k), temperature, xp)
         for start in range(0, max(1, count), max(1, step))
@@ -89,14 +88,7 @@ def top_k(teacher_logits: Array, k: int, temperature: float = 1.0) -> TopK:
 def _top_rows(logits: Array, k: int, temperature: float, xp: Namespace) -> tuple[Array, Array]:
     wide = xp.astype(logits, checks.computing_dtype(xp, logits), copy=False)
     _, _, logs = log_softmax(wide / temperature, -1, xp)
-    if libraries.is_torch_array(logs):
-        found: tuple[Array, Array] = logs.topk(k, dim=-1)
-        return found[0], found[1]
-    indices = xpx.argpartition(-logs, k - 1, axis=-1, xp=xp)[..., :k]
-    chosen = xp.take_along_axis(logs, indices, axis=-1)
-    order = xp.argsort(chosen, axis=-1, descending=True, stable=True)
-    chosen, indices = (xp.take_along_axis(a, order, axis=-1) for a in (chosen, indices))
-    return chosen, indices
+    return adapter_of(logs).largest(logs, k, xp)
 
 
 def listed_logs(top: TopK, xp: Namespace) -> Array:

@@ -7,8 +7,8 @@ from amidmath.arrays.annotations import Array, Namespace, Partials
 from amidmath.divergences import AmariAlpha
 from amidmath.formulas.assistant import exponent
 from amidmath.formulas.simplex import log_softmax_pair, through_normalization
-from amidmath.losses.amid_block import Pair, normalized, seen_from
 from amidmath.losses.loss import Loss
+from amidmath.losses.seen import Pair, normalized, seen_from
 from amidmath.rows.forms import Block
 
 

@@ -1,11 +1,13 @@
 """Rows of logits to rows of losses and gradients, through the assistant."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amidmath.arrays.annotations import Array, Namespace, Partials
 from amidmath.divergences import Divergence
-from amidmath.formulas.assistant import anchored_ratios, exponents, log_mixture, mixture_ratios_of
+from amidmath.divergences.base import Evaluated
+from amidmath.divergences.tangent import Anchored, tops
+from amidmath.formulas.assistant import exponents, mixture_ratios_of
 from amidmath.formulas.assistant_derivatives import (
     by_alpha,
     by_alpha_from,
@@ -19,127 +21,11 @@ from amidmath.formulas.simplex import (
     anchored,
     at,
     log_softmax_pair,
-    normalize,
     project,
     through_normalization,
     top_outcome,
 )
-
-# How far, in nats, r̃/u at the anchor may lie below what teacher and student have in common.
-# Docs: mixtures, M12.
-FALL = 10.0
-LARGE = 1e30
-
-
-@dataclass(frozen=True)
-class Pair:
-    """log p, log q, log(p/q), and what mixes p and q."""
-
-    log_p: Array
-    log_q: Array
-    ratio: Array
-    k: Array | float
-    lam: Array | float
-
-
-@dataclass(frozen=True)
-class Seen:
-    """The unnormalised assistant r̃ as one of its sources, u, sees it; v is the other one.
-
-    Everything is relative to an anchor, the top outcome t of u: r̃ᵏ/r̃ₜᵏ = π(p/pₜ)ᵏ + w(q/qₜ)ᵏ with
-    the weights that p and q have there, again a mixture. So log(r̃/u) keeps its precision also where
-    r̃ is nearly a multiple of u wherever u is. Where r̃ has lost t there is no anchor, and the ratios
-    are those of r̃ itself. Docs: mixtures, M11, M12.
-
-    Args:
-        side: which source, "p" or "q".
-        log_u: log-probabilities of the source.
-        rise: log(r̃/u), less what it is at the anchor.
-        across: log(r̃/v), less the same.
-        share: ∂log r̃/∂log u.
-        rest: that of the other source, 1 - share.
-        top: where t is.
-        shared: whether r̃ and v have t too, so that there is something to compare to; one a row.
-    """
-
-    side: str
-    log_u: Array
-    rise: Array
-    across: Array
-    share: Array
-    rest: Array
-    top: Array
-    shared: Array
-
-
-def seen_from(side: str, pair: Pair, xp: Namespace) -> Seen:
-    """What the source "p" or "q" sees; docs: mixtures, M11, M12."""
-    log_u = pair.log_p if side == "p" else pair.log_q
-    top = top_outcome(log_u, xp)
-    base, shared = _anchor(side, at(top, pair.ratio, xp), pair, xp)
-    over_p, over_q, pi, w = anchored_ratios(side, pair.ratio, base, pair.k, pair.lam, xp)
-    if side == "p":
-        return Seen(side, log_u, over_p, over_q, pi, w, top, shared)
-    return Seen(side, log_u, over_q, over_p, w, pi, top, shared)
-
-
-def _anchor(side: str, there: Array, pair: Pair, xp: Namespace) -> tuple[Array, Array]:
-    """The base of the ratios, from that at the top, and whether r̃ has it; docs: mixtures, M12."""
-    k, lam = pair.k, pair.lam
-    finite = xp.abs(there) < xp.inf
-    if isinstance(k, float) and isinstance(lam, float):
-        if lam in (0.0, 1.0):
-            return xp.zeros_like(there), finite
-        if k > 0.0:
-            base = _bounded(there, xp)
-            if -math.log(min(lam, 1.0 - lam)) / k <= FALL:
-                return base, base == base
-        else:
-            base = xp.where(finite, there, 0.0)
-        kept = _kept(side, base, pair, xp) & (finite if k <= 0.0 else base == base)
-        return xp.where(kept, base, 0.0), kept
-    lam = xp.zeros_like(there) + lam
-    mixed = (lam > 0.0) & (lam < 1.0)
-    base = xp.where((k > 0.0) & mixed, _bounded(there, xp), xp.where(finite, there, 0.0))
-    kept = _kept(side, base, pair, xp) & (finite | (k > 0.0))
-    return xp.where(kept & mixed, base, 0.0), xp.where(mixed, kept, finite)
-
-
-def _bounded(ratio: Array, xp: Namespace) -> Array:
-    """The ratio, and what is as good as ±inf in a positive power; NaN stays."""
-    return xp.where(ratio > LARGE, LARGE, xp.where(ratio < -LARGE, -LARGE, ratio))
-
-
-def _kept(side: str, base: Array, pair: Pair, xp: Namespace) -> Array:
-    """Whether r̃/u is at the base not far below what its sources have in common."""
-    over = mixture_ratios_of(base, pair.k, pair.lam, xp)[0 if side == "p" else 1]
-    # r̃ is at least the smaller of its sources, so its largest at least the largest of these.
-    lower = xp.where(pair.log_p < pair.log_q, pair.log_p, pair.log_q)
-    return over >= xp.max(lower, axis=-1, keepdims=True) - FALL
-
-
-def seen_across(a: Seen, pair: Pair, xp: Namespace) -> Seen:
-    """What the other source sees, from what this one does; docs: mixtures, M11."""
-    side, log_v = ("q", pair.log_q) if a.side == "p" else ("p", pair.log_p)
-    top = top_outcome(log_v, xp)
-    there = at(top, a.across, xp)
-    shared = xp.abs(there) < xp.inf
-    there = xp.where(shared, there, 0.0)
-    rise, across = a.across - there, a.rise - there
-    return Seen(side, log_v, rise, across, a.rest, a.share, top, shared)
-
-
-def normalized(a: Seen, pair: Pair, xp: Namespace) -> tuple[Array, Array, Array]:
-    """Log r, log(r/u), and whether r exists, one a row; docs: mixtures, M6, M7."""
-    relative = (
-        (a.rise, a.across, a.share, a.rest)
-        if a.side == "p"
-        else (a.across, a.rise, a.rest, a.share)
-    )
-    log_mixed = log_mixture(pair.log_p, pair.log_q, relative, xp)
-    log_r, log_z = normalize(log_mixed, a.log_u, a.rise, xp)
-    exists = log_z != -xp.inf  # so that a NaN goes on to the value
-    return log_r, a.rise - xp.where(exists, log_z, 0.0), exists[..., 0]
+from amidmath.losses.seen import Pair, Seen, normalized, seen_across, seen_from
 
 
 @dataclass(frozen=True)
@@ -169,11 +55,15 @@ def by_source_logits(a: Seen, d: Derivatives, k: Array | float, xp: Namespace) -
     return through_normalization(xp.where(near_size < far_size, near, far), u, xp)
 
 
+def anchor(a: Seen, r: Array, xp: Namespace) -> tuple[Array, Array]:
+    """The top of u, if r is there too; otherwise that of r, as in G1; and which, one a row."""
+    there = a.shared & (at(a.top, r, xp) > 0.25)
+    return there, xp.where(there, a.top, top_outcome(r, xp))
+
+
 def by_other_logits(a: Seen, d: Derivatives, k: Array | float, xp: Namespace) -> Array:
     """To the logits of the other source, through r alone; docs: gradients, G2, G5."""
-    # Anchored at the top of u, if r is there too; otherwise at the top of r, as in G1.
-    there = a.shared & (at(a.top, d.r, xp) > 0.25)
-    top = xp.where(there, a.top, top_outcome(d.r, xp))
+    there, top = anchor(a, d.r, xp)
     relative = anchored(d.by_r, d.r, top, xp)
     total = xp.sum(relative, axis=-1, keepdims=True)
     relative = relative - d.r * xp.where(there, 0.0, total)
@@ -246,7 +136,7 @@ class AssistantBlock:
             log_r, over = held(log_r, xp), held_but_for(-a.log_u, over, xp)
         assistant_first = self.order[0] == "r"
         arguments = (log_r, a.log_u, over) if assistant_first else (a.log_u, log_r, -over)
-        value, partials = self.divergence.evaluate(*arguments, any(needs), xp)
+        value, partials = self._evaluated(arguments, any(needs), xp)
         value = xp.where(exists, value, xp.inf)
         if partials is None:
             return value, tuple(None for _ in needs)
@@ -264,9 +154,29 @@ class AssistantBlock:
             if side == source:
                 grad = by_source_logits(a, d, k, xp)
             else:
-                grad = by_other_logits(seen_across(a, pair, xp), d, k, xp)
+                b = seen_across(a, pair, xp)
+                grad = by_other_logits(b, self._seen_by(b, d, arguments, xp), k, xp)
             grads.append(grad / self.temperature)
         return value, (*grads, *self._knob_grads(pair, d, needs[2:], xp))
+
+    def _evaluated(
+        self, arguments: tuple[Array, Array, Array], with_partials: bool, xp: Namespace
+    ) -> Evaluated:
+        """Values and derivatives, up to multiples of r and of u where the divergence has those."""
+        if isinstance(self.divergence, Anchored):
+            at_tops = tops(*arguments[:2], xp)
+            return self.divergence.evaluate(*arguments, with_partials, xp, at_tops)
+        return self.divergence.evaluate(*arguments, with_partials, xp)
+
+    def _seen_by(
+        self, b: Seen, d: Derivatives, arguments: tuple[Array, Array, Array], xp: Namespace
+    ) -> Derivatives:
+        """The derivatives relative to the anchor of a source; docs: gradients, G5."""
+        if self.detached or not isinstance(self.divergence, Anchored):
+            return d
+        _, top = anchor(b, d.r, xp)
+        _, partials = self.divergence.evaluate(*arguments, True, xp, (top, top))
+        return d if partials is None else replace(d, by_r=partials[self.order[0] != "r"])
 
     def _knob_grads(
         self, pair: Pair, d: Derivatives, needs: tuple[bool, ...], xp: Namespace

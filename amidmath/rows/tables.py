@@ -140,20 +140,8 @@ def values(form: RowForm, table: Table, x: Array, y: Array, backend: str | None 
     """
     if table.plain:
         return dispatch.apply(form, -1, x, y, backend=backend)
-    xp, x, y = _wide(x, y)
-    if libraries.is_torch_array(x):
-        from amidmath.backends.torch_backend import tables as torch_tables
-
-        if backend != "reference" and _worth(table, x) and torch_tables.takes(x, y):
-            return torch_tables.values(form, table, x, y, backend)
-    elif libraries.is_jax_array(x):
-        from amidmath.backends.jax_backend import tables as jax_tables
-
-        if backend != "reference" and jax_tables.takes(x, y) and _worth(table, x):
-            return jax_tables.values(form, table, x, y, backend)
-    elif not libraries.is_dask_array(x) and _worth(table, x):
-        return in_boxes(form, table, (False, False), x, y, None, backend)[0]
-    return dispatch.apply(form, -1, *table.laid_out(x, y, xp), backend=backend)
+    x, y = _wide(x, y)
+    return dispatch.table_values(form, table, x, y, backend)
 
 
 def value_and_gradients(
@@ -163,39 +151,43 @@ def value_and_gradients(
 
     The arguments are those of :func:`values`.
     """
-    needs = (True, True)
     if table.plain:
-        return dispatch.value_and_partials(form, needs, x, y, backend=backend)
-    dtypes = x.dtype, y.dtype
-    xp, x, y = _wide(x, y)
-    if libraries.is_torch_array(x):
-        from amidmath.backends.torch_backend import tables as torch_tables
-
-        chunks = _worth(table, x) and torch_tables.takes(x, y)
-        run = torch_tables.value_and_gradients
-    elif libraries.is_jax_array(x):
-        from amidmath.backends.jax_backend import tables as jax_tables
-
-        chunks = jax_tables.takes(x, y) and _worth(table, x)
-        run = jax_tables.value_and_gradients
-    else:
-        chunks, run = not libraries.is_dask_array(x) and _worth(table, x), _value_and_gradients
-    if chunks:
-        value, grads = run(form, table, x, y, backend)
-    else:
-        rows = table.laid_out(x, y, xp)
-        value, partials = dispatch.value_and_partials(form, needs, *rows, backend=backend)
-        grads = table.summed(partials, (x.shape, y.shape), xp)
+        return dispatch.value_and_partials(form, (True, True), x, y, backend=backend)
+    xp, dtypes = libraries.array_namespace(x), (x.dtype, y.dtype)
+    x, y = _wide(x, y)
+    value, grads = dispatch.table_gradients(form, table, x, y, backend)
     return value, tuple(
         None if g is None else xp.astype(g, dtype, copy=False)
         for g, dtype in zip(grads, dtypes, strict=True)
     )
 
 
-def _value_and_gradients(
+def _wide(x: Array, y: Array) -> tuple[Array, Array]:
+    """Both in the dtype that is computed in: sums over half precision would be rounded to it."""
+    xp = libraries.array_namespace(x)
+    dtype = checks.computing_dtype(xp, x, y)
+    return xp.astype(x, dtype, copy=False), xp.astype(y, dtype, copy=False)
+
+
+def chunks_pay(table: Table, x: Array) -> bool:
+    """Whether there is more than one chunk of pairs of such rows."""
+    return table.pairs > rows_per_chunk(x)
+
+
+def values_laid_out(form: RowForm, table: Table, x: Array, y: Array, backend: str | None) -> Array:
+    """The values (P,), of the rows of all pairs at once."""
+    rows = table.laid_out(x, y, libraries.array_namespace(x))
+    return dispatch.apply(form, -1, *rows, backend=backend)
+
+
+def gradients_laid_out(
     form: RowForm, table: Table, x: Array, y: Array, backend: str | None
 ) -> tuple[Array, Gradients]:
-    return in_boxes(form, table, (True, True), x, y, None, backend)
+    """The values (P,) and the gradients of their sum, of the rows of all pairs at once."""
+    xp = libraries.array_namespace(x)
+    rows = table.laid_out(x, y, xp)
+    value, partials = dispatch.value_and_partials(form, (True, True), *rows, backend=backend)
+    return value, table.summed(partials, (x.shape, y.shape), xp)
 
 
 def in_boxes(
@@ -256,15 +248,3 @@ def _place(box: tuple[slice, ...], of: tuple[bool, ...]) -> tuple[slice, ...]:
     """Where the rows of a chunk are in an array of these axes."""
     parts = (part if has else slice(0, 1) for part, has in zip(box, of, strict=True))
     return (*parts, slice(None))
-
-
-def _wide(x: Array, y: Array) -> tuple[Namespace, Array, Array]:
-    """Both in the dtype that is computed in: sums over half precision would be rounded to it."""
-    xp = libraries.array_namespace(x)
-    dtype = checks.computing_dtype(xp, x, y)
-    return xp, xp.astype(x, dtype, copy=False), xp.astype(y, dtype, copy=False)
-
-
-def _worth(table: Table, x: Array) -> bool:
-    """Whether there is more than one chunk of pairs."""
-    return table.pairs > rows_per_chunk(x)

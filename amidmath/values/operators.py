@@ -1,18 +1,15 @@
-"""Sums, differences and multiples of losses, as Python's operators."""
+"""Python's operators for what adds up: sums, differences and multiples of losses."""
 
 import numbers
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import Any, NoReturn
 
 from amidmath.arrays import checks, kinds, libraries
 from amidmath.arrays.annotations import Array
 
-if TYPE_CHECKING:
-    from amidmath.losses.loss import Loss
-
 
 class Algebra:
-    """The operators of losses: each makes a :class:`amidmath.WeightedSum`, or says why it cannot.
+    """The operators of losses: each makes one of :meth:`plus` and :meth:`times`, or says why not.
 
     Losses add and subtract, and are multiplied and divided by numbers and by arrays that broadcast
     to the positions. A number 0 is the loss that is nothing, so that ``sum`` of a list works. With
@@ -23,30 +20,20 @@ class Algebra:
     __array_ufunc__ = None  # an array times a loss is a loss, not an array of losses
     __pandas_priority__ = 5000  # nor is a table
 
-    @property
-    def weighted_parts(self) -> Sequence[tuple[float | Array, "Loss"]]:
-        """Weights and losses that add up to this one."""
-        return ((1.0, cast("Loss", self)),)
-
-    def plus(self, other: "Loss") -> "Loss":
+    def plus(self, other: Any) -> Any:
         """The sum of two losses."""
-        from amidmath.losses.sums import WeightedSum
+        raise NotImplementedError
 
-        return WeightedSum((*self.weighted_parts, *other.weighted_parts))
-
-    def times(self, factor: float | Array) -> "Loss":
+    def times(self, factor: float | Array) -> Any:
         """The loss times a number, or times an array, which are checked already."""
-        from amidmath.losses.sums import WeightedSum
+        raise NotImplementedError
 
-        parts = self.weighted_parts
-        return WeightedSum(tuple((_product(factor, weight), loss) for weight, loss in parts))
-
-    def __add__(self, other: "Loss | int") -> "Loss":
+    def __add__(self, other: Any) -> Any:
         """The sum of two losses; that of a loss and 0 is the loss."""
         if isinstance(other, Algebra):
             return self.plus(other)
         if _is_zero(other):
-            return cast("Loss", self)
+            return self
         return _refused(
             other,
             f"{_name(self)} and {_shown(other)} cannot be added: only losses can, and 0, as sum() "
@@ -55,19 +42,19 @@ class Algebra:
 
     __radd__ = __add__
 
-    def __neg__(self) -> "Loss":
+    def __neg__(self) -> Any:
         """The loss times -1, which is no divergence any more."""
         return self.times(-1.0)
 
-    def __sub__(self, other: "Loss | int") -> "Loss":
+    def __sub__(self, other: Any) -> Any:
         """The loss plus -1 times the other."""
         return self + (-other if isinstance(other, Algebra) else other)
 
-    def __rsub__(self, other: int) -> "Loss":
+    def __rsub__(self, other: int) -> Any:
         """0 less the loss."""
         return -self + other
 
-    def __mul__(self, factor: float | Array) -> "Loss":
+    def __mul__(self, factor: float | Array) -> Any:
         """The loss times a number, or times an array that broadcasts to the positions.
 
         The loss first: a strict array library refuses a loss as its array's other factor.
@@ -84,7 +71,7 @@ class Algebra:
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: float | Array) -> "Loss":
+    def __truediv__(self, divisor: float | Array) -> Any:
         """The loss divided by a number, or by an array that broadcasts to the positions."""
         if _is_factor(divisor):
             divisor = checks.factor("divisor", divisor)
@@ -130,7 +117,8 @@ def _is_factor(value: Any) -> bool:
     return checks.is_array(value) or isinstance(value, numbers.Real)
 
 
-def _product(factor: float | Array, weight: float | Array) -> float | Array:
+def product(factor: float | Array, weight: float | Array) -> float | Array:
+    """The product of a factor and a weight, an array where one of them is."""
     if not (checks.is_array(factor) and checks.is_array(weight)):
         return _array_as(weight if checks.is_array(weight) else factor, factor * weight)
     checks.namespace(factor=factor, weight=weight)
@@ -152,11 +140,11 @@ def _shown(value: Any) -> str:
     return f"{_name(value)} {checks.shortened(value)}"
 
 
-def _refused(other: Any, message: str) -> "Loss":
+def _refused(other: Any, message: str) -> Any:
     """Raise for what would otherwise make something of its own of the loss; others may."""
     if hasattr(other, "shape") or isinstance(other, (numbers.Number, str, Sequence)):
         _fail(message)
-    return cast("Loss", NotImplemented)
+    return NotImplemented
 
 
 def _fail(message: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Losses as values: equality, hash, and how they are shown, where parameters may be arrays."""
+"""Values: equality, hash, and how they are shown, where parameters may be arrays."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any, Self
@@ -36,7 +36,7 @@ class Value:
         parameters = trees.parameters(self)
         if trees.has_arrays(parameters):
             raise TypeError(
-                f"a loss with parameters that are arrays has no hash, got {self!r}: pass it to jit "
+                f"what has parameters that are arrays has no hash, got {self!r}: pass it to jit "
                 "as an argument like any array, jax.jit(lambda loss, *logits: loss(*logits))"
             )
         return hash((type(self), parameters))

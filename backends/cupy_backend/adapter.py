@@ -1,5 +1,3 @@
-# Where CuPy is not installed, pyright takes this module for it.
-# pyright: reportAttributeAccessIssue=false
 """CuPy: row programs as CUDA kernels, which CuPy compiles; the core as it is elsewhere.
 
 Nothing waits for the device: launches are queued, and no value is looked at.
@@ -14,6 +12,7 @@ import cupy  # pyright: ignore[reportMissingImports]  # an environment without a
 
 from amidmath.arrays.annotations import Array, ClosedForm, Partials
 from amidmath.backends import choice
+from amidmath.backends.array_backend.adapter import WritingAdapter
 from amidmath.backends.cuda_kernels.source import THREADS, TYPES, Source, source
 from amidmath.backends.recent import Recent
 from amidmath.compiler.graph import UnsupportedError
@@ -25,20 +24,25 @@ from amidmath.rows.forms import RowForm
 OPTIONS = ("-std=c++17", "--fmad=false")
 
 
-def run(
-    form: ClosedForm,
-    operands: tuple[Array, ...],
-    needs: tuple[bool, ...],
-    backend: str | None = None,
-    overwrite: bool = False,
-) -> tuple[Array, Partials]:
-    """The closed form's value and the partial derivatives that ``needs`` marks.
+class CupyAdapter(WritingAdapter):
+    """See :class:`amidmath.arrays.adapters.Adapter`."""
 
-    With ``overwrite`` the first operand's gradient may take its place in memory.
-    """
-    run_rows = partial(_compiled, overwrite=overwrite)
-    result = choice.compiled(choice.CUPY, run_rows, form, operands, needs, backend)
-    return form(*operands, needs=needs, xp=xp) if result is None else result
+    def at_hand(self, array: Array) -> bool:
+        """Never: looking would wait for the device."""
+        return False
+
+    def value_and_partials(
+        self,
+        form: ClosedForm,
+        needs: tuple[bool, ...],
+        operands: tuple[Array, ...],
+        backend: str | None,
+        overwrite: bool,
+    ) -> tuple[Array, Partials]:
+        """By a kernel, or by CuPy's own operations."""
+        run_rows = partial(_compiled, overwrite=overwrite)
+        result = choice.compiled(choice.CUPY, run_rows, form, operands, needs, backend)
+        return form(*operands, needs=needs, xp=xp) if result is None else result
 
 
 @dataclass(frozen=True)

@@ -1,197 +1,104 @@
-"""JAX: closed forms as rules that are differentiated once, in forward and reverse mode."""
+"""The adapter of JAX."""
 
-import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as xp
 from jax.core import Tracer
 
+from amidmath.arrays import libraries
 from amidmath.arrays.annotations import Array, ClosedForm, Namespace, Partials
-from amidmath.arrays.checks import computing_dtype
 from amidmath.arrays.dispatch import scaled_sum
-from amidmath.backends import choice
-from amidmath.backends.jax_backend import ffi as jax_cpu
-from amidmath.backends.jax_backend import rows as jax_rows
-from amidmath.backends.jax_backend.derivatives import along_all, evaluate, product, quiet
-from amidmath.formulas.differentiated import Differentiated
-from amidmath.rows import forms
-from amidmath.rows.forms import Chunked, RowForm, rows_per_chunk
-from amidmath.values import trees
-
-trees.register_known("jax")
+from amidmath.backends.array_backend.adapter import ArrayAdapter
+from amidmath.backends.jax_backend import chunks, closed_forms, shards, tables
+from amidmath.pairs.chunked import ChunkedCall
 
 
-def run(
-    form: ClosedForm,
-    operands: tuple[Array, ...],
-    needs: tuple[bool, ...],
-    backend: str | None = None,
-) -> tuple[Array, Partials]:
-    """The values of rows and the partial derivatives that ``needs`` marks.
+class JaxAdapter(ArrayAdapter):
+    """See :class:`amidmath.arrays.adapters.Adapter`."""
 
-    The values may be differentiated once, the partial derivatives may not.
-    """
-    result: tuple[Array, Partials] = evaluate(Summed(form, -1, backend), needs, *operands)
-    return result
+    plans_memory = True
 
+    def check(self, name: str, array: Array) -> None:
+        """Keys, gradients by integers and deleted arrays are refused."""
+        dtype = str(array.dtype)
+        if dtype.startswith("key<"):
+            raise TypeError(f"{name} must be an array of numbers, got PRNG keys of dtype {dtype}")
+        if "float0" in dtype:
+            raise TypeError(
+                f"{name} must be an array of numbers, got JAX's float0, the gradient by an integer"
+            )
+        traced = isinstance(array, Tracer)
+        if not traced and array.is_deleted():
+            raise ValueError(
+                f"{name} must still be there, got a JAX array of shape {tuple(array.shape)} that "
+                "was deleted, or donated to a function (donate_argnums)"
+            )
 
-def differentiable(
-    form: ClosedForm, axis: int | None, backend: str | None, *operands: Array
-) -> Array:
-    """The closed form's value, with its partial derivatives as the tangent map."""
-    value, _ = evaluate(Summed(form, axis, backend), (False,) * len(operands), *operands)
-    return value
+    def put(self, rows: Array, at: Array, values: Array, xp: Namespace) -> Array:
+        """All at once."""
+        written: Array = xp.put_along_axis(rows, at, values, axis=-1, inplace=False)
+        return written
 
+    def at_hand(self, array: Array) -> bool:
+        """On CPUs of this process, and not traced."""
+        return closed_forms.at_hand(array)
 
-def total(
-    form: RowForm, scale: Any, operands: tuple[Array, ...], backend: str | None = None
-) -> Array:
-    """The sum of the rows' values times ``scale``, with the gradient made in its final scale."""
-    if scale is not None:
-        dtype = computing_dtype(xp, *operands[:2])
-        operands = (*operands, jax.lax.stop_gradient(xp.asarray(scale, dtype=dtype)))
-    rule = _Total(form, scale is not None, backend)
-    value, _ = evaluate(rule, (False,) * len(operands), *operands)
-    return value
+    def on_cpu(self, array: Array) -> bool:
+        """Of one that is traced, whether JAX would put it there."""
+        return closed_forms.on_cpu(array)
 
-
-_DIFFERENTIATED = Differentiated(xp, jax.lax.stop_gradient)
-
-
-def plain(form: ClosedForm, operands: tuple[Array, ...]) -> Array:
-    """The closed form's value by JAX's own operations, for as many derivatives as are asked."""
-    needs = (False,) * len(operands)
-    with quiet():
-        if isinstance(form, Chunked) and _numbers(operands[0]) is not None:
-            step = rows_per_chunk(operands[0])
-            if operands[0].shape[0] > step:
-                return jax_rows.in_chunks(form, needs, step, _DIFFERENTIATED, *operands)[0]
-        return _core(form, operands, needs, _DIFFERENTIATED)[0]
-
-
-def at_hand(array: Array) -> bool:
-    """Whether the values can be read: on CPUs of this process, and not traced."""
-    return not isinstance(array, Tracer) and array.is_fully_addressable and on_cpu(array)
-
-
-def on_cpu(array: Array) -> bool:
-    """Whether the array is on the CPU; of one that is traced, whether JAX would put it there."""
-    if not isinstance(array, Tracer):
-        return str(next(iter(array.devices())).platform) == "cpu"
-    config: Any = jax.config
-    default = config.jax_default_device
-    if default is None:
-        default = jax.default_backend()
-    return str(getattr(default, "platform", default)) == "cpu"
-
-
-@dataclass(frozen=True)
-class Summed:
-    """A closed form whose tangent is the sum of partial derivatives times tangents over an axis.
-
-    Args:
-        form: the closed form.
-        axis: None for no sum.
-        backend: "reference", "compiled" or None.
-    """
-
-    form: ClosedForm
-    axis: int | None
-    backend: str | None
-
-    def compute(
-        self, needs: tuple[bool, ...], operands: tuple[Array, ...]
-    ) -> tuple[Array, Partials]:
-        """By a kernel or the core."""
-        return _computed(self.form, operands, needs, self.backend)
-
-    def asks(self, moving: tuple[bool, ...]) -> tuple[bool, ...]:
-        """For all."""
-        return moving
-
-    def tangent(
-        self,
-        value: Array,
-        partials: Partials,
-        operands: tuple[Array, ...],
-        tangents: tuple[Array | None, ...],
+    def apply(
+        self, form: ClosedForm, axis: int | None, operands: tuple[Array, ...], backend: str | None
     ) -> Array:
-        """In the shape of the value."""
-        moved = xp.zeros_like(value)
-        for by, tangent in zip(partials, tangents, strict=True):
-            if by is not None and tangent is not None:
-                term = product(by, tangent, value.dtype)
-                moved = moved + (term if self.axis is None else xp.sum(term, axis=self.axis))
-        return moved
+        """Under JAX's transformations."""
+        if backend == "reference":
+            return closed_forms.plain(form, operands)
+        return closed_forms.differentiable(form, axis, backend, *operands)
 
-
-@dataclass(frozen=True)
-class _Total:
-    """The sum of the values of all rows; the last operand is its scale, if it is scaled."""
-
-    form: RowForm
-    scaled: bool
-    backend: str | None
-
-    def compute(
-        self, needs: tuple[bool, ...], operands: tuple[Array, ...]
-    ) -> tuple[Array, Partials]:
-        """Partial derivatives are made in their final scale."""
-        form, rows, scale = self.form, operands, None
-        if self.scaled:
-            *of_rows, scale = operands
-            rows = tuple(of_rows)
-        if not any(needs):
-            values, _ = _computed(form, rows, needs[: len(rows)], self.backend)
-            return scaled_sum(values, scale, xp), (None,) * len(needs)
-        if scale is not None:
-            form = replace(form, scaled=True)
-            rows = (*rows, xp.broadcast_to(scale, rows[0].shape[:1]))
-        values, partials = _computed(form, rows, needs, self.backend)
-        return scaled_sum(values, scale, xp), partials
-
-    def asks(self, moving: tuple[bool, ...]) -> tuple[bool, ...]:
-        """For all."""
-        return moving
-
-    def tangent(
+    def total(
         self,
-        value: Array,
-        partials: Partials,
+        form: Any,
+        scale: Array | float | None,
         operands: tuple[Array, ...],
-        tangents: tuple[Array | None, ...],
+        backend: str | None,
     ) -> Array:
-        """A number."""
-        return along_all(value, partials, tangents)
+        """With the gradient made in its final scale."""
+        if backend == "reference":
+            values = closed_forms.plain(form, operands)
+            return scaled_sum(values, scale, libraries.array_namespace(values))
+        return closed_forms.total(form, scale, operands, backend)
 
+    def value_and_partials(
+        self,
+        form: ClosedForm,
+        needs: tuple[bool, ...],
+        operands: tuple[Array, ...],
+        backend: str | None,
+        overwrite: bool,
+    ) -> tuple[Array, Partials]:
+        """Arrays of JAX's are never written over."""
+        return closed_forms.run(form, operands, needs, backend)
 
-def _computed(
-    form: ClosedForm,
-    operands: tuple[Array, ...],
-    needs: tuple[bool, ...],
-    backend: str | None,
-) -> tuple[Array, Partials]:
-    """By a kernel, by rows that the lowering decides about, or by operations of the core."""
-    numbers = _numbers(operands[0])
-    if isinstance(form, Chunked) and numbers is not None:
-        kernel = choice.compiled(choice.CPU, jax_cpu.kernel, form, operands, needs, backend)
-        if kernel is not None or numbers >= min(choice.CPU.worth, forms.CPU_CHUNK):
-            found: tuple[Array, Partials]
-            found = jax_rows.rows(form, needs, kernel, backend == "compiled", *operands)
-            return found
-    return _core(form, operands, needs, xp)
+    def table_values(self, form: Any, table: Any, x: Array, y: Array, backend: str | None) -> Array:
+        """In one loop, under JAX's transformations."""
+        return tables.values(form, table, x, y, backend)
 
+    def table_gradients(
+        self, form: Any, table: Any, x: Array, y: Array, backend: str | None
+    ) -> tuple[Array, Partials]:
+        """Likewise."""
+        return tables.value_and_gradients(form, table, x, y, backend)
 
-def _core(
-    form: ClosedForm, operands: tuple[Array, ...], needs: tuple[bool, ...], names: Namespace
-) -> tuple[Array, Partials]:
-    """By operations of the core, of that namespace, all rows at once."""
-    compute: ClosedForm = form.chunk if isinstance(form, Chunked) else form
-    return compute(*operands, needs=needs, xp=names)
+    def chunked_value(self, call: ChunkedCall) -> Array:
+        """Under JAX's transformations, as one compiled loop."""
+        return chunks.value(call)
 
+    def chunked_partials(
+        self, call: ChunkedCall, wanted: Sequence[str]
+    ) -> tuple[Array, dict[str, Array]]:
+        """In the same loop."""
+        return chunks.values_and_grads(call, wanted)
 
-def _numbers(array: Array) -> int | None:
-    """How many there are in the array; None for a shape that is not known yet (``jax.export``)."""
-    return math.prod(array.shape) if all(isinstance(n, int) for n in array.shape) else None
+    def ranks(self, group: Any, array: Array) -> shards.AxisRanks:
+        """The devices along an axis of a mesh."""
+        return shards.ranks(group)

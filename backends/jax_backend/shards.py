@@ -9,7 +9,7 @@ from jax import lax
 from amidmath.arrays.annotations import Array, Partials
 from amidmath.backends.jax_backend import rows as jax_rows
 from amidmath.backends.jax_backend.derivatives import evaluate, product
-from amidmath.losses.vocab_parallel import ShardedRows
+from amidmath.pairs.sharded import ShardedRows
 
 
 def ranks(group: Any) -> "AxisRanks":
@@ -21,14 +21,14 @@ def ranks(group: Any) -> "AxisRanks":
     """
     if not isinstance(group, str):
         raise TypeError(
-            "group must be the name of a mesh axis for JAX arrays, such as 'vocab', "
+            "ranks must be the name of a mesh axis for JAX arrays, such as 'vocab', "
             f"got {type(group).__name__}: {group!r}"
         )
     try:
         lax.axis_size(group)
     except NameError as error:
         raise ValueError(
-            "group must name a mesh axis that an enclosing jax.shard_map goes over, "
+            "ranks must name a mesh axis that an enclosing jax.shard_map goes over, "
             f"got {group!r}, which is not bound here"
         ) from error
     return AxisRanks(group)
@@ -36,7 +36,7 @@ def ranks(group: Any) -> "AxisRanks":
 
 @dataclass(frozen=True)
 class AxisRanks:
-    """See :class:`amidmath.losses.vocab_parallel.Ranks`."""
+    """See :class:`amidmath.pairs.sharded.Ranks`."""
 
     axis: str
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as xp
 
 from amidmath.arrays.annotations import Array, Partials
-from amidmath.backends.jax_backend import adapter
+from amidmath.backends.jax_backend import closed_forms
 from amidmath.backends.jax_backend.derivatives import (
     Several,
     Transposed,
@@ -18,16 +18,25 @@ from amidmath.backends.jax_backend.derivatives import (
     refused,
 )
 from amidmath.rows.forms import RowForm, rows_per_chunk
-from amidmath.rows.tables import Gradients, Table, over_repeated
+from amidmath.rows.tables import (
+    Gradients,
+    Table,
+    chunks_pay,
+    gradients_laid_out,
+    over_repeated,
+    values_laid_out,
+)
 
 
-def takes(x: Array, y: Array) -> bool:
-    """Whether the shapes are known, which those of ``jax.export`` may not be."""
-    return all(isinstance(n, int) for a in (x, y) for n in a.shape)
+def _takes(table: Table, x: Array, y: Array) -> bool:
+    """Whether pairs go by the chunk; shapes of ``jax.export`` may not be known."""
+    return all(isinstance(n, int) for a in (x, y) for n in a.shape) and chunks_pay(table, x)
 
 
 def values(form: RowForm, table: Table, x: Array, y: Array, backend: str | None) -> Array:
     """The values (P,), differentiated once."""
+    if backend == "reference" or not _takes(table, x, y):
+        return values_laid_out(form, table, x, y, backend)
     value, _ = evaluate(_Values(form, table, backend), (False, False), x, y)
     return value
 
@@ -36,6 +45,8 @@ def value_and_gradients(
     form: RowForm, table: Table, x: Array, y: Array, backend: str | None
 ) -> tuple[Array, Gradients]:
     """The values (P,), and the gradients of their sum, which are not differentiated."""
+    if not _takes(table, x, y):
+        return gradients_laid_out(form, table, x, y, backend)
     found: tuple[Array, Gradients]
     found = evaluate(_Values(form, table, backend), (True, True), x, y)
     return found
@@ -100,7 +111,7 @@ class _Loop:
                 return xp.broadcast_to(part, (*lengths, a.shape[-1])).reshape(-1, a.shape[-1])
 
             here = [rows(a, of) for a, of in zip(both, ofs, strict=True)]
-            value, partials = adapter.run(self.form, tuple(here), needs, self.backend)
+            value, partials = closed_forms.run(self.form, tuple(here), needs, self.backend)
             if moving is not None:
                 along = [rows(t, of) for t, of in zip(moving, ofs, strict=True)]
                 products = (

@@ -8,29 +8,46 @@ import numpy as np
 
 from amidmath.arrays.annotations import Array, ClosedForm, Partials
 from amidmath.backends import choice
+from amidmath.backends.array_backend.adapter import WritingAdapter
 from amidmath.rows.forms import RowForm
 
 if TYPE_CHECKING:
     from amidmath.backends.llvm_kernels import kernels as llvm_kernels
 
 
-def run(
-    form: ClosedForm,
-    operands: tuple[Array, ...],
-    needs: tuple[bool, ...],
-    backend: str | None = None,
-    overwrite: bool = False,
-) -> tuple[Array, Partials]:
-    """The closed form's value and the partial derivatives that ``needs`` marks.
+class NumpyAdapter(WritingAdapter):
+    """See :class:`amidmath.arrays.adapters.Adapter`."""
 
-    With ``overwrite`` the first operand's gradient may take its place in memory.
-    """
-    run_rows = partial(_compiled, overwrite=overwrite)
-    result = choice.compiled(choice.CPU, run_rows, form, operands, needs, backend)
-    if result is not None:
-        return result
-    with np.errstate(all="ignore"):  # the core handles its infinities itself
-        return form(*operands, needs=needs, xp=xp)
+    def check(self, name: str, array: Array) -> None:
+        """Masked arrays and other subclasses are refused."""
+        kind = type(array)
+        if kind in (np.ndarray, np.memmap) or isinstance(array, np.generic):
+            return
+        if hasattr(array, "filled"):
+            raise TypeError(
+                f"{name} must be a plain array, got a {kind.__name__}, whose masked entries would "
+                "count: pass its .filled(value), and the positions to leave out as mask="
+            )
+        raise TypeError(
+            f"{name} must be a plain NumPy array, got a {kind.__name__}, whose numbers may mean "
+            f"something else: pass numpy.asarray({name}) if they do not"
+        )
+
+    def value_and_partials(
+        self,
+        form: ClosedForm,
+        needs: tuple[bool, ...],
+        operands: tuple[Array, ...],
+        backend: str | None,
+        overwrite: bool,
+    ) -> tuple[Array, Partials]:
+        """By a kernel, or by NumPy's own operations."""
+        run_rows = partial(_compiled, overwrite=overwrite)
+        result = choice.compiled(choice.CPU, run_rows, form, operands, needs, backend)
+        if result is not None:
+            return result
+        with np.errstate(all="ignore"):  # the core handles its infinities itself
+            return form(*operands, needs=needs, xp=xp)
 
 
 def _compiled(

@@ -20,7 +20,7 @@ from amidmath.arrays.checks import computing_dtype
 from amidmath.backends.torch_backend.autograd import refused, times, token_of
 from amidmath.backends.torch_backend.rows import computed, recording
 from amidmath.formulas.means import LogTotal, Mean, Mixture
-from amidmath.inputs.list_rows import SparseForm
+from amidmath.pairs.list_rows import SparseForm
 from amidmath.rows import texts
 from amidmath.rows.forms import RowForm
 

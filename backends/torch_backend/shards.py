@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from amidmath.arrays.annotations import Array, Partials
-from amidmath.backends.torch_backend import adapter as torch_backend
-from amidmath.losses.vocab_parallel import ShardedRows
+from amidmath.backends.torch_backend import closed_forms
+from amidmath.pairs.sharded import ShardedRows
 
 
 def ranks(group: Any) -> "GroupRanks":
@@ -19,18 +19,18 @@ def ranks(group: Any) -> "GroupRanks":
         ValueError: a mesh of more dimensions, or a group that this process is not in.
     """
     if not dist.is_available():
-        raise TypeError("group needs torch.distributed, which this build of torch lacks")
+        raise TypeError("ranks need torch.distributed, which this build of torch lacks")
     if isinstance(group, DeviceMesh):
         if group.ndim != 1:
             raise ValueError(
-                f"group must be a one-dimensional DeviceMesh, such as mesh['tensor'], got {group!r}"
+                f"ranks must be a one-dimensional DeviceMesh, such as mesh['tensor'], got {group!r}"
             )
         group = group.get_group()
     if group is dist.GroupMember.NON_GROUP_MEMBER:
-        raise ValueError("group must be one that this process belongs to, got one that it does not")
+        raise ValueError("ranks must be a group that this process belongs to, got another's")
     if not isinstance(group, dist.ProcessGroup):
         raise TypeError(
-            "group must be a torch.distributed ProcessGroup or a one-dimensional DeviceMesh for "
+            "ranks must be a torch.distributed ProcessGroup or a one-dimensional DeviceMesh for "
             f"torch tensors, got {type(group).__name__}: {group!r}"
         )
     return GroupRanks(group)
@@ -38,7 +38,7 @@ def ranks(group: Any) -> "GroupRanks":
 
 @dataclass(frozen=True)
 class GroupRanks:
-    """See :class:`amidmath.losses.vocab_parallel.Ranks`."""
+    """See :class:`amidmath.pairs.sharded.Ranks`."""
 
     group: dist.ProcessGroup
 
@@ -106,13 +106,13 @@ class GroupRanks:
 
     def values(self, form: ShardedRows, operands: tuple[Array, ...]) -> Array:
         """Under autograd: each rank scales the partial derivatives that it has."""
-        return torch_backend.differentiable(form, -1, operands)
+        return closed_forms.differentiable(form, -1, operands)
 
     def partials(
         self, form: ShardedRows, operands: tuple[Array, ...], needs: tuple[bool, ...]
     ) -> tuple[Array, Partials]:
         """Outside of autograd."""
-        return torch_backend.run(form, operands, needs)
+        return closed_forms.run(form, operands, needs)
 
 
 def _is_dtensor(array: Array) -> bool:

@@ -31,7 +31,14 @@ from amidmath.backends.torch_backend.operators import (
 from amidmath.backends.torch_backend.rows import recording
 from amidmath.rows import texts
 from amidmath.rows.forms import RowForm
-from amidmath.rows.tables import Gradients, Table, in_boxes
+from amidmath.rows.tables import (
+    Gradients,
+    Table,
+    chunks_pay,
+    gradients_laid_out,
+    in_boxes,
+    values_laid_out,
+)
 
 
 @dataclass(frozen=True)
@@ -57,13 +64,17 @@ class How:
         return value, [g for g in grads if g is not None]
 
 
-def takes(x: Array, y: Array) -> bool:
+def _takes(table: Table, x: Array, y: Array) -> bool:
     """Whether pairs go by the chunk: not inside of ``torch.func`` or forward mode."""
-    return not transformed() and all(type(a) in RECORDED for a in (x, y))
+    if transformed() or not chunks_pay(table, x):
+        return False
+    return all(type(a) in RECORDED for a in (x, y))
 
 
 def values(form: RowForm, table: Table, x: Array, y: Array, backend: str | None) -> Array:
     """The values (P,), differentiated once."""
+    if backend == "reference" or not _takes(table, x, y):
+        return values_laid_out(form, table, x, y, backend)
     how = How(form, table, (moves(x), moves(y)), backend)
     if _recorded(x, y):
         found: Array = operator(x, y, *_told(how))[0]
@@ -78,6 +89,8 @@ def value_and_gradients(
     form: RowForm, table: Table, x: Array, y: Array, backend: str | None
 ) -> tuple[Array, Gradients]:
     """The values (P,), and the gradients of their sum, outside of autograd."""
+    if not _takes(table, x, y):
+        return gradients_laid_out(form, table, x, y, backend)
     how = How(form, table, (True, True), backend)
     with torch.no_grad():
         if _recorded(x, y):

@@ -1,1 +1,1 @@
-"""What the torch distillation loop is made of."""
+"""The distillation loop for torch, on TRL's SFTTrainer."""

@@ -278,7 +278,7 @@ def test_half_precision_is_computed_in_single(dtype):
 
 
 def test_shards_of_a_vocabulary_are_refused():
-    from amidmath.losses.vocab_parallel import Sharded
+    from amidmath.pairs.shards import Sharded
 
     student, teacher = (torch.from_numpy(a[0]) for a in logits())
     with pytest.raises(NotImplementedError, match="sort would see one shard"):

@@ -98,7 +98,7 @@ def logits():
 
 
 LOSSES = [am.AMiD(), am.AMiD(am.FisherRao(), order="qr", alpha=0.5), am.AMiD(am.Renyi(2.0))]
-OVER = {"backend": "compiled", "overwrite_student_logits": True}
+OVER = {"backend": "compiled", "overwrite_student": True}
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)

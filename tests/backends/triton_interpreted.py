@@ -79,7 +79,7 @@ def assert_near(found, expected, dtype, bound=16.0):
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_divergences(name):
     loss = am.AMiD(DIVERGENCES[name], alpha=0.3)
-    both = {"reduction": "none", "wrt": ("student_logits", "teacher_logits")}
+    both = {"reduction": "none", "wrt": ("student", "teacher")}
     arrays = logits(rows=1)
     found = loss.value_and_grad(*arrays, backend="compiled", **both)
     assert_near(found, truth(loss, *arrays, **both), torch.float32)
@@ -157,7 +157,7 @@ def test_mask_scale_and_knobs():
     alpha, lam = torch.tensor([-3.0, 0.0, 0.3, 1.0]), torch.tensor(0.25)
     loss = am.AMiD(am.AlphaBeta(0.2, 0.7), alpha=alpha, lam=lam)
     wide = am.AMiD(am.AlphaBeta(0.2, 0.7), alpha=alpha.double(), lam=lam.double())
-    wrt = {"wrt": ("student_logits", "alpha", "lam")}
+    wrt = {"wrt": ("student", "alpha", "lam")}
     value, (grad, by_alpha, by_lam) = loss.value_and_grad(
         student, teacher, mask, backend="compiled", **wrt
     )
@@ -204,9 +204,7 @@ def test_in_place():
     _, wanted = loss.value_and_grad(student, teacher, backend="compiled")
     before = student._version
     place = student.data_ptr()
-    _, grad = loss.value_and_grad(
-        student, teacher, backend="compiled", overwrite_student_logits=True
-    )
+    _, grad = loss.value_and_grad(student, teacher, backend="compiled", overwrite_student=True)
     assert grad.data_ptr() == place
     assert student._version > before
     assert torch.equal(grad, wanted)

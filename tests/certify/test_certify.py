@@ -96,8 +96,8 @@ def point(**changes):
         (lambda a: setattr(a, "value", a.value * (1 + 1e-13)), "error"),
         (lambda a: setattr(a, "value", a.value * math.nan), "non_finite"),
         (lambda a: setattr(a, "value", -a.value), "negative"),
-        (lambda a: a.gradients["student_logits"].__imul__(1 + 1e-13), "error"),
-        (lambda a: a.gradients["teacher_logits"].__setitem__(0, math.inf), "non_finite"),
+        (lambda a: a.gradients["student"].__imul__(1 + 1e-13), "error"),
+        (lambda a: a.gradients["teacher"].__setitem__(0, math.inf), "non_finite"),
     ],
     ids=["value", "NaN", "negative", "gradient", "infinite gradient"],
 )

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ALL = ("float32", "float64", "float16", "bfloat16")
 NUMPY = {name: np.dtype(name) for name in ALL[:3]} | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
-WRT = ("student_logits", "teacher_logits", "parts[0].weight", "parts[0].alpha", "parts[0].lam")
+WRT = ("student", "teacher", "parts[0].weight", "parts[0].alpha", "parts[0].lam")
 ROWS = 64
 FEW, MANY = 20, 1024  # tokens: 65,536 logits are compiled unasked
 

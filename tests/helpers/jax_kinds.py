@@ -81,11 +81,12 @@ def dense(x, rows, whole, reduction="none"):
 
 def sparse(x, rows, whole, reduction="none"):
     log_probs = jax.lax.stop_gradient(rows["log_probs"])  # an exported program has all derivatives
-    return LOSS.sparse(x, am.TopK(log_probs, rows["indices"]), rows["mask"], reduction)
+    return LOSS(x, am.TopK(log_probs, rows["indices"]), rows["mask"], reduction)
 
 
 def linear(x, rows, whole, reduction="none"):
-    return LOSS.linear(x, whole["head"], rows["teacher"], whole["other"], rows["mask"], reduction)
+    teacher = am.Hidden(rows["teacher"], whole["other"])
+    return LOSS(am.Hidden(x, whole["head"]), teacher, rows["mask"], reduction)
 
 
 def divergence(x, rows, whole):
@@ -120,7 +121,7 @@ def dense_derivatives(x, rows, whole):
 
 def sparse_derivatives(x, rows, whole):
     teacher = am.TopK(rows["log_probs"], rows["indices"])
-    return LOSS.sparse_value_and_grad(x, teacher, rows["mask"], reduction="none")
+    return LOSS.value_and_grad(x, teacher, rows["mask"], reduction="none")
 
 
 def linear_derivatives(x, rows, whole):

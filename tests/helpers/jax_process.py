@@ -1,4 +1,4 @@
-"""One of the processes of jax_loop/test_hosts.py: tells the script one thing after the other."""
+"""One of the processes of test_jax_processes.py: tells the script one thing after the other."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from amidmath.integrations import jax_distill
-from amidmath.integrations.jax_loop.rollouts import Rollouts
-from amidmath.integrations.jax_loop.trainer import JaxTrainer
+from amidmath.integrations.jax_loop.training.rollouts import Rollouts
+from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 
 STEP, BATCH = JaxTrainer._step, Rollouts.batch
 

@@ -17,7 +17,7 @@ import numpy as np
 
 import amidmath as am
 from amidmath.backends.llvm_kernels import kernels as llvm_kernels
-from amidmath.backends.numpy_backend import adapter as backend
+from amidmath.backends.numpy_backend.adapter import NumpyAdapter
 from amidmath.backends.recent import Recent
 from amidmath.rows.forms import RowForm
 
@@ -49,7 +49,8 @@ def one_number(j: int) -> None:
 
 def one_structure(j: int) -> None:
     form = RowForm(Chosen(j))
-    backend.run(form, (STUDENT, TEACHER), (True, False), "compiled")
+    operands = STUDENT, TEACHER
+    NumpyAdapter().value_and_partials(form, (True, False), operands, "compiled", overwrite=False)
 
 
 def main() -> None:

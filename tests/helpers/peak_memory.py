@@ -13,9 +13,9 @@ import torch
 from datasets import Dataset
 from tiny import byte_tokenizer, tiny_model
 
-from amidmath.integrations.torch_loop.config import AMiDConfig
-from amidmath.integrations.torch_loop.dry_run import Plan, Shape, estimate
-from amidmath.integrations.torch_loop.trainer import AMiDTrainer
+from amidmath.integrations.torch_loop.run.dry_run import Plan, Shape, estimate
+from amidmath.integrations.torch_loop.settings.config import AMiDConfig
+from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
 
 
 def status(name: str) -> int:

@@ -30,16 +30,16 @@ from tiny import byte_tokenizer, tiny_model
 from torch.distributed.tensor import DTensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from amidmath.integrations.torch_loop import objective
-from amidmath.integrations.torch_loop.config import AMiDConfig
-from amidmath.integrations.torch_loop.processes import (
+from amidmath.integrations.torch_loop.devices.processes import (
     in_order,
     main_console,
     own_batches,
     summed,
     whole_weights,
 )
-from amidmath.integrations.torch_loop.trainer import AMiDTrainer
+from amidmath.integrations.torch_loop.loss import objective
+from amidmath.integrations.torch_loop.settings.config import AMiDConfig
+from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
 
 STEPS, ROWS_A_STEP = 2, 4
 # Rows of unequal lengths, so that no two processes have as many tokens.

@@ -16,9 +16,9 @@ from transformers import AutoTokenizer
 
 from amidmath.integrations import jax_cache_teacher
 from amidmath.integrations.cache_teacher import main
-from amidmath.integrations.shared import cache_estimate
-from amidmath.integrations.shared.top_k_store import TopKStore
-from amidmath.integrations.torch_loop.trainer import AMiDTrainer
+from amidmath.integrations.common.teacher_cache import estimate as cache_estimate
+from amidmath.integrations.common.teacher_cache.store import TopKStore
+from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
 
 Script = Callable[[list[str]], int]
 SCRIPTS: dict[str, Script] = {"torch": main, "jax": jax_cache_teacher.main}

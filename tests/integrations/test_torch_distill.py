@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amidmath.integrations import cache_teacher
 from amidmath.integrations.torch_distill import main
-from amidmath.integrations.torch_loop.trainer import AMiDTrainer
+from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
 
 ROOT = Path(__file__).parents[2]
 TEXT_ROWS = [{"text": sentence} for sentence in SENTENCES * 6]

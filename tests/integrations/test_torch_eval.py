@@ -12,13 +12,13 @@ import torch
 from tiny import byte_tokenizer, save, tiny_model, vocabulary_size, write_jsonl
 from transformers import AutoModelForCausalLM
 
-from amidmath.integrations.shared.answers import Decoding
-from amidmath.integrations.shared.errors import InputError
-from amidmath.integrations.shared.metrics import METRICS
-from amidmath.integrations.shared.prompts import encode_prompts, held_out
-from amidmath.integrations.shared.tasks import TASKS, Row
+from amidmath.integrations.common.errors import InputError
+from amidmath.integrations.common.evaluation.answers import Decoding
+from amidmath.integrations.common.evaluation.metrics import METRICS
+from amidmath.integrations.common.evaluation.prompts import encode_prompts, held_out
+from amidmath.integrations.common.evaluation.tasks import TASKS, Row
 from amidmath.integrations.torch_eval import main
-from amidmath.integrations.torch_loop.task_evaluation import collated, evaluate_task
+from amidmath.integrations.torch_loop.evaluation.task_answers import collated, evaluate_task
 
 # The tiny models read 128 bytes.
 ROWS: list[dict[str, Any]] = [

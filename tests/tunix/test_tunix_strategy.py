@@ -23,7 +23,7 @@ from tunix.models.qwen2.model import ModelConfig, Qwen2
 from tunix.sft.utils import build_positions_from_mask, make_causal_attn_mask
 
 import amidmath as am
-from amidmath.integrations.tunix_strategy import AMiDStrategy, States, next_token_labels
+from amidmath.integrations.plugins.tunix_strategy import AMiDStrategy, States, next_token_labels
 
 VOCABULARY = 23
 PAGE = Path(__file__).parents[2] / "docs" / "jax-plugins.md"

@@ -107,7 +107,7 @@ def _numbers(point: Point, answer: Answer) -> tuple[Any, Any]:
 
 def _loss(point: Point, arrays: list[Any], answer: Answer) -> None:
     alpha, lam = _numbers(point, answer)
-    wrt = ["student_logits", "teacher_logits", *(("alpha", "lam") if point.as_arrays else ())]
+    wrt = ["student", "teacher", *(("alpha", "lam") if point.as_arrays else ())]
     loss = am.AMiD(
         point.divergence(),
         order=point.order,

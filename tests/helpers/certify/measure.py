@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 COORDINATES = 3  # of a wide row, as many of the largest entries and as many at random
 DIGITS = 400  # of comparisons; a float64 minus its neighbour in probability takes 300
-QUANTITIES = {"x": "gradients", "y": "gradients", "student_logits": "gradients"}
-QUANTITIES |= {"teacher_logits": "gradients", "alpha": "by α, λ", "lam": "by α, λ"}
+QUANTITIES = {"x": "gradients", "y": "gradients", "student": "gradients"}
+QUANTITIES |= {"teacher": "gradients", "alpha": "by α, λ", "lam": "by α, λ"}
 
 
 @dataclass(frozen=True)

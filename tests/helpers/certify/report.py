@@ -66,10 +66,10 @@ size of the result, which stands in brackets at the point: where it is far below
 
 BEYOND = """\
 Of results of at least {size:g}, {beyond} are beyond their bounds. {gradients} of these are
-gradients that are smaller than the loss, and within 16 eps of the loss: where the derivatives by
-log x are nearly one multiple of x wherever x has mass, as where the two rows hardly meet, the
-gradient is what is left when that multiple is taken off, and each of its terms is rounded before.
-The others: {others}.
+gradients that are smaller than the loss, and within 16 eps of the loss: what is left when nearly
+all of the derivatives by log x is taken off as a multiple of x, each of them rounded before. Where
+that multiple is known, it is taken off before (docs/derivations/divergences.md, D24). The others:
+{others}.
 """
 
 

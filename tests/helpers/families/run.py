@@ -54,6 +54,6 @@ def run(model_type: str, scripts: tuple[str, ...]) -> tuple[str, Family]:
 
 
 def _in_jax(model_type: str) -> bool:
-    from amidmath.integrations.jax_loop.families import FAMILIES
+    from amidmath.integrations.jax_loop.models.families import FAMILIES
 
     return model_type in FAMILIES

@@ -9,7 +9,7 @@ import pytest
 from tiny_families import tiny_family
 from transformers import PreTrainedModel
 
-from amidmath.integrations.jax_loop.model_files import LoadedModel, load_model
+from amidmath.integrations.jax_loop.models.model_files import LoadedModel, load_model
 
 Pair = tuple[PreTrainedModel, LoadedModel]
 

@@ -1,0 +1,1 @@
+"""How a loss is computed for each pair of kinds of inputs."""

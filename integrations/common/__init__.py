@@ -1,0 +1,1 @@
+"""Everything that the distillation loops of every framework share."""

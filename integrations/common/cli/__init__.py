@@ -1,0 +1,1 @@
+"""Command lines: configuration files, exit statuses, quiet libraries, memory that runs out."""

@@ -1,0 +1,1 @@
+"""Datasets of the hub and of local files, in TRL's columns."""

@@ -1,0 +1,1 @@
+"""Scores of answers on tasks, and figures of held-out text."""

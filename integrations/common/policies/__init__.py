@@ -1,0 +1,1 @@
+"""Data policies: the dataset's sequences, generated ones, or either."""

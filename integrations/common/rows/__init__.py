@@ -1,0 +1,1 @@
+"""Rows of token ids, and batches of them."""

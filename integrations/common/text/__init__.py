@@ -1,0 +1,1 @@
+"""Conversations, chat templates, tokenizers and the vocabularies of two models."""

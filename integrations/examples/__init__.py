@@ -1,0 +1,1 @@
+"""The embedded example: a real teacher, a pruned student, and text to learn from."""

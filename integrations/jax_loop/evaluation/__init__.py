@@ -1,0 +1,1 @@
+"""Figures of held-out text, and answers to tasks."""

@@ -1,0 +1,1 @@
+"""Models: their files, their families, their states and their answers."""

@@ -1,0 +1,1 @@
+"""The settings of JAX's scripts, as their command lines take them."""

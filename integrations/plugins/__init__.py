@@ -1,0 +1,1 @@
+"""The losses in others' trainers: Optax, Tunix, TRL's DistillationTrainer."""

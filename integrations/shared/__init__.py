@@ -1,1 +1,0 @@
-"""What the distillation loops of every framework have in common."""

@@ -1,0 +1,1 @@
+"""The loss of a batch from the states of teacher and student."""

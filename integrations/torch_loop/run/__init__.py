@@ -1,0 +1,1 @@
+"""A run from its arguments: loading, the header, the estimate, the records."""

@@ -1,0 +1,1 @@
+"""The settings of torch's scripts, as their command lines take them."""
