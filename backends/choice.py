@@ -1,4 +1,4 @@
-"""Whether rows are computed by a compiled kernel or by the array core."""
+"""The choice between compiled kernels and the array core."""
 
 import importlib.util
 import math
@@ -15,27 +15,27 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Executor:
-    """What compiles row programs.
+class Compiler:
+    """A compiler of row programs.
 
     Args:
-        compiler: the package that does.
+        package: what has it.
         remedy: what to install where it is missing.
         worth: logits below which a compilation costs more than it saves.
     """
 
-    compiler: str
+    package: str
     remedy: str
     worth: int
 
     def installed(self) -> bool:
-        """Whether there is the compiler."""
-        return _found(self.compiler)
+        """Tell whether there is the compiler."""
+        return _found(self.package)
 
 
-CPU = Executor("llvmlite", "amidmath[cpu]", worth=2**16)
-TRITON = Executor("triton", "triton, which torch's builds for CUDA bring along", worth=0)
-CUPY = Executor("cupy", "cupy", worth=0)
+CPU = Compiler("llvmlite", "amidmath[cpu]", worth=2**16)
+TRITON = Compiler("triton", "triton, which torch's builds for CUDA bring along", worth=0)
+CUPY = Compiler("cupy", "cupy", worth=0)
 """On a GPU a launch a row form is less than the dozens that the array core makes."""
 
 
@@ -45,7 +45,7 @@ def _found(package: str) -> bool:
 
 
 def compiled(
-    executor: Executor,
+    compiler: Compiler,
     run: Callable[[RowForm, tuple[Array, ...], tuple[bool, ...]], Result],
     form: ClosedForm,
     operands: tuple[Array, ...],
@@ -55,10 +55,10 @@ def compiled(
     """The result of the compiled kernel, None where the array core is to compute it.
 
     Args:
-        executor: what compiles it.
+        compiler: what compiles it.
         run: runs the kernel on the operands of one library.
         form: the closed form; only rows are compiled.
-        operands: arrays of the executor's device.
+        operands: arrays of the compiler's device.
         needs: which operands' partial derivatives are wanted.
         backend: "compiled" insists, "reference" declines, None takes what is faster.
 
@@ -69,13 +69,13 @@ def compiled(
     if backend == "reference" or not isinstance(form, RowForm) or operands[0].shape[0] == 0:
         return None
     insisted = backend == "compiled"
-    if insisted and not executor.installed():
+    if insisted and not compiler.installed():
         raise ModuleNotFoundError(
-            f"backend 'compiled' needs {executor.compiler}: install {executor.remedy}, "
+            f"backend 'compiled' needs {compiler.package}: install {compiler.remedy}, "
             "or leave backend out"
         )
-    worth = insisted or math.prod(operands[0].shape) >= executor.worth
-    if not (worth and executor.installed()):
+    worth = insisted or math.prod(operands[0].shape) >= compiler.worth
+    if not (worth and compiler.installed()):
         return None
     try:
         return run(form, operands, needs)

@@ -1,4 +1,4 @@
-"""What was compiled and is kept: so much, the least recently used goes first."""
+"""Compiled things that are kept: so many, the least recently used goes first."""
 
 import os
 import threading
@@ -36,11 +36,11 @@ class Recent(Generic[Kept]):
         self._kept: OrderedDict[Hashable, Kept] = OrderedDict()
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Count them."""
         return len(self._kept)
 
     def get(self, key: Hashable, make: Callable[[], Kept]) -> Kept:
-        """What is kept for the key, or else made, not None."""
+        """The thing that is kept for the key, or else made; not None."""
         found = self._kept.get(key)
         if found is not None:
             with suppress(KeyError):  # another thread may have let it go meanwhile

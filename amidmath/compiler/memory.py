@@ -1,8 +1,9 @@
-"""What a row program moves between the processor and the memory, and what it may write over."""
+"""Traffic of row programs between the processor and the memory, and gradients over logits."""
 
 from dataclasses import dataclass
 
-from amidmath.compiler.graph import TOKEN, reachable
+from amidmath.compiler.graph import reachable
+from amidmath.compiler.operations import TOKEN
 from amidmath.compiler.schedule import Program, Sweep, computed
 
 
@@ -34,7 +35,7 @@ class Traffic:
 
 
 def traffic(program: Program) -> Traffic:
-    """What a program moves that keeps nothing in buffers, as on GPUs."""
+    """The traffic of a program that keeps nothing in buffers, as on GPUs."""
     moved = [(_inputs(sweep), tuple(j for j, _ in sweep.outputs)) for sweep in program.sweeps]
     partials = list(enumerate(program.partials))
     uniform = [j for j, p in partials[:2] if p is not None and p.kind != TOKEN]
@@ -51,7 +52,7 @@ def _inputs(sweep: Sweep) -> tuple[int, ...]:
 
 
 def overwritable(program: Program, which: int) -> bool:
-    """Whether a derivative by logits may be written where the logits are.
+    """Tell whether a derivative by logits may be written where the logits are.
 
     It may if it is written in the last sweep, where each number is read before it is written over,
     and no single logit is read after that.

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from amidmath.compiler.graph import CONST, Builder, Node, reachable
+from amidmath.compiler.builder import Builder
+from amidmath.compiler.graph import Node, reachable
 from amidmath.compiler.schedule import Program, scheduled
 from amidmath.compiler.simplify import built, rebuilt, simplified
 from amidmath.compiler.trace import FLOAT32, FLOAT64, Traced, trace
@@ -22,7 +23,7 @@ _LITERALS = frozenset({0.0, 1.0, -1.0, 0.5, -0.5, 2.0, float("inf"), float("-inf
 
 @dataclass(frozen=True)
 class RowProgram:
-    """What an executor compiles, and the numbers of one loss that it is called with.
+    """A program for backends to compile, and the numbers of one loss to call it with.
 
     Args:
         structure: equal for programs that differ in their numbers only.
@@ -51,7 +52,7 @@ class RowProgram:
 
 
 def operand_names(form: RowForm) -> list[str]:
-    """What executors call the operands of a closed form, in order."""
+    """The names of a closed form's operands, in order."""
     knobs = [f"knob{j}" for j in range(form.knobs)]
     return ["input0", "input1", *knobs, *(["keep"] * form.masked), *(["scale"] * form.scaled)]
 
@@ -112,9 +113,9 @@ def _lifted(form: RowForm, needs: tuple[bool, ...], double: bool) -> Traced:
 
     def change(node: Node, args: tuple[Node, ...]) -> Node:
         if node.op == "const" and node.type == "real" and node.value in numbers:
-            return builder.leaf("param", numbers[node.value], CONST)
+            return builder.leaf("param", numbers[node.value])
         if not args:
-            return builder.leaf(node.op, node.value, node.kind, node.type)
+            return builder.leaf(node.op, node.value)
         return built(builder, node, args)
 
     return traced.of(builder, rebuilt(builder, traced.roots, change))

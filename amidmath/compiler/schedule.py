@@ -1,21 +1,47 @@
-"""When each part of a row's program is computed: sweeps over the tokens, with row numbers between.
+"""The order of a row's program: sweeps over the tokens, with numbers of the row between them.
 
 A reduction ends a sweep: what depends on it waits for the next one. What is costly and used in
-several sweeps is kept in a buffer of the length of the row, where the executor has such buffers.
+several sweeps is kept in a buffer of the length of the row, where the target has such buffers.
 """
 
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from amidmath.compiler.graph import REDUCTIONS, TOKEN, Node, reachable
-from amidmath.compiler.simplify import COST
+from amidmath.compiler.graph import Node, reachable
+from amidmath.compiler.operations import OPERATIONS, REDUCTIONS, TOKEN
 
 WORTH_KEEPING = {"real": 12, "bool": 3}
 """Instructions a token above which loading a number is better than computing it again.
 
 What costs is what moves between caches: numbers of 4 or 8 bytes, truth values of one bit.
 """
+
+
+class Buffer(NamedTuple):
+    """A row's length of memory in which a token expression is kept, from one sweep on."""
+
+    slot: int
+    filled: int
+
+
+Buffers = dict[Node, Buffer]
+"""The buffers of the token expressions that are kept."""
+
+
+class Extreme(NamedTuple):
+    """The largest of the tokens' numbers, where it is, or both.
+
+    Args:
+        of: the token expression.
+        largest: its maximum, if that is wanted.
+        place: the first position of that, if wanted.
+    """
+
+    of: Node
+    largest: Node | None
+    place: Node | None
 
 
 @dataclass
@@ -38,32 +64,49 @@ class Sweep:
         reduced = [r.args[0] for r in self.reductions]
         return [*reduced, *self.kept, *(node for _, node in self.outputs)]
 
+    @property
+    def totals(self) -> list[Node]:
+        """The sums among the reductions."""
+        return [r for r in self.reductions if r.op == "sum"]
+
+    @property
+    def extremes(self) -> list[Extreme]:
+        """The maxima and positions among the reductions; those of the same numbers are one."""
+        largest = {r.args[0]: r for r in self.reductions if r.op == "max"}
+        places = {r.args[0]: r for r in self.reductions if r.op == "argmax"}
+        return [Extreme(of, largest.get(of), places.get(of)) for of in {**places, **largest}]
+
 
 @dataclass(frozen=True)
 class Program:
-    """What is computed on one row.
+    """A row's computation, in order.
 
     Args:
         sweeps: the passes, in order.
         value: the row's value.
         partials: derivatives by the operands, numbers a token or a row, None if not wanted.
-        buffers: the nodes that are kept, each with its buffer and the sweep that fills it.
+        buffers: the nodes that are kept.
     """
 
     sweeps: tuple[Sweep, ...]
     value: Node
     partials: tuple[Node | None, ...]
-    buffers: dict[Node, tuple[int, int]]
+    buffers: Buffers
 
     @property
     def roots(self) -> list[Node]:
         """The value and the partials that are wanted."""
-        return [self.value, *(p for p in self.partials if p is not None)]
+        return [self.value, *(partial for _, partial in self.wanted)]
+
+    @property
+    def wanted(self) -> list[tuple[int, Node]]:
+        """The operands that a derivative by is wanted, and the derivatives."""
+        return [(j, partial) for j, partial in enumerate(self.partials) if partial is not None]
 
     @property
     def slots(self) -> int:
-        """How many buffers there are."""
-        return max((slot + 1 for slot, _ in self.buffers.values()), default=0)
+        """The number of buffers."""
+        return max((buffer.slot + 1 for buffer in self.buffers.values()), default=0)
 
 
 def scheduled(value: Node, partials: Sequence[Node | None], keeping: bool) -> Program:
@@ -72,7 +115,7 @@ def scheduled(value: Node, partials: Sequence[Node | None], keeping: bool) -> Pr
     Args:
         value: one number a row.
         partials: derivatives, None where none is wanted.
-        keeping: whether the executor has buffers for what several sweeps use.
+        keeping: whether the target has buffers for what several sweeps use.
     """
     roots = [value, *(p for p in partials if p is not None)]
     nodes = reachable(roots)
@@ -98,9 +141,9 @@ def _levels(nodes: Sequence[Node]) -> dict[Node, int]:
     return level
 
 
-def _kept(sweeps: Sequence[Sweep]) -> dict[Node, tuple[int, int]]:
+def _kept(sweeps: Sequence[Sweep]) -> Buffers:
     """Choose what is written into buffers, going from sweep to sweep."""
-    kept: dict[Node, tuple[int, int]] = {}
+    kept: Buffers = {}
     first: dict[Node, int] = {}
     for at, sweep in enumerate(sweeps):
         chosen: list[Node] = []
@@ -113,7 +156,7 @@ def _kept(sweeps: Sequence[Sweep]) -> dict[Node, tuple[int, int]]:
                 continue
             seen.add(node)
             if node in first and node not in kept and _worth(prices(node), node):
-                kept[node] = (len(kept), first[node])
+                kept[node] = Buffer(len(kept), first[node])
                 chosen.append(node)
             if node not in kept:
                 stack.extend(a for a in node.args if a.kind == TOKEN)
@@ -133,7 +176,7 @@ def _worth(price: int, node: Node) -> bool:
 
 
 def _prices(kept: Collection[Node]) -> Callable[[Node], int]:
-    """What it takes to compute a number, given what is kept."""
+    """The instructions that computing a number takes, given what is kept."""
     known: dict[Node, int] = {}
 
     def price(node: Node) -> int:
@@ -142,44 +185,40 @@ def _prices(kept: Collection[Node]) -> Callable[[Node], int]:
         if node in kept:
             return 1
         if node not in known:
-            known[node] = COST[node.op] + sum(price(a) for a in node.args)
+            known[node] = OPERATIONS[node.op].cost + sum(price(a) for a in node.args)
         return known[node]
 
     return price
 
 
-def _shared_buffers(
-    sweeps: Sequence[Sweep], kept: dict[Node, tuple[int, int]]
-) -> dict[Node, tuple[int, int]]:
+def _shared_buffers(sweeps: Sequence[Sweep], kept: Buffers) -> Buffers:
     """Give buffers that are no longer read to what is kept later: fewer of them fit a cache."""
     last: dict[Node, int] = {}
     for at, sweep in enumerate(sweeps):
         for node in sorted(computed(sweep.roots, kept, at)[1], key=lambda n: n.order):
             last[node] = at
     free: list[int] = []
-    shared: dict[Node, tuple[int, int]] = {}
+    shared: Buffers = {}
     count = 0
     for at, sweep in enumerate(sweeps):
-        free += [shared[n][0] for n, end in last.items() if end == at - 1 and n in shared]
+        free += [shared[n].slot for n, end in last.items() if end == at - 1 and n in shared]
         for node in sweep.kept:
             if free:
                 slot = free.pop()
             else:
                 slot, count = count, count + 1
-            shared[node] = (slot, at)
+            shared[node] = Buffer(slot, at)
     return shared
 
 
-def computed(
-    roots: Sequence[Node], kept: dict[Node, tuple[int, int]], at: int
-) -> tuple[set[Node], set[Node]]:
+def computed(roots: Sequence[Node], kept: Buffers, at: int) -> tuple[set[Node], set[Node]]:
     """The token expressions that a sweep computes, and those that it reads from buffers."""
     seen: set[Node] = set()
     read: set[Node] = set()
     stack = [r for r in roots if r.kind == TOKEN]
     while stack:
         node = stack.pop()
-        if node in kept and kept[node][1] < at:
+        if node in kept and kept[node].filled < at:
             read.add(node)
         elif node not in seen:
             seen.add(node)

@@ -7,43 +7,9 @@ knows that exp(x - c) is exp(x - d) times a number of the row.
 
 from collections.abc import Callable, Sequence
 
-from amidmath.compiler.graph import (
-    REDUCTIONS,
-    TOKEN,
-    Builder,
-    Node,
-    reachable,
-)
-
-COST = {
-    "exp": 18,
-    "expm1": 22,
-    "log": 26,
-    "log1p": 28,
-    "log1p_near": 18,
-    "sqrt": 8,
-    "asin": 60,
-    "div": 6,
-    "neg": 1,
-    "abs": 1,
-    "add": 1,
-    "sub": 1,
-    "mul": 1,
-    "select": 1,
-    "iota": 1,
-    "input": 1,
-    "lt": 1,
-    "le": 1,
-    "eq": 1,
-    "ne": 1,
-    "and": 1,
-    "or": 1,
-    "not": 1,
-    "sum": 1,
-    "max": 1,
-    "argmax": 3,
-}
-"""About how many vector instructions an operation takes."""
+from amidmath.compiler.builder import Builder
+from amidmath.compiler.graph import Node, reachable
+from amidmath.compiler.operations import OPERATIONS, REDUCTIONS, TOKEN
 
 
 def simplified(builder: Builder, roots: Sequence[Node]) -> list[Node]:
@@ -54,8 +20,9 @@ def simplified(builder: Builder, roots: Sequence[Node]) -> list[Node]:
 
 def cost(nodes: Sequence[Node]) -> int:
     """Work a token."""
-    tokens = sum(COST.get(n.op, 0) for n in nodes if n.kind == TOKEN)
-    return tokens + sum(COST[n.op] for n in nodes if n.op in REDUCTIONS)
+    return sum(
+        OPERATIONS[node.op].cost for node in nodes if node.kind == TOKEN or node.op in REDUCTIONS
+    )
 
 
 def rebuilt(
@@ -84,7 +51,7 @@ def built(builder: Builder, node: Node, args: tuple[Node, ...]) -> Node:
 
 
 Terms = tuple[tuple[bool, Node], ...]
-"""What is added to (True) or taken from a token's number, one a row each, innermost first."""
+"""Numbers of the row, innermost first, added to a token's number (True) or taken from it."""
 
 
 def _peeled(node: Node) -> tuple[Node, Terms]:
@@ -212,7 +179,7 @@ def _drop_guards(builder: Builder, roots: Sequence[Node]) -> list[Node]:
 
 
 def _consequences(condition: Node, holds: bool) -> dict[Node, bool]:
-    """What is known of other conditions where this one holds, or fails."""
+    """The truth of other conditions, as far as it is known where this one holds, or fails."""
     known = {condition: holds}
     if condition.op == "not":
         known |= _consequences(condition.args[0], not holds)

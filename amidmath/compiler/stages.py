@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from amidmath.compiler.graph import TOKEN, Node
-from amidmath.compiler.schedule import Sweep, computed
-from amidmath.compiler.simplify import COST
+from amidmath.compiler.graph import Node
+from amidmath.compiler.operations import OPERATIONS, TOKEN
+from amidmath.compiler.schedule import Buffer, Buffers, Sweep, computed
 
 AT_ONCE = 4
 """Instructions that a processor can start in a cycle."""
@@ -21,25 +21,6 @@ WINDOW = 190
 """Instructions that it looks at: a loop of n, its chain d cycles long, takes n·d/WINDOW a turn."""
 PASSED = 0.75
 """Cycles for a number that is passed on: a store and a load."""
-_WAIT = {
-    "input": 8,
-    "exp": 38,
-    "expm1": 45,
-    "log": 60,
-    "log1p": 60,
-    "log1p_near": 42,
-    "sqrt": 20,
-    "asin": 100,
-    "div": 13,
-    "add": 3,
-    "select": 3,
-    "lt": 5,
-    "le": 5,
-    "eq": 5,
-    "ne": 5,
-    "iota": 0,
-}
-"""Cycles until a result is there."""
 LEAST = 20
 """Instructions below which a stage is not worth its loop."""
 MOST = 150
@@ -62,18 +43,23 @@ class Stage(Sweep):
     given: dict[Node, int] = field(default_factory=dict)
     there: frozenset[Node] = frozenset()
 
+    @classmethod
+    def whole(cls, sweep: Sweep) -> "Stage":
+        """A sweep that is one stage."""
+        return cls(reductions=sweep.reductions, kept=sweep.kept, outputs=sweep.outputs)
+
     @property
     def roots(self) -> list[Node]:
         """The token expressions that it computes."""
         return [*super().roots, *self.passed]
 
-    def inputs(self, buffers: dict[Node, tuple[int, int]], at: int) -> list[Node]:
+    def inputs(self, buffers: Buffers, at: int) -> list[Node]:
         """The inputs that it reads, given what is kept in buffers and which sweep it is of."""
-        known = buffers | dict.fromkeys((*self.given, *self.there), (0, at - 1))
+        known = buffers | dict.fromkeys((*self.given, *self.there), Buffer(0, at - 1))
         return [node for node in computed(self.roots, known, at)[0] if node.op == "input"]
 
 
-def staged(sweep: Sweep, buffers: dict[Node, tuple[int, int]], at: int) -> list[Stage]:
+def staged(sweep: Sweep, buffers: Buffers, at: int) -> list[Stage]:
     """The stages of a sweep.
 
     Args:
@@ -108,7 +94,7 @@ def staged(sweep: Sweep, buffers: dict[Node, tuple[int, int]], at: int) -> list[
 
 
 def _cuts(order: Sequence[Node], needed: "_Needed") -> list[int]:
-    """Where stages end, for the least time by the figures above."""
+    """The places where stages end, for the least time by the figures above."""
     count = len(order)
     between = [0.0] * (count + 1)
     for j in range(1, count):
@@ -124,7 +110,7 @@ def _cuts(order: Sequence[Node], needed: "_Needed") -> list[int]:
             node = order[end - 1]
             work += needed.work(node)
             depth[node] = needed.wait(node) + max(
-                (depth.get(a, _WAIT["input"]) for a in node.args), default=0
+                (depth.get(a, OPERATIONS["input"].latency) for a in node.args), default=0
             )
             deepest = max(deepest, depth[node])
             if work > MOST:
@@ -143,7 +129,7 @@ def _cuts(order: Sequence[Node], needed: "_Needed") -> list[int]:
 
 
 class _Needed:
-    """What the nodes of a sweep need of each other."""
+    """The needs of a sweep's nodes: work, time, and each other."""
 
     def __init__(self, order: Sequence[Node], kept: Sequence[Node]) -> None:
         self.order, self.kept = order, set(kept)
@@ -157,27 +143,27 @@ class _Needed:
 
     def work(self, node: Node) -> float:
         """Instructions that the node takes."""
-        return 0.0 if self.fused(node) else COST[node.op]
+        return 0.0 if self.fused(node) else OPERATIONS[node.op].cost
 
     def fused(self, node: Node) -> bool:
-        """Whether the node is a product that is only added to something, which takes it along."""
+        """Tell a product that is only added to something, which takes it along."""
         users = self.users.get(node, [])
         return node.op == "mul" and len(users) == 1 and users[0].op in ("add", "sub")
 
     def wait(self, node: Node) -> int:
         """Cycles until the node is there, once its arguments are."""
-        return 0 if self.fused(node) else _WAIT.get(node.op, _WAIT["add"])
+        return 0 if self.fused(node) else OPERATIONS[node.op].latency
 
     def again(self, node: Node) -> int:
         """Instructions that it takes to compute the node once more from what is in memory."""
         if node.kind != TOKEN or node not in self.here or node.op == "input":
             return 0
         if node not in self.costs:
-            self.costs[node] = COST[node.op] + sum(self.again(a) for a in node.args)
+            self.costs[node] = OPERATIONS[node.op].cost + sum(self.again(a) for a in node.args)
         return self.costs[node]
 
     def across(self, cut: int) -> list[Node]:
-        """What is passed on where the order is cut."""
+        """The nodes that are passed on where the order is cut."""
         return [n for n in self.order[:cut] if cut <= self.last.get(n, -1)]
 
     def _last_needed(self) -> dict[Node, int]:

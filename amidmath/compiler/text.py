@@ -1,52 +1,93 @@
-"""Row programs as lines of text, for executors that compile source: Triton and CUDA C++.
+"""Row programs as lines of text, for targets that are source code: Triton and CUDA C++.
 
-What a line says is the same everywhere; how a language writes it is in a :class:`Language`.
+The walk over a program is noted down here, since such a target puts its functions together from
+parts: a row that several programs share takes the same numbers of the row more than once. How a
+language writes a line is in its :class:`Language`.
 """
 
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
+from typing import NamedTuple
 
-from amidmath.compiler.graph import REDUCTIONS, TOKEN, Node, UnsupportedError, reachable
-from amidmath.compiler.schedule import Program, Sweep
+from amidmath.compiler.graph import Node, UnsupportedError
+from amidmath.compiler.lower import lower
+from amidmath.compiler.schedule import Extreme, Program
+from amidmath.compiler.stages import Stage
 
 
 @dataclass(frozen=True)
 class Language:
-    """How operations are written.
+    """The spelling of expressions.
 
     Args:
-        name: the language's name.
-        operations: a format for each elementwise operation, of its arguments.
-        number: writes a constant.
-        read: writes an input's element, of the input's number and a position.
-        position: what a token's position is called in a loop over the tokens.
+        operations: a format for each elementwise operation, of its operands.
+        constant: writes a constant.
+        logits: writes the logits of the tokens of a loop, of the input's number.
+        logit: writes one logit, of the input's number and a position.
+        positions: the tokens' positions in a loop.
     """
 
-    name: str
     operations: dict[str, str]
-    number: Callable[[float | bool], str]
-    read: Callable[[int, str], str]
-    position: str
+    constant: Callable[[float | bool], str]
+    logits: Callable[[int], str]
+    logit: Callable[[int, str], str]
+    positions: str
 
 
-Lines = list[tuple[str, str]]
-"""Names, and the expressions that they stand for."""
+class Line(NamedTuple):
+    """A name, and the expression that it stands for."""
+
+    name: str
+    expression: str
+
+
+class Total(NamedTuple):
+    """A sum: its name, and that of the tokens' numbers."""
+
+    name: str
+    of: str
+
+
+class Largest(NamedTuple):
+    """A maximum: its name, that of its position if wanted, and that of the tokens' numbers."""
+
+    name: str
+    place: str | None
+    of: str
+
+
+class Stored(NamedTuple):
+    """An array of the caller's, and the name of what is written there."""
+
+    array: str
+    value: str
 
 
 @dataclass
 class Loop:
-    """A sweep: lines computed for every token, and what becomes of them.
+    """A sweep: lines computed for every token, and what becomes of them."""
 
-    Args:
-        lines: names and expressions, in order.
-        reductions: the kind, the name of the row's number, and the token's name.
-        outputs: the operand whose derivative it is, and the token's name.
-    """
+    lines: list[Line] = field(default_factory=list)
+    totals: list[Total] = field(default_factory=list)
+    extremes: list[Largest] = field(default_factory=list)
+    stores: list[Stored] = field(default_factory=list)
 
-    lines: Lines = field(default_factory=list)
-    reductions: list[tuple[str, str, str]] = field(default_factory=list)
-    outputs: list[tuple[int, str]] = field(default_factory=list)
+
+@dataclass
+class Results:
+    """Arrays to write: those with one number a row, and those with the same for all tokens."""
+
+    once: list[Stored] = field(default_factory=list)
+    spread: list[Stored] = field(default_factory=list)
+
+
+class Step(NamedTuple):
+    """A sweep, after the lines that compute the numbers of the row that it needs."""
+
+    before: list[Line]
+    loop: Loop
 
 
 @dataclass(frozen=True)
@@ -54,140 +95,124 @@ class Listing:
     """A program's lines.
 
     Args:
-        steps: for each sweep the row's lines before it, and the sweep; at last the row's lines
-            after all sweeps, with no sweep.
-        value: the name of the row's value.
-        knobs: operands that are knobs, and the names of the derivatives by them.
-        uniform: operands that are logits, whose derivative is the same for all tokens.
+        steps: the sweeps.
+        after: lines of the row after all sweeps.
+        results: what is written then.
+        left_out: what is written of a row that the mask leaves out.
         arrays: the arrays that take part: "input0", "input1", "knob…", "scale", "value",
             "partial…", in this order.
         params: which of the program's numbers take part.
     """
 
-    steps: list[tuple[Lines, Loop | None]]
-    value: str
-    knobs: list[tuple[int, str]]
-    uniform: list[tuple[int, str]]
+    steps: list[Step]
+    after: list[Line]
+    results: Results
+    left_out: Results
     arrays: list[str]
     params: list[int]
 
-    @property
-    def logits(self) -> list[int]:
-        """The operands by which the derivative is one number a token."""
-        each = [j for _, loop in self.steps if loop is not None for j, _ in loop.outputs]
-        return [*each, *(j for j, _ in self.uniform)]
-
 
 def listed(program: Program, language: Language) -> Listing:
-    """The lines of a program that keeps nothing in buffers; ``UnsupportedError`` if it has none."""
-    nodes = reachable(program.roots)
-    known = {*language.operations, *REDUCTIONS, *_LEAVES, "at"}
-    unknown = next((node.op for node in nodes if node.op not in known), None)
-    if unknown is not None:
-        raise UnsupportedError(f"{unknown} in {language.name}")
-    return _Lister(program, language).listing(nodes)
+    """The lines of a program that keeps nothing in buffers."""
+    recorder = _Recorder(language)
+    lower(program, recorder, masked=True)
+    once = [name for name in recorder.read if not name.startswith("param")]
+    written = [f"partial{which}" for which, _ in program.wanted]
+    params = sorted(int(name.removeprefix("param")) for name in recorder.read - set(once))
+    arrays = sorted([*once, "value", *written], key=_place)
+    return Listing(
+        recorder.steps, recorder.lines, recorder.results, recorder.left_out, arrays, params
+    )
 
 
-_LEAVES = ("input", "knob", "scale", "const", "param", "iota")
+_ARRAYS = ("input", "knob", "scale", "value", "partial")
 
 
-def _arrays(nodes: Sequence[Node], program: Program) -> list[str]:
-    """The names of the arrays that the nodes and the results are in."""
-    inputs = sorted(n.value for n in nodes if n.op == "input")
-    knobs = sorted(n.value for n in nodes if n.op == "knob")
-    scale = ["scale"] if any(n.op == "scale" for n in nodes) else []
-    partials = [f"partial{j}" for j, p in enumerate(program.partials) if p is not None]
-    read = [*(f"input{j}" for j in inputs), *(f"knob{j}" for j in knobs), *scale]
-    return [*read, "value", *partials]
+def _place(array: str) -> tuple[int, int]:
+    """An array's place among the arguments of a kernel."""
+    kind = array.rstrip("0123456789")
+    return _ARRAYS.index(kind), int(array.removeprefix(kind) or 0)
 
 
-class _Lister:
-    def __init__(self, program: Program, language: Language) -> None:
-        self.program, self.language = program, language
-        self.names: dict[Node, str] = {}
-        self.points: dict[tuple[Node, Node], str] = {}
+class _Recorder:
+    """The target that notes down what it is told to spell."""
 
-    def listing(self, nodes: Sequence[Node]) -> Listing:
-        steps: list[tuple[Lines, Loop | None]] = []
-        for sweep in self.program.sweeps:
-            before: Lines = []
-            loop = self._loop(sweep, before)
-            steps.append((before, loop))
-        after: Lines = []
-        value = self._number(self.program.value, after)
-        present = [(j, p) for j, p in enumerate(self.program.partials) if p is not None]
-        row = [(j, self._number(p, after)) for j, p in present if p.kind != TOKEN]
-        steps.append((after, None))
-        knobs, uniform = [n for n in row if n[0] >= 2], [n for n in row if n[0] < 2]
-        arrays = _arrays(nodes, self.program)
-        params = sorted(n.value for n in nodes if n.op == "param")
-        return Listing(steps, value, knobs, uniform, arrays, params)
+    def __init__(self, language: Language) -> None:
+        self.language = language
+        self.steps: list[Step] = []
+        self.lines: list[Line] = []
+        self.loop = Loop()
+        self.results, self.left_out = Results(), Results()
+        self.read: set[str] = set()
+        self.reduced: dict[Node, str] = {}
+        self.names = count()
 
-    def _loop(self, sweep: Sweep, before: Lines) -> Loop:
-        loop, here = Loop(), dict[Node, str]()
+    def choose(self, kept: Callable[[], None], left_out: Callable[[], None]) -> None:
+        kept()
+        results, self.results = self.results, self.left_out
+        left_out()
+        self.results = results
 
-        def token(node: Node) -> str:
-            if node.kind != TOKEN:
-                return self._number(node, before)
-            if node in here:
-                return here[node]
-            if node.op == "iota":
-                return self.language.position
-            if node.op == "input":
-                expression = self.language.read(node.value, self.language.position)
-            else:
-                expression = self._expression(node, [token(a) for a in node.args])
-            here[node] = f"t{node.order}"
-            loop.lines.append((here[node], expression))
-            return here[node]
+    def constant(self, value: float | bool) -> str:
+        return self.language.constant(value)
 
-        for reduction in sweep.reductions:
-            self.names[reduction] = f"r{reduction.order}"
-            argument = token(reduction.args[0])
-            loop.reductions.append((reduction.op, self.names[reduction], argument))
-        loop.outputs = [(j, token(node)) for j, node in sweep.outputs]
-        return loop
+    def operand(self, name: str) -> str:
+        self.read.add(name)
+        return name
 
-    def _number(self, node: Node, lines: Lines) -> str:
-        """The name of a number of the row, after the lines that compute it."""
-        if node in self.names:
-            return self.names[node]
-        if node.op == "const":
-            return self.language.number(node.value)
-        if node.op in ("param", "knob"):
-            return f"{node.op}{node.value}"
-        if node.op == "scale":
-            return "scale"
-        if node.op == "at":
-            index, expression = node.args
-            self.names[node] = self._point(index, expression, lines)
-            return self.names[node]
-        expression_text = self._expression(node, [self._number(a, lines) for a in node.args])
-        self.names[node] = f"r{node.order}"
-        lines.append((self.names[node], expression_text))
-        return self.names[node]
+    def operation(self, node: Node, args: Sequence[str]) -> str:
+        return self._line(self.language.operations[node.op].format(*args))
 
-    def _point(self, index: Node, node: Node, lines: Lines) -> str:
-        """The name of a token's number at one position."""
-        if node.kind != TOKEN:
-            return self._number(node, lines)
-        key = (index, node)
-        if key in self.points:
-            return self.points[key]
-        place = "0" if index.op == "const" else self._number(index, lines)
-        if node.op == "iota":
-            return place
-        if node.op == "input":
-            expression = self.language.read(node.value, place)
-        else:
-            arguments = [self._point(index, a, lines) for a in node.args]
-            expression = self._expression(node, arguments)
-        self.points[key] = f"p{index.order}_{node.order}"
-        lines.append((self.points[key], expression))
-        return self.points[key]
+    def logit_at(self, which: int, place: str | int) -> str:
+        self.read.add(f"input{which}")
+        return self._line(self.language.logit(which, str(place)))
 
-    def _expression(self, node: Node, arguments: list[str]) -> str:
-        return self.language.operations[node.op].format(*arguments)
+    def index(self, place: str | int) -> str:
+        return str(place)
+
+    def result(self, array: str, value: str) -> None:
+        self.results.once.append(Stored(array, value))
+
+    def spread(self, which: int, value: str) -> None:
+        self.results.spread.append(Stored(f"partial{which}", value))
+
+    def across(self, value: str) -> str:
+        return value
+
+    def sweep(self, stages: Sequence[Stage], turn: Callable[[Stage], None]) -> dict[Node, str]:
+        (stage,) = stages
+        self.reduced = {reduction: self._name() for reduction in stage.reductions}
+        self.loop = Loop()
+        before, self.lines = self.lines, self.loop.lines
+        turn(stage)
+        self.steps.append(Step(before, self.loop))
+        self.lines = []
+        return self.reduced
+
+    def logits(self, which: int) -> str:
+        self.read.add(f"input{which}")
+        return self._line(self.language.logits(which))
+
+    def positions(self) -> str:
+        return self.language.positions
+
+    def add(self, total: Node, value: str) -> None:
+        self.loop.totals.append(Total(self.reduced[total], value))
+
+    def compare(self, extreme: Extreme, value: str) -> None:
+        name = self._name() if extreme.largest is None else self.reduced[extreme.largest]
+        place = None if extreme.place is None else self.reduced[extreme.place]
+        self.loop.extremes.append(Largest(name, place, value))
+
+    def store(self, which: int, value: str) -> None:
+        self.loop.stores.append(Stored(f"partial{which}", value))
+
+    def _line(self, expression: str) -> str:
+        self.lines.append(Line(self._name(), expression))
+        return self.lines[-1].name
+
+    def _name(self) -> str:
+        return f"x{next(self.names)}"
 
 
 def number(value: float | bool, infinity: str, true: str, false: str) -> str:

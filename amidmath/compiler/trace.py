@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from amidmath.compiler.graph import REDUCTIONS, ROW, TOKEN, Builder, Node, UnsupportedError
+from amidmath.compiler.builder import Builder
+from amidmath.compiler.graph import Node, UnsupportedError
+from amidmath.compiler.operations import OPERATIONS, TOKEN
 
 
 @dataclass(frozen=True)
 class DType:
-    """What blocks ask of a dtype, and of ``finfo``."""
+    """A dtype, with the figures of ``finfo`` that blocks ask for."""
 
     name: str
     bits: int
@@ -67,27 +69,20 @@ class RowArray:
     __float__ = __int__ = __index__ = __bool__
 
 
-def _operator(op: str, swapped: bool = False) -> Callable[[RowArray, Any], RowArray]:
-    def apply(self: RowArray, other: Any) -> RowArray:
-        operands = (other, self) if swapped else (self, other)
+def _operator(op: str, swapped: bool = False) -> Callable[..., RowArray]:
+    def apply(self: RowArray, *other: Any) -> RowArray:
+        operands = (*other, self) if swapped else (self, *other)
         return self.xp.elementwise(op, *operands)
 
     return apply
 
 
-for _name, _op in (("add", "add"), ("sub", "sub"), ("mul", "mul"), ("truediv", "div")):
-    setattr(RowArray, f"__{_name}__", _operator(_op))
-    setattr(RowArray, f"__r{_name}__", _operator(_op, swapped=True))
-for _name, _op in (("and", "and"), ("or", "or")):
-    setattr(RowArray, f"__{_name}__", _operator(_op))
-    setattr(RowArray, f"__r{_name}__", _operator(_op))
-for _name, _op, _swapped in (
-    *(("lt", "lt", False), ("le", "le", False), ("gt", "lt", True), ("ge", "le", True)),
-    *(("eq", "eq", False), ("ne", "ne", False)),
-):
-    setattr(RowArray, f"__{_name}__", _operator(_op, _swapped))
-for _name, _op in (("neg", "neg"), ("abs", "abs"), ("invert", "not")):
-    setattr(RowArray, f"__{_name}__", lambda self, op=_op: self.xp.elementwise(op, self))
+for _operation in OPERATIONS.values():
+    if _operation.method is not None:
+        setattr(RowArray, f"__{_operation.method}__", _operator(_operation.name))
+    if _operation.reflected is not None:
+        swapped = _operator(_operation.name, swapped=True)
+        setattr(RowArray, f"__{_operation.reflected}__", swapped)
 RowArray.__hash__ = object.__hash__  # type: ignore[method-assign]
 
 
@@ -132,12 +127,13 @@ class Tracing:
         return self.wrap(self.builder.apply(op, *(self.node(x) for x in operands)))
 
     def __getattr__(self, name: str) -> Any:
-        """Functions of one argument by their names."""
-        if name in ("exp", "expm1", "log", "log1p", "log1p_near", "sqrt", "abs", "asin"):
-            return lambda x: self.elementwise(name, x)
-        if name in REDUCTIONS:
+        """Functions and reductions by their names."""
+        operation = OPERATIONS.get(name)
+        if operation is None or not operation.function:
+            raise UnsupportedError(f"the function {name}")
+        if operation.reduces:
             return lambda x, *, axis, keepdims=False: self._reduce(name, x, axis)
-        raise UnsupportedError(f"the function {name}")
+        return lambda *x: self.elementwise(name, *x)
 
     def _reduce(self, op: str, x: Any, axis: int) -> RowArray:
         if axis != -1:
@@ -149,15 +145,15 @@ class Tracing:
         return self.elementwise("select", condition, a, b)
 
     def isinf(self, x: Any) -> RowArray:
-        """Whether it is ±inf."""
+        """Tell ±inf."""
         return self.elementwise("eq", self.abs(x), self.inf)
 
     def isfinite(self, x: Any) -> RowArray:
-        """Whether it is neither ±inf nor NaN."""
+        """Tell what is neither ±inf nor NaN."""
         return self.elementwise("lt", self.abs(x), self.inf)
 
     def isnan(self, x: Any) -> RowArray:
-        """Whether it is NaN."""
+        """Tell NaN."""
         return self.elementwise("ne", x, x)
 
     def zeros_like(self, x: RowArray, *, dtype: Any = None) -> RowArray:
@@ -172,7 +168,7 @@ class Tracing:
         """The positions of the tokens."""
         if stop is not self.vocabulary:
             raise UnsupportedError("positions of anything but the vocabulary")
-        return self.wrap(self.builder.leaf("iota", None, TOKEN, "index"))
+        return self.wrap(self.builder.leaf("iota"))
 
     def astype(self, x: RowArray, dtype: Any, *, copy: bool = True) -> RowArray:
         """There is one dtype."""
@@ -185,7 +181,7 @@ class Tracing:
 
 @dataclass(frozen=True)
 class Traced:
-    """What a block computes on one row.
+    """The computation of a block on one row.
 
     Args:
         builder: what builds further nodes of the graph.
@@ -223,8 +219,8 @@ def trace(
         scaled: whether the partial derivatives are multiplied by one number a row.
     """
     xp = Tracing(dtype)
-    logits = [xp.wrap(xp.builder.leaf("input", j, TOKEN)) for j in (0, 1)]
-    knobs = [xp.wrap(xp.builder.leaf("knob", j, ROW)) for j in range(len(needs) - 2)]
+    logits = [xp.wrap(xp.builder.leaf("input", j)) for j in (0, 1)]
+    knobs = [xp.wrap(xp.builder.leaf("knob", j)) for j in range(len(needs) - 2)]
     value, partials = block(*logits, *knobs, needs=needs, xp=xp)
     wanted: list[Node | None] = []
     for partial, need in zip(partials, needs, strict=True):
@@ -233,6 +229,6 @@ def trace(
             continue
         node = xp.node(partial)
         if scaled:
-            node = xp.builder.apply("mul", node, xp.builder.leaf("scale", None, ROW))
+            node = xp.builder.apply("mul", node, xp.builder.leaf("scale"))
         wanted.append(node)
     return Traced(xp.builder, xp.node(value), tuple(wanted))

@@ -158,7 +158,7 @@ def log1p_near(x: Array, xp: Namespace) -> Array:
 def absent(log_x: Array, log_y: Array, xp: Namespace) -> Array:
     """Whether a token takes no part in a divergence: neither distribution has it.
 
-    A probability below the smallest normal number is none: some executors keep a few bits of it,
+    A probability below the smallest normal number is none: some backends keep a few bits of it,
     others round it to 0, and one next to an exact 0 would be infinitely far from it here and at no
     distance there. Docs: stable evaluation, S8.
     """

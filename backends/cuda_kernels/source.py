@@ -9,41 +9,48 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from amidmath.compiler.program import RowProgram
-from amidmath.compiler.text import Language, Lines, Listing, Loop, indented, listed, number
+from amidmath.compiler.text import Language, Line, Listing, Loop, Results, indented, listed, number
 
 THREADS = 512
 """Threads to a block, at most; a power of 2."""
 TYPES = {"float32": "float", "float64": "double", "float16": "__half"}
 
-_COMPARISONS = {"lt": "<", "le": "<=", "eq": "==", "ne": "!="}
-_OPERATIONS = {
-    "add": "{} + {}",
-    "sub": "{} - {}",
-    "mul": "{} * {}",
-    "div": "{} / {}",
-    "neg": "-{}",
-    **{op: f"{{}} {sign} {{}}" for op, sign in _COMPARISONS.items()},
-    "and": "{} && {}",
-    "or": "{} || {}",
-    "not": "!{}",
-    "select": "{} ? {} : {}",
-    **{op: f"{op}({{}})" for op in ("exp", "expm1", "log", "log1p", "sqrt", "asin")},
-    "log1p_near": "log1p({})",
+OPERATIONS = {
+    "add": "({} + {})",
+    "sub": "({} - {})",
+    "mul": "({} * {})",
+    "div": "({} / {})",
+    "neg": "(-{})",
     "abs": "fabs({})",
+    "exp": "exp({})",
+    "expm1": "expm1({})",
+    "log": "log({})",
+    "log1p": "log1p({})",
+    "log1p_near": "log1p({})",
+    "sqrt": "sqrt({})",
+    "asin": "asin({})",
+    "lt": "({} < {})",
+    "le": "({} <= {})",
+    "eq": "({} == {})",
+    "ne": "({} != {})",
+    "and": "({} && {})",
+    "or": "({} || {})",
+    "not": "(!{})",
+    "select": "({} ? {} : {})",
 }
 
 
-def _number(value: float | bool) -> str:
+def _constant(value: float | bool) -> str:
     text = number(value, "infinity()", "true", "false")
     return text if isinstance(value, bool) or "infinity" in text else f"real({text})"
 
 
 LANGUAGE = Language(
-    "CUDA C++",
-    {op: f"({text})" for op, text in _OPERATIONS.items()},
-    _number,
-    lambda which, position: f"load(input{which}[{position}])",
-    "i",
+    operations=OPERATIONS,
+    constant=_constant,
+    logits=lambda which: f"load(input{which}[i])",
+    logit=lambda which, place: f"load(input{which}[{place}])",
+    positions="i",
 )
 
 _PRELUDE = """
@@ -175,8 +182,8 @@ def _pointer(name: str, dtypes: tuple[str, ...]) -> str:
     return f"{'' if kind == 'partial' else 'const '}{TYPES[dtypes[place]]}*"
 
 
-def _assigned(lines: Lines) -> list[str]:
-    return [f"const auto {name} = {expression};" for name, expression in lines]
+def _assigned(lines: Iterable[Line]) -> list[str]:
+    return [f"const auto {line.name} = {line.expression};" for line in lines]
 
 
 def _over_tokens(lines: Iterable[str]) -> list[str]:
@@ -193,46 +200,34 @@ def _body(listing: Listing, arrays: tuple[str, ...]) -> list[str]:
         elif name != "keep":
             lines += [f"auto {name} = {name}_at + row * {name}_stride;"]
     if "keep" in arrays:
-        lines += ["if (!keep_at[row * keep_stride]) {", *indented(_left_out(listing)), "}"]
+        left_out = [*_written(listing.left_out), "return;"]
+        lines += ["if (!keep_at[row * keep_stride]) {", *indented(left_out), "}"]
     for before, loop in listing.steps:
-        lines += _assigned(before)
-        if loop is not None:
-            lines += _sweep(loop)
-    results = [("value", listing.value), *((f"partial{j}", name) for j, name in listing.knobs)]
-    return [*lines, *_written(results, listing.uniform)]
+        lines += [*_assigned(before), *_sweep(loop)]
+    return [*lines, *_assigned(listing.after), *_written(listing.results)]
 
 
-def _left_out(listing: Listing) -> list[str]:
-    """Zeros, for a row that the mask leaves out."""
-    results = [("value", "real(0)"), *((f"partial{j}", "real(0)") for j, _ in listing.knobs)]
-    return [*_written(results, [(j, "real(0)") for j in listing.logits]), "return;"]
-
-
-def _written(results: list[tuple[str, str]], uniform: list[tuple[int, str]]) -> list[str]:
+def _written(results: Results) -> list[str]:
     """Numbers of the row, and what is the same for all of its tokens."""
-    once = [f"store({name}, {value});" for name, value in results]
+    once = [f"store({array}, {value});" for array, value in results.once]
     lines = ["if (threadIdx.x == 0) {", *indented(once), "}"]
-    stores = [f"store(partial{j} + i, {value});" for j, value in uniform]
-    return [*lines, *(_over_tokens(stores) if stores else [])]
+    spread = [f"store({array} + i, {value});" for array, value in results.spread]
+    return [*lines, *(_over_tokens(spread) if spread else [])]
 
 
 def _sweep(loop: Loop) -> list[str]:
-    lines = [
-        f"{'Sum' if kind == 'sum' else 'Largest'} {name}_mine;" for kind, name, _ in loop.reductions
-    ]
+    lines = [f"Sum {name}_mine;" for name, _ in loop.totals]
+    lines += [f"Largest {name}_mine;" for name, *_ in loop.extremes]
     body = _assigned(loop.lines)
-    body += [
-        f"{name}_mine.add({token});" if kind == "sum" else f"{name}_mine.take({token}, i);"
-        for kind, name, token in loop.reductions
-    ]
-    body += [f"store(partial{j} + i, {token});" for j, token in loop.outputs]
+    body += [f"{name}_mine.add({of});" for name, of in loop.totals]
+    body += [f"{name}_mine.take({of}, i);" for name, _, of in loop.extremes]
+    body += [f"store({array} + i, {value});" for array, value in loop.stores]
     # Where a gradient is written over its logits, no thread may still be looking for one of them.
-    lines += ["__syncthreads();"] if loop.outputs else []
+    lines += ["__syncthreads();"] if loop.stores else []
     lines += _over_tokens(body)
-    for kind, name, _ in loop.reductions:
-        if kind == "sum":
-            lines += [f"const real {name} = reduced({name}_mine, shared);"]
-        else:
-            part = "value" if kind == "max" else "place"
-            lines += [f"const auto {name} = reduced({name}_mine, shared, places).{part};"]
+    lines += [f"const real {name} = reduced({name}_mine, shared);" for name, _ in loop.totals]
+    for name, place, _ in loop.extremes:
+        lines += [f"const Largest {name}_best = reduced({name}_mine, shared, places);"]
+        lines += [f"const real {name} = {name}_best.value;"]
+        lines += [f"const integer {place} = {name}_best.place;"] if place else []
     return lines

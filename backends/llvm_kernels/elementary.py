@@ -2,51 +2,39 @@
 
 Argument reduction and polynomials, as libraries of vector functions have them; the polynomials are
 Chebyshev fits (``mpmath.chebyfit``) of what is left after the leading terms. Errors are within
-two units in the last place, three for asin: tests/backends/test_llvm_math.py measures them.
+two units in the last place: tests/backends/llvm_kernels/test_elementary.py measures them.
 """
 
 import math
+import struct
 from typing import Any
 
 from llvmlite import ir
 
+# fmt: off
 # (eʳ - 1 - r)/r² on |r| <= ½ log 2, highest power first.
 _EXP = {
     32: (
-        *(0.0013926926614021907, 0.008363773874405574, 0.04166655011030512),
-        *(0.16666573381900845, 0.5),
+        0.0013926926614021907, 0.008363773874405574, 0.04166655011030512, 0.16666573381900845, 0.5,
     ),
     64: (
-        *(2.0915442297780116e-09, 2.5106274733573296e-08, 2.75572718102198e-07),
-        *(2.755725283351691e-06, 2.4801587327007187e-05, 0.00019841269876864356),
-        *(0.0013888888888883327, 0.008333333333325544, 0.04166666666666667),
-        *(0.1666666666666667, 0.5),
+        2.0915442297780116e-09, 2.5106274733573296e-08, 2.75572718102198e-07,
+        2.755725283351691e-06, 2.4801587327007187e-05, 0.00019841269876864356,
+        0.0013888888888883327, 0.008333333333325544, 0.04166666666666667, 0.1666666666666667, 0.5,
     ),
 }
 # (log(1+f) - f + f²/2)/f³ on √½ - 1 <= f <= √2 - 1.
 _LOG = (
-    *(0.06971611471451178, -0.11479733846637635, 0.1168541992348674, -0.12425687331451106),
-    *(0.1424905764569748, -0.16667802319501254, 0.200007157488921, -0.24999996957950882),
+    0.06971611471451178, -0.11479733846637635, 0.1168541992348674, -0.12425687331451106,
+    0.1424905764569748, -0.16667802319501254, 0.200007157488921, -0.24999996957950882,
     0.33333331180030046,
 )
 # (2 atanh(s)/s - 2)/s² in s², |s| <= √2 - 1 over √2 + 1.
 _ATANH = (
-    *(0.14618462083796982, 0.15331558670323325, 0.18182894030543298, 0.22222211067419392),
-    *(0.2857142862638853, 0.39999999999898594, 0.666666666666667),
+    0.14618462083796982, 0.15331558670323325, 0.18182894030543298, 0.22222211067419392,
+    0.2857142862638853, 0.39999999999898594, 0.666666666666667,
 )
-# (asin(s)/s - 1)/s² in s², 0 <= s <= ½.
-_ASIN = {
-    32: (
-        *(0.033690847202831, 0.017149238357676653, 0.03110066273549472),
-        *(0.04459940152851217, 0.07500094543497424, 0.16666666337430908),
-    ),
-    64: (
-        *(0.028169218060883034, -0.010749050339700132, 0.016035514349150272),
-        *(0.007802949477352803, 0.011875494382637037, 0.013929652902326617),
-        *(0.017355259955786323, 0.02237204763174451, 0.03038194736709848),
-        *(0.044642857103423646, 0.07500000000020764, 0.1666666666666665),
-    ),
-}
+# fmt: on
 # log 2 in two parts, the first with enough zeros at its end that whole multiples of it are exact.
 _LOG2 = {
     32: (0.693145751953125, 1.428606820309417e-06),
@@ -155,12 +143,12 @@ class Lanes:
 
     @property
     def _lowest(self) -> float:
-        """Where exp falls below the normal numbers, which then count as 0."""
+        """The number below which exp is no normal number, and counts as 0."""
         return math.log(2.0) * (1.5 - _BIAS[self.bits])
 
     @property
     def _highest(self) -> float:
-        """Where exp is beyond the largest number."""
+        """The number above which exp is beyond the largest number."""
         return math.log(2.0) * (_BIAS[self.bits] + 1)
 
     def exp(self, x: Any, nonpositive: bool = False) -> Any:
@@ -254,23 +242,18 @@ class Lanes:
         return self._log_of(b.select(above, self.real(1.0), self.real(0.0)), f)
 
     def asin(self, x: Any) -> Any:
-        """Arcsin x; beyond ½ by way of the angle that is left to π/2."""
-        b = self.builder
-        size = self.unary("fabs", x)
-        steep = b.fcmp_ordered(">", size, self.real(0.5))
-        left = b.fmul(self.real(0.5), b.fsub(self.real(1.0), size))
-        square = b.select(steep, left, b.fmul(size, size))
-        side = b.select(steep, self.unary("sqrt", left), size)
-        cubed = b.fmul(side, square)
-        angle = self.fma(cubed, self._polynomial(_ASIN[self.bits], square), side)
-        rest = self.fma(angle, self.real(-2.0), self.real(0.5 * math.pi))
-        return self._intrinsic("copysign", b.select(steep, rest, angle), x)
+        """Arcsin x of one number, by the function of C's library."""
+        b, double = self.builder, ir.DoubleType()
+        functions = b.module.globals
+        if "asin" not in functions:
+            ir.Function(b.module, ir.FunctionType(double, [double]), name="asin")
+        if self.bits == 64:
+            return b.call(functions["asin"], [x])
+        return b.fptrunc(b.call(functions["asin"], [b.fpext(x, double)]), self.scalar)
 
 
 def _float32(value: float) -> float:
     """The nearest number that single precision has."""
-    import struct
-
     try:
         return float(struct.unpack("f", struct.pack("f", value))[0])
     except OverflowError:

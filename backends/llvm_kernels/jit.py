@@ -32,7 +32,7 @@ def vector_bytes() -> int:
 
 @lru_cache(maxsize=1)
 def fuses() -> bool:
-    """Whether the CPU multiplies and adds in one instruction; LLVM calls slow functions if not."""
+    """Tell whether the CPU multiplies and adds in one instruction; LLVM calls functions if not."""
     on_x86 = str(machine().triple).startswith(("x86", "i"))
     return not on_x86 or bool(llvm.get_host_cpu_features().get("fma", False))
 
@@ -93,7 +93,7 @@ def native(text: str, name: str, *arguments: Any) -> Any:
 
 
 def _linked(text: str, name: str) -> Any:
-    """What the code in memory belongs to; all else that LLVM made is gone on return."""
+    """The owner of the code in memory; all else that LLVM made is gone on return."""
     if not fuses():
         raise UnsupportedError("this on a processor without fused multiply-add")
     library = llvm.JITLibraryBuilder().add_current_process().export_symbol(name)

@@ -1,6 +1,6 @@
 """Compiled rows on the CPU: row programs through LLVM, rows shared out to threads.
 
-NumPy arrays and torch's CPU tensors come here when there is enough to compute. docs/executors.md
+NumPy arrays and torch's CPU tensors come here when there is enough to compute. docs/backends.md
 says what is compiled, when, and what it costs.
 """
 
@@ -198,13 +198,13 @@ def llvm_text(
         teacher=dtypes[1],
         knobs=dtypes[2:],
         masked=masked,
-        params=tuple(n for n in reachable(ordered.roots) if n.op == "param"),
+        params=tuple(n.value for n in reachable(ordered.roots) if n.op == "param"),
     )
     return str(module_of(ordered, layout)), layout, ordered.slots
 
 
 def threads_at_hand() -> int:
-    """How many threads share the rows of NumPy arrays: ``OMP_NUM_THREADS``, or the cores."""
+    """Count the threads that share the rows of NumPy arrays: ``OMP_NUM_THREADS``, or the cores."""
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if asked.isdecimal() and int(asked) > 0:
         return int(asked)

@@ -1,4 +1,4 @@
-"""How compiled rows lie in memory: their dtypes, the function's arguments, ends of rows."""
+"""Rows in memory: their dtypes, the arrays that a kernel gets, the ends of rows."""
 
 import math
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from typing import Any
 from llvmlite import ir
 
 from amidmath.backends.llvm_kernels.elementary import Lanes
-from amidmath.compiler.graph import Node
 
 I1, I8, I16, I32, I64 = (ir.IntType(n) for n in (1, 8, 16, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()
@@ -18,7 +17,7 @@ DTYPES = tuple(STORAGE)
 
 @dataclass(frozen=True)
 class Layout:
-    """How the function's arguments are laid out.
+    """The layout of a kernel's arguments.
 
     Args:
         bits: of the computing dtype, 32 or 64.
@@ -27,7 +26,7 @@ class Layout:
         teacher: that of the teacher's.
         knobs: those of the knobs.
         masked: whether there is a mask of the rows.
-        params: the nodes of the numbers that the caller passes.
+        params: which of the program's numbers take part.
     """
 
     bits: int
@@ -36,7 +35,7 @@ class Layout:
     teacher: str
     knobs: tuple[str, ...]
     masked: bool
-    params: tuple[Node, ...]
+    params: tuple[int, ...]
 
     @property
     def pointers(self) -> list[str]:

@@ -13,6 +13,7 @@ from llvmlite import ir
 from amidmath.backends.llvm_kernels.elementary import Lanes
 from amidmath.backends.llvm_kernels.memory import F32, F64, I32
 from amidmath.compiler.graph import Node
+from amidmath.compiler.schedule import Extreme, Sweep
 
 Values = tuple[Any, ...]
 
@@ -20,62 +21,69 @@ Values = tuple[Any, ...]
 class Reductions:
     """The reductions of one loop over the tokens of a tile.
 
+    What goes from turn to turn is a vector a sum, and for each extreme one of the largest numbers,
+    followed by one of their positions if those are wanted.
+
     Args:
         lanes: vectors of tokens.
-        reductions: what is reduced; a maximum and its position are of the same numbers.
+        sweep: what is reduced.
     """
 
-    def __init__(self, lanes: Lanes, reductions: Sequence[Node]) -> None:
-        """Tell sums from the rest."""
-        self.lanes = lanes
-        self.sums = [r for r in reductions if r.op == "sum"]
-        self.largest = {r.args[0]: r for r in reductions if r.op == "max"}
-        places = {r.args[0]: r for r in reductions if r.op == "argmax"}
-        # The largest is at hand where its position is looked for.
-        self.rest = [places.get(x, r) for x, r in {**places, **self.largest}.items()]
+    def __init__(self, lanes: Lanes, sweep: Sweep) -> None:
+        """Note what there is."""
+        self.lanes, self.totals, self.extremes = lanes, sweep.totals, sweep.extremes
+        self._total: dict[Node, Any] = {}
+        self._largest: dict[Extreme, Any] = {}
+        self._place: dict[Extreme, Any] = {}
 
     def initial(self) -> Values:
-        """What goes into the first tile."""
+        """The vectors that go into the first tile."""
         lanes = self.lanes
         wide = ir.Constant(ir.VectorType(F64, lanes.width), [0.0] * lanes.width)
-        values: list[Any] = [wide for _ in self.sums]
-        for r in self.rest:
+        values: list[Any] = [wide for _ in self.totals]
+        for extreme in self.extremes:
             values.append(lanes.real(-math.inf))
-            if r.op == "argmax":
+            if extreme.place is not None:
                 values.append(ir.Constant(ir.VectorType(I32, lanes.width), [0] * lanes.width))
         return tuple(values)
 
     def opened(self, carried: Values) -> Values:
-        """What goes into a tile's first vector, of what goes into the tile."""
-        count = len(self.sums)
-        return (*(self.lanes.real(0.0) for _ in self.sums), *carried[count:])
+        """Those that go into a tile's first turn, of those that go into the tile."""
+        count = len(self.totals)
+        return (*(self.lanes.real(0.0) for _ in self.totals), *carried[count:])
 
-    def turned(
-        self, carried: Values, value: Callable[[Node], Any], positions: Callable[[], Any]
-    ) -> Values:
-        """What goes into the next vector.
+    def begin(self, carried: Values) -> None:
+        """Begin a turn with the vectors that go into it."""
+        values = iter(carried)
+        self._total = {total: next(values) for total in self.totals}
+        for extreme in self.extremes:
+            self._largest[extreme] = next(values)
+            if extreme.place is not None:
+                self._place[extreme] = next(values)
 
-        Args:
-            carried: what went into this one.
-            value: a vector of a token's number.
-            positions: the positions of the tokens.
-        """
-        b, count = self.lanes.builder, len(self.sums)
-        new: list[Any] = [
-            b.fadd(part, value(r.args[0])) for r, part in zip(self.sums, carried, strict=False)
-        ]
-        state = iter(carried[count:])
-        for r in self.rest:
-            x, best = value(r.args[0]), next(state)
-            above = b.fcmp_ordered(">", x, best)  # a NaN shows in the sums
-            new.append(b.select(above, x, best))
-            if r.op == "argmax":
-                new.append(b.select(above, positions(), next(state)))
-        return tuple(new)
+    def add(self, total: Node, value: Any) -> None:
+        """Add a vector to a sum."""
+        self._total[total] = self.lanes.builder.fadd(self._total[total], value)
+
+    def compare(self, extreme: Extreme, value: Any, positions: Callable[[], Any]) -> None:
+        """Keep, lane by lane, what is larger, and its position."""
+        b, best = self.lanes.builder, self._largest[extreme]
+        above = b.fcmp_ordered(">", value, best)  # a NaN shows in the sums
+        self._largest[extreme] = b.select(above, value, best)
+        if extreme.place is not None:
+            self._place[extreme] = b.select(above, positions(), self._place[extreme])
+
+    def turned(self) -> Values:
+        """The vectors that go into the next turn."""
+        values = list(self._total.values())
+        for extreme in self.extremes:
+            values.append(self._largest[extreme])
+            values += [self._place[extreme]] if extreme.place is not None else []
+        return tuple(values)
 
     def closed(self, carried: Values, inner: Sequence[Any]) -> Values:
-        """What goes into the next tile, of what went into this one and came out of its loop."""
-        count = len(self.sums)
+        """Those that go into the next tile, of those that went into this one and left its loop."""
+        count = len(self.totals)
         wide = [
             self.lanes.builder.fadd(total, self._widened(part))
             for total, part in zip(carried[:count], inner[:count], strict=True)
@@ -84,14 +92,14 @@ class Reductions:
 
     def numbers(self, final: Sequence[Any]) -> dict[Node, Any]:
         """The numbers of the row."""
-        state = iter(final)
-        found = {r: self._narrow(self._total(next(state))) for r in self.sums}
-        for r in self.rest:
-            best = next(state)
-            if r.op == "argmax":
-                found[r] = self._place(best, next(state))
-            if r.args[0] in self.largest:
-                found[self.largest[r.args[0]]] = self._largest(best)
+        values = iter(final)
+        found = {total: self._narrow(self._sum(next(values))) for total in self.totals}
+        for extreme in self.extremes:
+            best = next(values)
+            if extreme.place is not None:
+                found[extreme.place] = self._first(best, next(values))
+            if extreme.largest is not None:
+                found[extreme.largest] = self._maximum(best)
         return found
 
     def _widened(self, value: Any) -> Any:
@@ -106,21 +114,21 @@ class Reductions:
         b = self.lanes.builder
         return [b.extract_element(vector, ir.Constant(I32, j)) for j in range(self.lanes.width)]
 
-    def _total(self, vector: Any) -> Any:
+    def _sum(self, vector: Any) -> Any:
         parts = self._each(vector)
         while len(parts) > 1:
             pairs = zip(parts[::2], parts[1::2], strict=True)
             parts = [self.lanes.builder.fadd(a, b) for a, b in pairs]
         return parts[0]
 
-    def _largest(self, vector: Any) -> Any:
+    def _maximum(self, vector: Any) -> Any:
         b = self.lanes.builder
         first, *others = self._each(vector)
         for other in others:
             first = b.select(b.fcmp_ordered(">", other, first), other, first)
         return first
 
-    def _place(self, best: Any, places: Any) -> Any:
+    def _first(self, best: Any, places: Any) -> Any:
         """The first position of the largest."""
         b = self.lanes.builder
         values, positions = self._each(best), self._each(places)

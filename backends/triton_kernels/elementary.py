@@ -1,4 +1,4 @@
-"""What row programs need beyond Triton's own functions, as its interpreter knows them too.
+"""Functions that Triton does not have on every device, as its interpreter knows them too.
 
 libdevice has these functions, but only on a GPU. ``tl.exp`` in single precision is the GPU's
 2^x of a rounded x·log₂e: its relative error is about (2 + |x|) half units in the last place. That
@@ -42,34 +42,28 @@ def log1p(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def asin(x):  # type: ignore[no-untyped-def]
-    """Arcsin x; beyond ½ by way of the angle that is left to π/2."""
-    size = tl.abs(x)
+    """Arcsin x of one number, in double precision; beyond ½ by the angle that is left to π/2."""
+    wide = x.to(tl.float64)
+    size = tl.abs(wide)
     steep = size > 0.5
     left = 0.5 * (1.0 - size)
     z = tl.where(steep, left, size * size)
     side = tl.where(steep, tl.sqrt(left), size)
     # (asin(s)/s - 1)/s² in s², a Chebyshev fit on 0 <= s <= ½.
-    if x.dtype == tl.float64:
-        p = z * 0.02877844261259304 - 0.014881409392818063
-        p = p * z + 0.017419357964884856
-        p = p * z + 0.005450878187720551
-        p = p * z + 0.010324318288744113
-        p = p * z + 0.011478952690257387
-        p = p * z + 0.013971235301124539
-        p = p * z + 0.017352391265909227
-        p = p * z + 0.022372173002005596
-        p = p * z + 0.030381944137085216
-        p = p * z + 0.04464285714637338
-        p = p * z + 0.07499999999998425
-        p = p * z + 0.16666666666666669
-    else:
-        p = z * 0.03370072632136513 + 0.017143716819253568
-        p = p * z + 0.031101727829067168
-        p = p * z + 0.04459931916287114
-        p = p * z + 0.07500094761172901
-        p = p * z + 0.1666666633654049
+    p = z * 0.02877844261259304 - 0.014881409392818063
+    p = p * z + 0.017419357964884856
+    p = p * z + 0.005450878187720551
+    p = p * z + 0.010324318288744113
+    p = p * z + 0.011478952690257387
+    p = p * z + 0.013971235301124539
+    p = p * z + 0.017352391265909227
+    p = p * z + 0.022372173002005596
+    p = p * z + 0.030381944137085216
+    p = p * z + 0.04464285714637338
+    p = p * z + 0.07499999999998425
+    p = p * z + 0.16666666666666669
     angle = side + side * z * p
     # tl.full and not a literal, which would be rounded to single precision before it is used.
-    quarter = tl.full((), 1.5707963267948966, x.dtype)
+    quarter = tl.full((), 1.5707963267948966, tl.float64)
     angle = tl.where(steep, quarter - 2.0 * angle, angle)
-    return tl.where(x < 0.0, -angle, angle)
+    return tl.where(wide < 0.0, -angle, angle).to(x.dtype)

@@ -2,7 +2,7 @@
 
 A row's tokens are read once a sweep, from the L2 cache after the first; nothing of the
 vocabulary's length is kept but the gradient, which may take the place of the student's logits.
-docs/executors.md counts the bytes.
+docs/backends.md counts the bytes.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import triton.language as tl
 from amidmath.arrays.annotations import Array, Partials
 from amidmath.backends.recent import Recent
 from amidmath.backends.torch_backend.rows import side_by_side, writable
-from amidmath.backends.triton_kernels import elementary as triton_math
+from amidmath.backends.triton_kernels import elementary
 from amidmath.backends.triton_kernels.source import Source, source
 from amidmath.compiler.graph import UnsupportedError
 from amidmath.compiler.memory import overwritable
@@ -37,7 +37,7 @@ LAUNCH = {"enable_fp_fusion": False}
 
 
 def splits(rows: int, vocabulary: int, processors: int) -> int:
-    """How many programs share a row: a power of 2, where some multiprocessors had none otherwise.
+    """Count the programs that share a row: a power of 2, where multiprocessors would have none.
 
     Args:
         rows: how many rows there are.
@@ -103,7 +103,7 @@ class Compiled:
 
 
 def block_of(vocabulary: int, real: torch.dtype) -> tuple[int, int]:
-    """How many tokens a program takes at a time, and how many warps do.
+    """Count the tokens that a program takes at a time, and the warps that do.
 
     Each thread has eight of them (four in double precision), and none is another thread's too.
     """
@@ -132,8 +132,8 @@ def functions(written: Source) -> tuple[Any, ...]:
     text = written.text
     name = f"<amidmath rows {hashlib.sha256(text.encode()).hexdigest()[:16]}>"
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-    helpers = {f: getattr(triton_math, f) for f in ("expm1", "log1p", "asin")}
-    scope = {"tl": tl, "__name__": __name__, **helpers}
+    scope: dict[str, Any] = {"tl": tl, "__name__": __name__}
+    scope |= {"expm1": elementary.expm1, "log1p": elementary.log1p, "asin": elementary.asin}
     exec(compile(text, name, "exec"), scope)
     made = tuple(triton.jit(scope[f"rows{j}"]) for j in range(written.kernels))
     weakref.finalize(made[0], linecache.cache.pop, name, None)

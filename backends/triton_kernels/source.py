@@ -10,40 +10,49 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from amidmath.compiler.program import RowProgram
-from amidmath.compiler.text import Language, Lines, Listing, Loop, indented, listed, number
+from amidmath.compiler.text import (
+    Language,
+    Line,
+    Listing,
+    Loop,
+    Results,
+    indented,
+    listed,
+    number,
+)
 
-_COMPARISONS = {"lt": "<", "le": "<=", "eq": "==", "ne": "!="}
-_OPERATIONS = {
-    "add": "{} + {}",
-    "sub": "{} - {}",
-    "mul": "{} * {}",
-    "div": "{} / {}",
-    "neg": "-{}",
-    # Triton's interpreter takes a bare comparison for a float where it spreads one of the row.
-    **{op: f"tl.where({{}} {sign} {{}}, True, False)" for op, sign in _COMPARISONS.items()},
-    "and": "{} & {}",
-    "or": "{} | {}",
-    "not": "{} == 0",
-    "select": "tl.where({}, {}, {})",
-    **{op: f"tl.{op}({{}})" for op in ("exp", "log", "sqrt", "abs")},
-    **{op: f"{op}({{}})" for op in ("expm1", "log1p", "asin")},
-    "log1p_near": "log1p({})",
-}
 _NEVER = 'float("-inf")'  # the logit of a token that a row does not have
 
-
-def _read(which: int, position: str) -> str:
-    if position == "i":
-        return f"tl.load(input{which} + i, mask=i < V, other={_NEVER}).to(REAL)"
-    return f"tl.load(input{which} + {position}).to(REAL)"
-
-
+OPERATIONS = {
+    "add": "({} + {})",
+    "sub": "({} - {})",
+    "mul": "({} * {})",
+    "div": "({} / {})",
+    "neg": "(-{})",
+    "abs": "tl.abs({})",
+    "exp": "tl.exp({})",
+    "expm1": "expm1({})",
+    "log": "tl.log({})",
+    "log1p": "log1p({})",
+    "log1p_near": "log1p({})",
+    "sqrt": "tl.sqrt({})",
+    "asin": "asin({})",
+    # Triton's interpreter takes a bare comparison for a float where it spreads one of the row.
+    "lt": "tl.where({} < {}, True, False)",
+    "le": "tl.where({} <= {}, True, False)",
+    "eq": "tl.where({} == {}, True, False)",
+    "ne": "tl.where({} != {}, True, False)",
+    "and": "({} & {})",
+    "or": "({} | {})",
+    "not": "({} == 0)",
+    "select": "tl.where({}, {}, {})",
+}
 LANGUAGE = Language(
-    "Triton",
-    {op: f"({text})" for op, text in _OPERATIONS.items()},
-    lambda value: number(value, 'float("inf")', "True", "False"),
-    _read,
-    "i",
+    operations=OPERATIONS,
+    constant=lambda value: number(value, 'float("inf")', "True", "False"),
+    logits=lambda which: f"tl.load(input{which} + i, mask=i < V, other={_NEVER}).to(REAL)",
+    logit=lambda which, place: f"tl.load(input{which} + {place}).to(REAL)",
+    positions="i",
 )
 
 
@@ -92,9 +101,9 @@ def source(program: RowProgram, *, masked: bool, double: bool, split: bool) -> S
     if double:
         numbers = [(j, program.numbers[j]) for j in listing.params]
         start += [f"param{j} = tl.full((), {value!r}, REAL)" for j, value in numbers]
-    bodies = _Shared(listing).kernels() if split else [_Whole(listing).lines()]
+    bodies = _Shared(listing).kernels() if split else [_whole(listing)]
     if masked:
-        otherwise = [*([[]] * (len(bodies) - 1)), _left_out(listing, split)]
+        otherwise = [*([[]] * (len(bodies) - 1)), _written(listing.left_out, split)]
         bodies = [_masked(b, o) for b, o in zip(bodies, otherwise, strict=True)]
     lines: list[str] = []
     for j, body in enumerate(bodies):
@@ -105,18 +114,18 @@ def source(program: RowProgram, *, masked: bool, double: bool, split: bool) -> S
 
 
 def _masked(body: list[str], otherwise: list[str]) -> list[str]:
-    """What is done of a row that the mask keeps, and of one that it leaves out."""
+    """A body for rows that the mask keeps, and one for those that it leaves out."""
     lines = ["if tl.load(keep_at + row * keep_stride) != 0:", *indented(body)]
     return [*lines, "else:", *indented(otherwise)] if otherwise else lines
 
 
 def _once(name: str) -> bool:
-    """Whether the array is read once a row."""
+    """Tell an array that is read once a row."""
     return name.startswith("knob") or name in ("scale", "keep")
 
 
-def _assigned(lines: Lines) -> list[str]:
-    return [f"{name} = {expression}" for name, expression in lines]
+def _assigned(lines: Iterable[Line]) -> list[str]:
+    return [f"{line.name} = {line.expression}" for line in lines]
 
 
 def _row_numbers(listing: Listing) -> list[str]:
@@ -124,125 +133,92 @@ def _row_numbers(listing: Listing) -> list[str]:
     return [f"{name} = tl.load({name}_at + row * {name}_stride).to(REAL)" for name in names]
 
 
-def _over_tokens(lines: Iterable[str], first: str = "0", last: str = "V") -> list[str]:
-    loop = [f"for start in range({first}, {last}, BLOCK):", "    i = start + tl.arange(0, BLOCK)"]
+def _over_tokens(lines: Iterable[str], shared: bool) -> list[str]:
+    """A loop over the tokens that the program takes."""
+    span = "first, last" if shared else "0, V"
+    loop = [f"for start in range({span}, BLOCK):", "    i = start + tl.arange(0, BLOCK)"]
     return [*loop, *indented(lines)]
 
 
-def _same_everywhere(which: int, value: str) -> str:
-    return f"tl.store(partial{which} + i, tl.full((BLOCK,), 0.0, REAL) + {value}, mask=i < V)"
-
-
-def _left_out(listing: Listing, split: bool) -> list[str]:
-    """Zeros, for a row that the mask leaves out."""
-    zeros = [f"tl.store({name}, 0.0)" for name in ("value", *_partials(listing))]
-    lines = _by_the_first(zeros) if split else zeros
-    stores = [_same_everywhere(j, "0.0") for j in listing.logits]
-    span = _SHARE if split else ()
-    return [*lines, *(_over_tokens(stores, *span) if stores else [])]
-
-
-def _partials(listing: Listing) -> list[str]:
-    return [f"partial{j}" for j, _ in listing.knobs]
-
-
-def _results(listing: Listing) -> list[str]:
-    """The numbers of a row, written."""
-    return [
-        f"tl.store(value, {listing.value})",
-        *(f"tl.store(partial{j}, {name})" for j, name in listing.knobs),
+def _written(results: Results, shared: bool) -> list[str]:
+    """The numbers of a row, and derivatives that are the same for all tokens."""
+    once = [f"tl.store({array}, {value})" for array, value in results.once]
+    spread = [
+        f"tl.store({array} + i, tl.full((BLOCK,), 0.0, REAL) + {value}, mask=i < V)"
+        for array, value in results.spread
     ]
+    lines = ["if part == 0:", *indented(once)] if shared else once
+    return [*lines, *(_over_tokens(spread, shared) if spread else [])]
 
 
-def _spread(listing: Listing, *span: str) -> list[str]:
-    """Derivatives that are the same for all tokens, written."""
-    stores = [_same_everywhere(j, name) for j, name in listing.uniform]
-    return _over_tokens(stores, *span) if stores else []
-
-
-def _sweep(loop: Loop, *span: str) -> list[str]:
+def _sweep(loop: Loop, shared: bool) -> list[str]:
     """The loop over the tokens; reductions are left in a block's accumulators."""
-    lines = []
-    for kind, name, _ in loop.reductions:
-        lowest = "0.0" if kind == "sum" else _NEVER
-        lines += [f"{name}_all = tl.full((BLOCK,), {lowest}, REAL)"]
-        if kind == "argmax":
-            lines += [f"{name}_place = tl.zeros((BLOCK,), tl.int32)"]
+    lines = [f"{name}_all = tl.full((BLOCK,), 0.0, REAL)" for name, _ in loop.totals]
+    for name, place, _ in loop.extremes:
+        lines += [f"{name}_all = tl.full((BLOCK,), {_NEVER}, REAL)"]
+        lines += [f"{place}_all = tl.zeros((BLOCK,), tl.int32)"] if place else []
     body = _assigned(loop.lines)
-    for kind, name, token in loop.reductions:
-        if kind == "sum":
-            body += [f"{name}_all += {token}"]
-            continue
-        body += [f"above = {token} > {name}_all"]  # a NaN shows in the sums
-        body += [f"{name}_all = tl.where(above, {token}, {name}_all)"]
-        if kind == "argmax":
-            body += [f"{name}_place = tl.where(above, i, {name}_place)"]
-    body += [f"tl.store(partial{j} + i, {token}, mask=i < V)" for j, token in loop.outputs]
+    body += [f"{name}_all += {of}" for name, of in loop.totals]
+    for name, place, of in loop.extremes:
+        body += [f"above = {of} > {name}_all"]  # a NaN shows in the sums
+        body += [f"{name}_all = tl.where(above, {of}, {name}_all)"]
+        body += [f"{place}_all = tl.where(above, i, {place}_all)"] if place else []
+    body += [f"tl.store({array} + i, {value}, mask=i < V)" for array, value in loop.stores]
     # Where a gradient is written over its logits, no thread may still be looking for one of them.
-    barrier = ["tl.debug_barrier()"] if loop.outputs else []
-    return [*lines, *barrier, *_over_tokens(body, *span)]
+    barrier = ["tl.debug_barrier()"] if loop.stores else []
+    return [*lines, *barrier, *_over_tokens(body, shared)]
 
 
-def _reduced(kind: str, name: str, one: str, places: str) -> list[str]:
-    """A number of the row from several; of equal maxima the first."""
-    if kind == "sum":
-        return [f"{name} = tl.sum({one}, axis=0)"]
-    if kind == "max":
-        return [f"{name} = tl.max({one}, axis=0)"]
-    best = f"{one} == tl.max({one}, axis=0)"
-    return [f"{name} = tl.min(tl.where({best}, {places}, V), axis=0)"]
+def _reduced(loop: Loop) -> list[str]:
+    """The numbers of the row from their accumulators; of equal maxima the first."""
+    lines = [f"{name} = tl.sum({name}_all, axis=0)" for name, _ in loop.totals]
+    for name, place, _ in loop.extremes:
+        lines += [f"{name} = tl.max({name}_all, axis=0)"]
+        if place:
+            places = f"tl.where({name}_all == {name}, {place}_all, V)"
+            lines += [f"{place} = tl.min({places}, axis=0)"]
+    return lines
 
 
-@dataclass(frozen=True)
-class _Whole:
-    """A row to a program."""
-
-    listing: Listing
-
-    def lines(self) -> list[str]:
-        """The function's body."""
-        lines = _row_numbers(self.listing)
-        for before, loop in self.listing.steps:
-            lines += _assigned(before)
-            if loop is not None:
-                lines += _sweep(loop)
-                for kind, name, _ in loop.reductions:
-                    lines += _reduced(kind, name, f"{name}_all", f"{name}_place")
-        return [*lines, *_results(self.listing), *_spread(self.listing)]
+def _whole(listing: Listing) -> list[str]:
+    """The body of the function in which a program has a row for itself."""
+    lines = _row_numbers(listing)
+    for before, loop in listing.steps:
+        lines += [*_assigned(before), *_sweep(loop, shared=False), *_reduced(loop)]
+    return [*lines, *_assigned(listing.after), *_written(listing.results, shared=False)]
 
 
-_SHARE = ("first", "last")
+def _parts(loop: Loop) -> dict[str, str]:
+    """The numbers that a program leaves of a sweep for the others, and the types to read them as.
+
+    Positions too are left as real numbers, which single precision has exactly to 2²⁴.
+    """
+    parts = {total.name: "REAL" for total in loop.totals}
+    for name, place, _ in loop.extremes:
+        parts |= {name: "REAL"} | ({place: "tl.int32"} if place else {})
+    return parts
 
 
 def _slots(listing: Listing) -> dict[str, int]:
-    """Where the parts of each reduction lie in the scratch array, an argmax with its maximum."""
-    names: list[str] = []
-    for _, loop in listing.steps:
-        for kind, name, _ in loop.reductions if loop is not None else ():
-            names += [name, f"{name}_place"] if kind == "argmax" else [name]
-    return {name: j for j, name in enumerate(names)}
-
-
-def _by_the_first(lines: list[str]) -> list[str]:
-    return ["if part == 0:", *indented(lines)]
+    """The places of the reductions' parts in the scratch array."""
+    names = [name for step in listing.steps for name in _parts(step.loop)]
+    return {name: slot for slot, name in enumerate(names)}
 
 
 class _Shared:
     """A row to several programs, a sweep to a launch."""
 
     def __init__(self, listing: Listing) -> None:
-        self.listing = listing
-        self.slots = _slots(listing)
+        self.listing, self.slots = listing, _slots(listing)
 
     def kernels(self) -> list[list[str]]:
         """The functions' bodies."""
-        sweeps = [loop for _, loop in self.listing.steps if loop is not None]
-        bodies = [[*self._known(j), *self._swept(loop)] for j, loop in enumerate(sweeps)]
-        end = [*_by_the_first(_results(self.listing)), *_spread(self.listing, *_SHARE)]
-        after = _assigned(self.listing.steps[-1][0])
-        if sweeps[-1].reductions:
-            return [*bodies, [*self._known(len(sweeps)), *end]]
-        return [*bodies[:-1], [*bodies[-1], *after, *end]]
+        steps = self.listing.steps
+        bodies = [[*self._known(j), *self._swept(step.loop)] for j, step in enumerate(steps)]
+        written = _written(self.listing.results, shared=True)
+        if _parts(steps[-1].loop):
+            return [*bodies, [*self._known(len(steps)), *written]]
+        return [*bodies[:-1], [*bodies[-1], *_assigned(self.listing.after), *written]]
 
     def _known(self, at: int) -> list[str]:
         """The numbers of the row that are known before a step, from those before it."""
@@ -251,25 +227,15 @@ class _Shared:
         lines += ["parts = tl.arange(0, SPLITS)"] if at else []
         for before, loop in self.listing.steps[:at]:
             lines += _assigned(before)
-            for kind, name, _ in loop.reductions if loop is not None else ():
-                places = f"{self._part(f'{name}_place')}.to(tl.int32)" if kind == "argmax" else ""
-                lines += [f"{name}_all = {self._part(name)}"]
-                lines += _reduced(kind, name, f"{name}_all", places)
-        return lines + _assigned(self.listing.steps[at][0])
-
-    def _part(self, name: str) -> str:
-        return f"tl.load(scratch + {self.slots[name]} * SPLITS + parts)"
+            for name, type_ in _parts(loop).items():
+                lines += [f"{name}_all = tl.load({self._place(name)} + parts).to({type_})"]
+            lines += _reduced(loop)
+        following = [*(step.before for step in self.listing.steps), self.listing.after]
+        return lines + _assigned(following[at])
 
     def _swept(self, loop: Loop) -> list[str]:
-        lines = _sweep(loop, *_SHARE)
-        for kind, name, _ in loop.reductions:
-            lines += _reduced(kind, name, f"{name}_all", f"{name}_place")
-            if kind == "argmax":
-                lines += self._left(f"{name}_place", name)
-                lines += [f"{name} = tl.max({name}_all, axis=0)"]
-            lines += self._left(name, name)
-        return lines
+        left = [f"tl.store({self._place(name)} + part, {name})" for name in _parts(loop)]
+        return [*_sweep(loop, shared=True), *_reduced(loop), *left]
 
-    def _left(self, slot: str, value: str) -> list[str]:
-        """Positions too are left as real numbers, which single precision has exactly to 2²⁴."""
-        return [f"tl.store(scratch + {self.slots[slot]} * SPLITS + part, {value})"]
+    def _place(self, name: str) -> str:
+        return f"scratch + {self.slots[name]} * SPLITS"

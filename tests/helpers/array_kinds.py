@@ -2,7 +2,7 @@
 
 One table, kinds of arrays × places: what comes out is what the plain dense copy gives, or an error
 of amidmath's that names the argument and says what to pass instead. It runs as a process of its
-own (tests/amidmath/test_array_kinds.py), since the kernels read memory by address and strides:
+own (tests/amidmath/arrays/test_kinds.py), since the kernels read memory by address and strides:
 
     python tests/helpers/array_kinds.py numpy torch jax
 """

@@ -51,11 +51,11 @@ def places_of_rows(shape) -> Iterator[Place]:
     alpha, lam = normal(*positions), RNG.random(positions).astype("f4")
     mask = RNG.random(positions) < 0.6
     mask[0] = True
-    both = ("student_logits", "teacher_logits")
-    yield Place("student_logits", s, lambda a, f: LOSS.value_and_grad(a, f(t), wrt=both), True)
-    yield Place("student_logits", s, lambda a, f: LOSS(a, f(t), reduction="none"))
-    yield Place("student_logits", s, lambda a, f: differentiated(lambda x: LOSS(x, f(t)), a))
-    yield Place("teacher_logits", t, lambda a, f: LOSS.value_and_grad(f(s), a, wrt=both))
+    both = ("student", "teacher")
+    yield Place("student", s, lambda a, f: LOSS.value_and_grad(a, f(t), wrt=both), True)
+    yield Place("student", s, lambda a, f: LOSS(a, f(t), reduction="none"))
+    yield Place("student", s, lambda a, f: differentiated(lambda x: LOSS(x, f(t)), a))
+    yield Place("teacher", t, lambda a, f: LOSS.value_and_grad(f(s), a, wrt=both))
     yield Place("mask", mask, lambda a, f: LOSS.value_and_grad(f(s), f(t), a), True)
     yield Place(
         "alpha",
@@ -105,35 +105,43 @@ def other_places() -> Iterator[Place]:
 
     lists = am.top_k(t, 2)
     logs, indices = lists.log_probs, lists.indices.astype("i4")
-    sparse = LOSS.sparse_value_and_grad
+    listed = LOSS.value_and_grad
     yield Place("teacher_logits", t, lambda a, f: am.top_k(a, 2).log_probs)
-    yield Place("student_logits", s, lambda a, f: sparse(a, am.TopK(f(logs), f(indices))))
-    yield Place("teacher.log_probs", logs, lambda a, f: sparse(f(s), am.TopK(a, f(indices))))
-    yield Place("teacher.indices", indices, lambda a, f: sparse(f(s), am.TopK(f(logs), a)))
-    yield Place("mask", mask, lambda a, f: sparse(f(s), am.TopK(f(logs), f(indices)), a))
-    yield Place("denominator", np.asarray(3.0, "f4"), lambda a, f: LOSS.sparse(
+    yield Place("student", s, lambda a, f: listed(a, am.TopK(f(logs), f(indices))))
+    yield Place("teacher.log_probs", logs, lambda a, f: listed(f(s), am.TopK(a, f(indices))))
+    yield Place("teacher.indices", indices, lambda a, f: listed(f(s), am.TopK(f(logs), a)))
+    yield Place("mask", mask, lambda a, f: listed(f(s), am.TopK(f(logs), f(indices)), a))
+    yield Place("denominator", np.asarray(3.0, "f4"), lambda a, f: LOSS(
         f(s), am.TopK(f(logs), f(indices)), denominator=a))  # fmt: skip
 
     h, th, w, bias = normal(2, 3, 4), normal(2, 3, 4), normal(5, 4), normal(5)
     low, high = normal(2, 4), normal(5, 2)
     labels = RNG.integers(0, 5, (2, 3)).astype("i4")
 
-    def linear(f, loss=LOSS, wrt="student_hidden", **changed):
-        given = {"student_hidden": h, "student_head": w, "teacher_hidden": th, "teacher_head": w}
-        made = {name: f(a) for name, a in given.items() if name not in changed}
-        return loss.linear_value_and_grad(**made, **changed, wrt=wrt)
+    def dense(f, **changed):
+        """The gradient of hidden states against hidden states, in its arrays."""
+        given = {"states": h, "head": w, "teacher_states": th, "teacher_head": w}
+        made = {name: changed.pop(name) if name in changed else f(a) for name, a in given.items()}
+        student = am.Hidden(made["states"], made["head"])
+        teacher = am.Hidden(made["teacher_states"], made["teacher_head"])
+        value, grad = changed.pop("loss", LOSS).value_and_grad(student, teacher, **changed)
+        return value, list(grad.arrays().values())
 
-    yield Place("student_hidden", h, lambda a, f: linear(f, student_hidden=a))
-    yield Place("student_head", w, lambda a, f: linear(f, student_head=a, wrt="student_head"))
-    yield Place("teacher_hidden", th, lambda a, f: linear(f, teacher_hidden=a))
-    yield Place("teacher_head", w, lambda a, f: linear(f, teacher_head=a))
-    yield Place("bias", bias, lambda a, f: linear(f, student_head=am.Head(f(w), a)))
-    yield Place("low_rank[0]", low, lambda a, f: linear(
-        f, student_head=am.Head(f(w), low_rank=(a, f(high), 0.5))))  # fmt: skip
-    yield Place("labels", labels, lambda a, f: linear(f, labels=a), True)
-    yield Place("mask", mask, lambda a, f: linear(f, mask=a))
-    yield Place("alpha", lam, lambda a, f: linear(f, am.AMiD(alpha=a)))
-    yield Place("denominator", np.asarray(3.0, "f4"), lambda a, f: linear(f, denominator=a))
+    yield Place("states", h, lambda a, f: dense(f, states=a))
+    yield Place("head", w, lambda a, f: dense(f, head=a))
+    yield Place("states", th, lambda a, f: dense(f, teacher_states=a))
+    yield Place("head", w, lambda a, f: dense(f, teacher_head=a))
+    yield Place("bias", bias, lambda a, f: dense(f, head=am.Head(f(w), a)))
+    yield Place("low_rank[0]", low, lambda a, f: dense(
+        f, head=am.Head(f(w), low_rank=(a, f(high), 0.5))))  # fmt: skip
+    yield Place("labels", labels, lambda a, f: dense(f, labels=a), True)
+    yield Place("mask", mask, lambda a, f: dense(f, mask=a))
+    yield Place("alpha", lam, lambda a, f: dense(f, loss=am.AMiD(alpha=a)))
+    yield Place("denominator", np.asarray(3.0, "f4"), lambda a, f: dense(f, denominator=a))
+    yield Place("student", s, lambda a, f: LOSS.value_and_grad(a, f(t), labels=f(labels)))
+    yield Place("labels", labels, lambda a, f: LOSS.value_and_grad(f(s), f(t), labels=a))
+    yield Place("labels", labels, lambda a, f: listed(
+        f(s), am.TopK(f(logs), f(indices)), labels=a))  # fmt: skip
 
     yield Place("log_p", p, lambda a, f: geometry.fisher_metric(a, f(s), f(t)))
     yield Place("u", s, lambda a, f: geometry.fisher_metric(f(p), a, f(t)))

@@ -42,11 +42,12 @@ UNTRIED = "?"  # as documentation shows what no GPU has run yet
 
 FACTORIES = {
     "Divergence": "the base class of the divergences",
-    "Head": "what `Loss.linear` multiplies with",
+    "Head": "what makes logits of a `Hidden`",
+    "Hidden": "hidden states and their head, an input of losses",
     "Loss": "the base class of the losses",
     "ModeReport": "what `mode_report` returns",
-    "TopK": "what `Loss.sparse` and `Loss.linear` take",
-    "VocabParallel": "a loss of sharded logits, which needs several ranks",
+    "Shard": "logits of a part of the vocabulary, an input of losses on several ranks",
+    "TopK": "a teacher's lists, an input of losses",
     "divergences": "a module",
     "geometry": "a module, below",
     "top_k": "makes a `TopK` of logits",
@@ -216,7 +217,7 @@ def render() -> str:
         "# What runs where",
         "",
         "Made by `python tests/helpers/capabilities.py > docs/capabilities.md`; the tests check",
-        "its cells (`make test ARGS=tests/amidmath/test_capabilities.py`).",
+        "its cells (`make test ARGS=tests/amidmath/across/test_capabilities.py`).",
         f"{YES}: checked. {SAME}: "
         "the code of a row that is checked in this mode, with another formula. Numbers: see below.",
         "",
@@ -254,11 +255,12 @@ GENERAL = (
     "dask arrays need chunks of known size (`compute_chunk_sizes()`), and an empty one cannot be "
     "computed: its own maximum refuses. Values are not checked, as that would compute them.",
     "`amidmath.methods` makes losses of the classes above; `akl` alone has one of its own.",
-    "`Loss.linear`, against a head or a `TopK`, and `Loss.sparse`: values and `..._value_and_grad` "
-    "on NumPy and array-api-strict; on torch also grad and compile, on JAX all of its "
-    "transformations (tests/amidmath/test_linear*.py, test_sparse.py, "
-    "tests/backends/test_jax*.py). "
+    "Losses of `Hidden` states, of a teacher's `TopK`, and with labels: values and "
+    "`value_and_grad` on NumPy and array-api-strict; on torch also grad, func.grad and compile, on "
+    "JAX all of its transformations (tests/amidmath/pairs, tests/backends/test_jax*.py). "
     "Not on dask.",
+    "Losses of a `Shard`: on torch and JAX, on one and on several ranks (tests/amidmath/pairs, "
+    "tests/backends).",
     f"CuPy: {UNTRIED} is what the tests run where there is a GPU; none has run them yet.",
     "Not in the tables: "
     + ", ".join(f"`{name}` ({what})" for name, what in FACTORIES.items())

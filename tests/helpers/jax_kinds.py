@@ -79,14 +79,14 @@ def dense(x, rows, whole, reduction="none"):
     return loss(x, rows["teacher"], rows["mask"], reduction)
 
 
-def sparse(x, rows, whole, reduction="none"):
+def listed(x, rows, whole, reduction="none"):
     log_probs = jax.lax.stop_gradient(rows["log_probs"])  # an exported program has all derivatives
     return LOSS(x, am.TopK(log_probs, rows["indices"]), rows["mask"], reduction)
 
 
-def linear(x, rows, whole, reduction="none"):
-    teacher = am.Hidden(rows["teacher"], whole["other"])
-    return LOSS(am.Hidden(x, whole["head"]), teacher, rows["mask"], reduction)
+def of_states(x, rows, whole, reduction="none"):
+    student, teacher = am.Hidden(x, whole["head"]), am.Hidden(rows["teacher"], whole["other"])
+    return LOSS(student, teacher, rows["mask"], reduction)
 
 
 def divergence(x, rows, whole):
@@ -119,12 +119,12 @@ def dense_derivatives(x, rows, whole):
     return loss.value_and_grad(x, rows["teacher"], rows["mask"], **options)
 
 
-def sparse_derivatives(x, rows, whole):
+def listed_derivatives(x, rows, whole):
     teacher = am.TopK(rows["log_probs"], rows["indices"])
     return LOSS.value_and_grad(x, teacher, rows["mask"], reduction="none")
 
 
-def linear_derivatives(x, rows, whole):
+def of_states_derivatives(x, rows, whole):
     logits = rows | {"teacher": rows["teacher"] @ whole["other"].T}
     value, grad = dense_derivatives(x @ whole["head"].T, logits, {})
     return value, grad @ whole["head"]
@@ -137,9 +137,9 @@ def summed(f):
 KINDS = {
     "dense": Kind(dense, logits, dense_derivatives, summed(dense)),
     "knobs": Kind(dense, with_knobs, dense_derivatives, summed(dense)),
-    "sparse": Kind(sparse, lists, sparse_derivatives, summed(sparse)),
-    "linear": Kind(linear, states, linear_derivatives, summed(linear)),
-    "values, linear": Kind(linear, states, linear_derivatives),
+    "sparse": Kind(listed, lists, listed_derivatives, summed(listed)),
+    "linear": Kind(of_states, states, of_states_derivatives, summed(of_states)),
+    "values, linear": Kind(of_states, states, of_states_derivatives),
     "values": Kind(dense, logits, dense_derivatives),
     "divergence": Kind(divergence, unmasked, divergence_derivatives),
     "mean": Kind(mean, unmasked, mean_derivatives),

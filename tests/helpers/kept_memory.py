@@ -55,7 +55,7 @@ def one_structure(j: int) -> None:
 
 def main() -> None:
     llvm_kernels._KERNELS = Recent(most=8)
-    one, count = {"numbers": (one_number, 2000), "structures": (one_structure, 300)}[sys.argv[1]]
+    one, count = {"numbers": (one_number, 1200), "structures": (one_structure, 160)}[sys.argv[1]]
     settled = 0
     for j in range(count):
         if j == count // 4:

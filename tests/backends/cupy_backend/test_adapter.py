@@ -116,7 +116,7 @@ def compiled(cupy_backend, form, operands, needs, overwrite=False):
 @pytest.fixture
 def run(cupy_backend, monkeypatch):
     """Rows through the kernel: values and partial derivatives."""
-    monkeypatch.setattr(cupy_backend.choice.Executor, "installed", lambda self: True)
+    monkeypatch.setattr(cupy_backend.choice.Compiler, "installed", lambda self: True)
 
     def run(form, operands, needs, **kwargs):
         arrays = tuple(cuda_on_cpu.array(a) for a in operands)
