@@ -61,10 +61,11 @@ def _step(shape: Shape, settings: dict[str, Any] | None, look: bool) -> Any:
     import optax
     from flax import nnx
 
-    from amidmath.integrations.jax_loop.loss.objective import CrossEntropy, Objective, Whole
-    from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
+    from amidmath.integrations.jax_loop.loss.compare import Whole
+    from amidmath.integrations.jax_loop.loss.objective import CrossEntropy, Objective
+    from amidmath.integrations.jax_loop.settings.config import JaxConfig
+    from amidmath.integrations.jax_loop.training.optimizers import trained_parameters
     from amidmath.integrations.jax_loop.training.step import Steps, TrainState
-    from amidmath.integrations.jax_loop.training.trainer import trained_parameters
 
     trains = trained_parameters(JaxConfig(freeze_embeddings=True))
     graph, trained, frozen = nnx.split(_model(shape, shape.student_layers), trains, ...)

@@ -12,52 +12,24 @@ share. ``--help`` lists all arguments.
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from accelerate import PartialState
 from rich.console import Console
 
 from amidmath.integrations.common.cli.command_line import exit_status
 from amidmath.integrations.common.cli.quiet import quiet
 from amidmath.integrations.common.teacher_cache.caching import make_cache
-from amidmath.integrations.torch_loop.devices.processes import main_console
+from amidmath.integrations.torch_loop.devices.processes import Launched, main_console
 from amidmath.integrations.torch_loop.run.cache_source import load
 from amidmath.integrations.torch_loop.settings.cache_arguments import Arguments, parse_arguments
-from amidmath.integrations.torch_loop.training.checkpoints import on_main_process
-
-T = TypeVar("T")
 
 
 def cache(arguments: Arguments, console: Console) -> Path:
     """Make a cache, or go on with one; see ``caching.make_cache``."""
     return make_cache(arguments, console, lambda: load(arguments, console), Launched())
-
-
-class Launched:
-    """The processes that accelerate has launched."""
-
-    @property
-    def index(self) -> int:
-        """Of this process."""
-        return int(PartialState().process_index)
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return int(PartialState().num_processes)
-
-    def on_main(self, work: Callable[[], T]) -> T:
-        """See ``caching.Processes``."""
-        return on_main_process(work)
-
-    def wait(self) -> None:
-        """Until all are here."""
-        PartialState().wait_for_everyone()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,19 +21,19 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from amidmath.integrations.common.cli.command_line import exit_status
 from amidmath.integrations.common.cli.quiet import quiet
-from amidmath.integrations.common.evaluation.answers import Answers, Decoding
 from amidmath.integrations.common.evaluation.arguments import parse_arguments
-from amidmath.integrations.common.evaluation.prompts import HeldOut
 from amidmath.integrations.common.evaluation.quality import Quality
 from amidmath.integrations.common.evaluation.report import STUDENT, TEACHER
 from amidmath.integrations.common.evaluation.run import Named, bar, run
-from amidmath.integrations.common.evaluation.tasks import Task
 from amidmath.integrations.common.rows.batches import held_out
+from amidmath.integrations.common.tasks.answers import Answers, Decoding
+from amidmath.integrations.common.tasks.prompts import HeldOut
+from amidmath.integrations.common.tasks.tasks import Task
 from amidmath.integrations.common.text.tokenizers import own_or_base, padding, place
 from amidmath.integrations.jax_loop.devices.mesh import make_mesh
 from amidmath.integrations.jax_loop.devices.processes import processes
 from amidmath.integrations.jax_loop.evaluation.quality import Judge
-from amidmath.integrations.jax_loop.evaluation.task_scores import answer
+from amidmath.integrations.jax_loop.evaluation.task_answers import answer
 from amidmath.integrations.jax_loop.models.generation import end_tokens
 from amidmath.integrations.jax_loop.models.model_files import LoadedModel, load_model
 from amidmath.integrations.jax_loop.teachers.teachers import ModelTeacher
@@ -74,7 +74,7 @@ class JaxModels:
 
     @property
     def device(self) -> str:
-        """What computes, and in which type."""
+        """The backend that computes, and its type."""
         return f"{jax.default_backend()}, {self.models[STUDENT].decoder.head().weight.dtype}"
 
     def judge(self, texts: HeldOut, batch_size: int, vocab: str) -> dict[str, Quality]:

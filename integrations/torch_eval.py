@@ -21,13 +21,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from amidmath.integrations.common.cli.command_line import exit_status
 from amidmath.integrations.common.cli.quiet import quiet
-from amidmath.integrations.common.evaluation.answers import Answers, Decoding
 from amidmath.integrations.common.evaluation.arguments import parse_arguments
-from amidmath.integrations.common.evaluation.prompts import HeldOut
 from amidmath.integrations.common.evaluation.quality import Quality
 from amidmath.integrations.common.evaluation.report import STUDENT, TEACHER
 from amidmath.integrations.common.evaluation.run import Named, bar, run
-from amidmath.integrations.common.evaluation.tasks import Task
+from amidmath.integrations.common.tasks.answers import Answers, Decoding
+from amidmath.integrations.common.tasks.prompts import HeldOut
+from amidmath.integrations.common.tasks.tasks import Task
 from amidmath.integrations.common.text.tokenizers import padding
 from amidmath.integrations.torch_loop.evaluation.quality import evaluate
 from amidmath.integrations.torch_loop.evaluation.task_answers import answer, collated
@@ -74,7 +74,7 @@ class TorchModels:
 
     @property
     def device(self) -> str:
-        """What computes, and in which type."""
+        """The backend that computes, and its type."""
         student = self.models[STUDENT]
         return f"{student.device.type}, {str(student.dtype).removeprefix('torch.')}"
 

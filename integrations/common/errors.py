@@ -12,6 +12,21 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says what happened, what is kept, and what may help."""
 
 
+def not_finite(step: int, norm: float) -> TrainingError:
+    """The error for a step that is not made, its gradient's norm being infinite or NaN.
+
+    Args:
+        step: the step, counted from 1.
+        norm: of its gradient.
+    """
+    return TrainingError(
+        f"step {step}: the gradient's norm is {norm}, so the step was not made and nothing was "
+        f"saved of it; the student is that of step {step - 1}. A lower --learning_rate, or an "
+        "--alpha below 1 (whose assistant covers all tokens that teacher or student do), helps "
+        "against it; earlier checkpoints are kept"
+    )
+
+
 class UnfitRow(Exception):  # noqa: N818
     """A row that cannot be used, and why; what knows its number and its place adds them."""
 

@@ -157,7 +157,7 @@ def chosen_loss(loss: str | am.Loss, parameters: Mapping[str, Any]) -> am.Loss:
 
 
 def _mask(where: ArrayLike, *shapes: tuple[int, ...]) -> jax.Array:
-    """What counts, as booleans of one of the shapes."""
+    """The mask as booleans of one of the shapes."""
     mask = jnp.asarray(where)
     if mask.shape not in shapes:
         raise ValueError(

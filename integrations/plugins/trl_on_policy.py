@@ -9,13 +9,10 @@ from trl import DistillationConfig, DistillationTrainer
 
 from amidmath.integrations.common.errors import InputError
 from amidmath.integrations.common.recipe.settings import LossSettings
-from amidmath.integrations.torch_loop.devices.processes import (
-    keep_loss_wide,
-    prepare_frozen,
-    summed,
-)
+from amidmath.integrations.torch_loop.devices.engines import keep_loss_wide, prepare_frozen
+from amidmath.integrations.torch_loop.devices.shares import summed
+from amidmath.integrations.torch_loop.loss.batch import Batch
 from amidmath.integrations.torch_loop.loss.objective import (
-    Batch,
     recipe_loss,
     sampled_positions,
     sampled_statistics,

@@ -32,8 +32,8 @@ import amidmath as am
 from amidmath.arrays import checks
 from amidmath.integrations.common.recipe.measures import KL_TO_TEACHER, SAMPLE, TOTAL_VARIATION
 from amidmath.integrations.common.rows.marks import NO_LABEL
-from amidmath.integrations.jax_loop.loss.objective import States as States
 from amidmath.integrations.jax_loop.loss.objective import sampled
+from amidmath.integrations.jax_loop.loss.states import States as States
 from amidmath.integrations.plugins.jax_losses import chosen_loss
 
 Output = jax.Array | States
@@ -91,7 +91,6 @@ class AMiDStrategy(BaseStrategy):  # type: ignore[misc]
         label_weight: float = 0.0,
         **parameters: Any,
     ) -> None:
-        """See the class."""
         super().__init__(student_forward_fn, teacher_forward_fn, labels_fn)
         self.loss = chosen_loss(loss, parameters)
         self.label_weight = checks.number("label_weight", label_weight)

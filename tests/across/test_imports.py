@@ -13,25 +13,6 @@ LAYERS = import_graph.layers((ROOT / "docs" / "design.md").read_text("utf-8"))
 # Those that are left, each to go: who breaks one takes it out of here.
 KNOWN_CIRCLES = {
     frozenset({"backends/torch_backend/rows.py", "backends/triton_kernels/kernels.py"}),
-    frozenset(
-        {
-            "integrations/jax_loop/evaluation/task_scores.py",
-            "integrations/jax_loop/training/rollouts.py",
-            "integrations/jax_loop/training/trainer.py",
-        }
-    ),
-    frozenset(
-        {
-            "integrations/torch_loop/loss/objective.py",
-            "integrations/torch_loop/loss/whole_logits.py",
-        }
-    ),
-    frozenset(
-        {
-            "integrations/torch_loop/training/rollouts.py",
-            "integrations/torch_loop/training/trainer.py",
-        }
-    ),
 }
 KNOWN_ARROWS_UP = {("backends/triton_kernels/kernels.py", "backends/torch_backend/rows.py")}
 KNOWN_PRIVATE: set[tuple[str, str]] = set()

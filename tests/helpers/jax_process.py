@@ -14,7 +14,7 @@ from amidmath.integrations import jax_distill
 from amidmath.integrations.jax_loop.training.rollouts import Rollouts
 from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 
-STEP, BATCH = JaxTrainer._step, Rollouts.batch
+STEP, BATCH = JaxTrainer.make_step, Rollouts.batch
 
 # Before which optimiser step this process is killed, or fails; None for never.
 stop: tuple[int, str] | None = None
@@ -33,7 +33,7 @@ def main(jobs: Sequence[tuple[Sequence[str], tuple[int, str] | None]], variables
     environment: Mapping[str, str] = variables
     os.environ |= environment
     jax.config.update("jax_disable_most_optimizations", True)
-    JaxTrainer._step, Rollouts.batch = _step, _batch
+    JaxTrainer.make_step, Rollouts.batch = _step, _batch
     status = 1
     try:
         for words, before in jobs:

@@ -13,7 +13,8 @@ import torch
 from datasets import Dataset
 from tiny import byte_tokenizer, tiny_model
 
-from amidmath.integrations.torch_loop.run.dry_run import Plan, Shape, estimate
+from amidmath.integrations.torch_loop.run.memory import Plan, estimate
+from amidmath.integrations.torch_loop.run.model_shape import Shape
 from amidmath.integrations.torch_loop.settings.config import AMiDConfig
 from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
 

@@ -30,13 +30,9 @@ from tiny import byte_tokenizer, tiny_model
 from torch.distributed.tensor import DTensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from amidmath.integrations.torch_loop.devices.processes import (
-    in_order,
-    main_console,
-    own_batches,
-    summed,
-    whole_weights,
-)
+from amidmath.integrations.torch_loop.devices.engines import whole_weights
+from amidmath.integrations.torch_loop.devices.processes import main_console
+from amidmath.integrations.torch_loop.devices.shares import in_order, own_batches, summed
 from amidmath.integrations.torch_loop.loss import objective
 from amidmath.integrations.torch_loop.settings.config import AMiDConfig
 from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer

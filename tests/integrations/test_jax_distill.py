@@ -22,6 +22,7 @@ import amidmath as am
 from amidmath.integrations import jax_distill
 from amidmath.integrations.common.policies.base import Source
 from amidmath.integrations.common.run.progress import TIME_FIELDS
+from amidmath.integrations.jax_loop.run.loading import prepare
 from amidmath.integrations.jax_loop.training import trainer as trainer_module
 from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 
@@ -144,16 +145,16 @@ def test_every_policy_goes_on_as_if_there_had_been_no_break(
         "sequence_level": {Source.TEACHER},
     }
     assert set(sources) == expected[policy]
-    step = JaxTrainer._step
+    step = JaxTrainer.make_step
 
     def stops(self: JaxTrainer) -> None:
         if self.step == 5:
             raise KeyboardInterrupt
         step(self)
 
-    monkeypatch.setattr(JaxTrainer, "_step", stops)
+    monkeypatch.setattr(JaxTrainer, "make_step", stops)
     assert jax_distill.main(arguments(broken, **settings)) == 130
-    monkeypatch.setattr(JaxTrainer, "_step", step)
+    monkeypatch.setattr(JaxTrainer, "make_step", step)
     assert jax_distill.main(arguments(broken, **settings)) == 0
     same_runs(whole, broken)
 
@@ -166,10 +167,10 @@ def test_nothing_is_compiled_after_the_first_step(
     rows = [{"prompt": "p" * length, "completion": "x"} for length in lengths]
     data = write_jsonl(tmp_path / "prompts.jsonl", rows)
     words = arguments(tmp_path / "run", dataset_name=data, policy="on_policy", max_steps=4)
-    trainer = jax_distill.prepare(jax_distill.parse_arguments(words), print).trainer
+    trainer = prepare(jax_distill.parse_arguments(words), print).trainer
     with compilations() as programs:
         for _ in range(4):
-            trainer._step()
+            trainer.make_step()
     assert programs.count("jit(_train)") == 1
     assert programs.count("jit(_answers)") <= 1  # another test may have compiled that one
 
@@ -241,9 +242,9 @@ def test_every_method_has_a_step(
     policy = "mixed" if method == "distillm2" else "off_policy"
     words = arguments(tmp_path / "run", method=method, alpha=None, policy=policy)
     parsed = jax_distill.parse_arguments(words)
-    trainer = jax_distill.prepare(parsed, print).trainer
+    trainer = prepare(parsed, print).trainer
     batch = trainer.rollouts.batch(Source.DATASET, trainer.batches.step(0))
-    values, fixed = trainer._values()
+    values, fixed = trainer.scheduled()
     state, result = jax.eval_shape(
         lambda *given: trainer.steps._train(*given[:4], fixed, *given[4:]),
         trainer.state,

@@ -13,10 +13,11 @@ from tiny import byte_tokenizer, save, tiny_model, vocabulary_size, write_jsonl
 from transformers import AutoModelForCausalLM
 
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.evaluation.answers import Decoding
-from amidmath.integrations.common.evaluation.metrics import METRICS
-from amidmath.integrations.common.evaluation.prompts import encode_prompts, held_out
-from amidmath.integrations.common.evaluation.tasks import TASKS, Row
+from amidmath.integrations.common.tasks.answers import Decoding
+from amidmath.integrations.common.tasks.metrics import METRICS
+from amidmath.integrations.common.tasks.prompts import encode_prompts, held_out
+from amidmath.integrations.common.tasks.rows import Row
+from amidmath.integrations.common.tasks.tasks import TASKS
 from amidmath.integrations.torch_eval import main
 from amidmath.integrations.torch_loop.evaluation.task_answers import collated, evaluate_task
 

@@ -1,4 +1,4 @@
-"""What the scripts' command lines have in common: configuration files, errors, exit statuses."""
+"""Command lines of the scripts: configuration files, errors, exit statuses."""
 
 import dataclasses
 import json

@@ -10,7 +10,7 @@ from amidmath.integrations.common.errors import InputError
 
 @dataclass(frozen=True)
 class Range:
-    """What a number may be.
+    """The bounds of a number.
 
     Args:
         least: the smallest.

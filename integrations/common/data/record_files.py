@@ -168,4 +168,4 @@ READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".tsv": _table("\t"),
     ".txt": _paragraphs,
 }
-"""What reads a file, by its ending."""
+"""The reader of a file, by its ending."""

@@ -23,13 +23,12 @@ PAIR = ("prompt", "chosen", "rejected")
 SOURCE = "source"
 """The column that says who wrote a row's completion: 0 the teacher, 1 the student."""
 
-
 NUMBER = "row_in_dataset"
 """The column that says which row of its split one is, by which messages name it."""
 
 
 class DataArguments(Protocol):
-    """What names a dataset and its splits, as TRL's ScriptArguments does."""
+    """The arguments that name a dataset and its splits, as TRL's ScriptArguments has them."""
 
     dataset_name: str | None
     dataset_config: str | None
@@ -111,7 +110,7 @@ def with_numbers(rows: Dataset) -> Dataset:
 
 
 def number_of(rows: Dataset, place: int) -> int:
-    """What to call a row in messages: its number, or else its place."""
+    """The name of a row in messages: its number, or else its place."""
     return int(rows[NUMBER][place]) if NUMBER in rows.column_names else place
 
 
@@ -192,7 +191,7 @@ def check_rows(flag: str, rows: Dataset, text_field: str) -> None:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, in words; "" for what nothing is learned from."""
+    """The kind of a value in words; "" for one that nothing is learned from."""
     if isinstance(value, str):
         return "a text"
     return "messages" if is_conversation(value) else ""

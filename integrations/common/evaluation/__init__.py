@@ -1,1 +1,1 @@
-"""Scores of answers on tasks, and figures of held-out text."""
+"""Evaluations of a student beside its teacher, on held-out text and on tasks."""

@@ -1,4 +1,4 @@
-"""What the evaluation scripts can be told."""
+"""The arguments of the evaluation scripts."""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +15,10 @@ from amidmath.integrations.common.cli.command_line import (
 )
 from amidmath.integrations.common.cli.quiet import VERBOSE_HELP
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.evaluation.answers import Decoding
-from amidmath.integrations.common.evaluation.prompts import PROMPT_STYLE_HELP, PROMPT_STYLES
-from amidmath.integrations.common.evaluation.tasks import TASKS, Languages, Task
+from amidmath.integrations.common.tasks.answers import Decoding
+from amidmath.integrations.common.tasks.prompts import PROMPT_STYLE_HELP, PROMPT_STYLES
+from amidmath.integrations.common.tasks.rows import Languages
+from amidmath.integrations.common.tasks.tasks import TASKS, Task
 from amidmath.integrations.common.text.vocabularies import MODES, VOCAB_HELP
 
 
@@ -47,7 +48,7 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """What they are evaluated on."""
+    """The data that they are evaluated on."""
 
     _argument_group_name: ClassVar[str] = "data"
 
@@ -130,7 +131,7 @@ class Arguments:
         return Path(str(self.output.output_dir))
 
     def languages(self) -> Languages:
-        """What a translation translates."""
+        """The languages of a translation."""
         return Languages(**{name: _language(self.data, name) for name in asdict(Languages())})
 
     def decoding(self) -> Decoding:

@@ -65,7 +65,7 @@ def as_table(rows: Mapping[str, Quality], caption: str) -> Table:
 
 
 def warnings_about(figures: Mapping[str, Quality]) -> Sequence[str]:
-    """What the figures before training say against distilling at all."""
+    """Warnings that the figures before training give against distilling at all."""
     teacher, student = figures.get("teacher"), figures["student before"]
     if teacher is None or teacher.perplexity < student.perplexity:
         return ()

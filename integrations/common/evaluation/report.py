@@ -1,4 +1,4 @@
-"""What an evaluation says: its header, its table, and the files that it leaves."""
+"""Reports of an evaluation: its header, its table, and the files that it leaves."""
 
 import json
 import math
@@ -14,12 +14,12 @@ from rich.table import Table
 
 from amidmath.integrations.common.cli.facts import print_facts
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.evaluation.answers import Score, TaskResult
 from amidmath.integrations.common.evaluation.arguments import Arguments
-from amidmath.integrations.common.evaluation.prompts import HeldOut, Prompts
 from amidmath.integrations.common.evaluation.quality import Quality
-from amidmath.integrations.common.evaluation.tasks import TaskRows
 from amidmath.integrations.common.storage.whole_files import staged_file, write_json
+from amidmath.integrations.common.tasks.answers import Score, TaskResult
+from amidmath.integrations.common.tasks.prompts import HeldOut, Prompts
+from amidmath.integrations.common.tasks.reading import TaskRows
 
 RESULTS = "results.json"
 PREDICTIONS = "predictions.jsonl"
@@ -28,7 +28,7 @@ STUDENT, TEACHER = "student", "teacher"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an evaluation.
+    """The results of an evaluation.
 
     Args:
         figures: on held-out text, by model.
@@ -69,7 +69,7 @@ def print_header(
     texts: HeldOut,
     device: str,
 ) -> None:
-    """What is about to happen, a line a fact.
+    """Print what is about to happen, a line a fact.
 
     Args:
         console: where.

@@ -13,9 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from amidmath.integrations.common.cli.command_line import STUDENT_FLAG, TEACHER_FLAG
 from amidmath.integrations.common.cli.memory import TASK, within_memory
 from amidmath.integrations.common.errors import InputError, while_preparing
-from amidmath.integrations.common.evaluation.answers import Answers, Decoding, TaskResult
 from amidmath.integrations.common.evaluation.arguments import Arguments
-from amidmath.integrations.common.evaluation.prompts import HeldOut, encode_prompts, held_out
 from amidmath.integrations.common.evaluation.quality import Quality
 from amidmath.integrations.common.evaluation.report import (
     STUDENT,
@@ -26,8 +24,11 @@ from amidmath.integrations.common.evaluation.report import (
     print_table,
     write,
 )
-from amidmath.integrations.common.evaluation.tasks import Task, read_rows
 from amidmath.integrations.common.rows.token_range import check_prompts
+from amidmath.integrations.common.tasks.answers import Answers, Decoding, TaskResult
+from amidmath.integrations.common.tasks.prompts import HeldOut, encode_prompts, held_out
+from amidmath.integrations.common.tasks.reading import read_rows
+from amidmath.integrations.common.tasks.tasks import Task
 from amidmath.integrations.common.text.tokenizers import check_lengths, load_tokenizer
 from amidmath.integrations.common.text.vocabularies import compare_vocabularies, compared_in_words
 

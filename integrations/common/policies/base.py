@@ -1,4 +1,4 @@
-"""What every data policy can be asked.
+"""The contract of every data policy.
 
 The loop asks ``choose`` once an optimiser step, and all micro-batches of that step come from the
 source it names: a checkpoint then lies between two decisions, and generation runs on the whole
@@ -59,7 +59,7 @@ class Policy(ABC):
         """
 
     def state(self) -> dict[str, Any]:
-        """What the next decisions depend on, random numbers included, for JSON."""
+        """The numbers that the next decisions depend on, random ones included, for JSON."""
         return {"policy": self.name}
 
     def restore(self, state: Mapping[str, Any]) -> None:

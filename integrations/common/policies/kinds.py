@@ -32,7 +32,7 @@ class OffPolicy(Policy):
 
 @dataclass
 class OnPolicy(Policy):
-    """What the student generates at that step."""
+    """Sequences that the student generates at that step."""
 
     name: ClassVar[str] = "on_policy"
     sources: ClassVar[frozenset[Source]] = frozenset({Source.STUDENT})
@@ -48,7 +48,7 @@ class OnPolicy(Policy):
 
 @dataclass
 class SequenceLevel(Policy):
-    """What the teacher generates (sequence-level distillation, Kim and Rush, 2016)."""
+    """Sequences that the teacher generates (sequence-level distillation, Kim and Rush, 2016)."""
 
     name: ClassVar[str] = "sequence_level"
     sources: ClassVar[frozenset[Source]] = frozenset({Source.TEACHER})

@@ -27,7 +27,6 @@ class Memory:
     """
 
     def __init__(self, buffer: ReplayBuffer, seed: Sequence[int]) -> None:
-        """See the class."""
         self.buffer = buffer
         self.rng = np.random.default_rng(seed)
 
@@ -115,7 +114,7 @@ def longest_prompt(rows: Dataset) -> int:
 def prompts_of(
     ids: NDArray[Any], labels: NDArray[Any], kept: NDArray[np.bool_]
 ) -> list[NDArray[Any]]:
-    """What stands before the first labelled token of every row; rows of padding are left out.
+    """The tokens before the first labelled one of every row; rows of padding are left out.
 
     Args:
         ids: shape (…, L), all axes but the last being rows.

@@ -7,9 +7,7 @@ import amidmath as am
 # At λ = 0 the assistant is the student itself.
 KL_TO_TEACHER = am.AMiD(am.KL(), order="pr", lam=0.0)
 
-
 TOTAL_VARIATION = am.AMiD(am.TotalVariation(), order="pr", lam=0.0)
-
 
 SAMPLE = 64
 """At so many positions of a batch, at most, are KL and overlap looked at for the log."""

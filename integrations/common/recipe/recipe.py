@@ -1,4 +1,4 @@
-"""What a run minimises: a named method, its parameters, and how they change over training."""
+"""The loss that a run minimises: a named method, its parameters, how they change over training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class Recipe:
         return f"--method_kwargs: {problem}"
 
     def conventions(self) -> str:
-        """What the parameters mean, in a sentence: those of the first step."""
+        """The meaning of the parameters in a sentence: of those at the first step."""
         return self.method.convention(**{**self.params, **self.values(0, 2)})
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""What every schedule of a loss's parameter can be asked."""
+"""The contract of every schedule of a loss's parameter."""
 
 import math
 from abc import ABC, abstractmethod
@@ -30,7 +30,7 @@ class Schedule(ABC):
         """
 
     def state(self) -> State:
-        """What has been learned from the steps so far: numbers that JSON keeps exactly."""
+        """The numbers learned from the steps so far, which JSON keeps exactly."""
         return {}
 
     def restore(self, state: Mapping[str, float | int]) -> None:

@@ -15,7 +15,6 @@ from amidmath.losses.amid import ORDERS
 
 DIVERGENCES = tuple(sorted(am.divergences.REGISTRY))
 
-
 METHODS = tuple(sorted(am.methods.METHODS))
 
 

@@ -24,7 +24,7 @@ _MULTIPLE = 8
 
 
 class Batches:
-    """What every optimiser step of a run is trained on.
+    """The batches of every optimiser step of a run.
 
     Nothing is remembered between steps: a run goes on from the number of a step. As with
     transformers' trainer, an epoch's last batches are a step even if they are fewer, or smaller;

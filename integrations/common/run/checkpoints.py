@@ -89,7 +89,7 @@ def remove_leftovers(folder: Path) -> list[str]:
 
 
 def problem_with(checkpoint: Path) -> str | None:
-    """What keeps a checkpoint from being whole: which file, expected and found; None if nothing."""
+    """The reason why a checkpoint is not whole: a file, expected and found; None if it is."""
     path = checkpoint / MANIFEST
     if not path.is_file():
         return f"it has no {MANIFEST}, which is written last"

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from amidmath.integrations.common.evaluation.metrics import NAMES
 from amidmath.integrations.common.storage.whole_files import staged_file
+from amidmath.integrations.common.tasks.metrics import NAMES
 
 _FIGURES = {
     "kl": "KL to teacher (nats a token)",
@@ -20,7 +20,7 @@ _FIGURES = {
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card says.
+    """The facts of a model card.
 
     Args:
         name: of the student.

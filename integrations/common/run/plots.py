@@ -11,8 +11,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-from amidmath.integrations.common.evaluation.metrics import NAMES
 from amidmath.integrations.common.storage.whole_files import staged_file
+from amidmath.integrations.common.tasks.metrics import NAMES
 
 # Panels over the steps, each with the fields of the log lines that it draws.
 _PANELS = {

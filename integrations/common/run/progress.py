@@ -1,4 +1,4 @@
-"""What a run tells while it trains: the lines of metrics.jsonl, and the figures beside the bar."""
+"""Figures of a run while it trains: the lines of metrics.jsonl, and those beside the bar."""
 
 import json
 import math
@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from amidmath.integrations.common.evaluation.metrics import NAMES
 from amidmath.integrations.common.storage.full_disk import append_line
 from amidmath.integrations.common.storage.whole_files import staged_file
+from amidmath.integrations.common.tasks.metrics import NAMES
 
 TIME_FIELDS = frozenset(
     {
@@ -20,7 +20,7 @@ TIME_FIELDS = frozenset(
         *("eval_runtime", "eval_samples_per_second", "eval_steps_per_second"),
     }
 )
-"""What of a line of metrics.jsonl depends on the machine; all else is the same in every run."""
+"""The fields of metrics.jsonl that depend on the machine; all others are the same in every run."""
 
 # What the bar shows beside the loss, when it is logged.
 _LIVE = {"kl": "KL", "overlap": "overlap", "alpha": "α", "lam": "λ", "temperature": "T"}
@@ -105,7 +105,7 @@ def _plain(logs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class LiveWords:
-    """What stands beside a bar: the newest figures, and scores of answers until there are others.
+    """The words beside a bar: the newest figures, and scores of answers until there are others.
 
     Attributes:
         scores: of the newest answers, in words.

@@ -1,4 +1,4 @@
-"""Making a teacher's cache: what asks the teacher is a :class:`Source`, each framework's own."""
+"""The making of a teacher's cache, by whatever framework asks the teacher."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ from amidmath.integrations.common.teacher_cache.format import (
     read_index,
 )
 from amidmath.integrations.common.teacher_cache.settings import Request
-from amidmath.integrations.common.teacher_cache.source import Source, batches
+from amidmath.integrations.common.teacher_cache.source import CacheSource, batches
 from amidmath.integrations.common.teacher_cache.store import TopKStore, data_arguments
 from amidmath.integrations.common.teacher_cache.writer import TopKWriter, check_folder
 from amidmath.integrations.common.text.tokenizers import load_tokenizer, vocabulary_size
@@ -45,7 +45,7 @@ class Processes(Protocol):
         ...
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """What ``work`` gives on the main process, on every process; its InputError too."""
+        """The result of ``work`` on the main process, on every process; its InputError too."""
         ...
 
     def wait(self) -> None:
@@ -69,7 +69,7 @@ class OneProcess:
 def make_cache(
     request: Request[Any, Any],
     console: Console,
-    load: Callable[[], Source],
+    load: Callable[[], CacheSource],
     processes: Processes,
 ) -> Path:
     """Make a cache, or go on with one; gives its folder.
@@ -119,8 +119,8 @@ def make_cache(
     return folder
 
 
-def header_of(request: Request[Any, Any], source: Source) -> Header:
-    """What the cache will say of itself.
+def header_of(request: Request[Any, Any], source: CacheSource) -> Header:
+    """The header of the cache.
 
     Raises:
         InputError: held-out rows, beside training rows that were cached otherwise.
@@ -155,7 +155,7 @@ def header_of(request: Request[Any, Any], source: Source) -> Header:
 
 
 def write(
-    source: Source,
+    source: CacheSource,
     writer: TopKWriter,
     missing: Sequence[int],
     processes: Processes,

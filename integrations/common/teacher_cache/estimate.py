@@ -1,4 +1,4 @@
-"""What caching a teacher takes and gives: size, time, and the mass that is covered."""
+"""An estimate of caching a teacher: size, time, and the mass that is covered."""
 
 import time
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from rich.table import Table
 
 from amidmath.integrations.common.errors import InputError
 from amidmath.integrations.common.teacher_cache.format import Header, payload_bytes, plan_shards
-from amidmath.integrations.common.teacher_cache.source import Source, batches
+from amidmath.integrations.common.teacher_cache.source import CacheSource, batches
 from amidmath.integrations.common.teacher_cache.store import TopKStore
 from amidmath.integrations.common.teacher_cache.writer import TopKWriter, free_bytes, megabytes
 
@@ -22,7 +22,7 @@ _OFFERED = (16, 32, 64, 128, 256, 512)
 
 def print_estimate(
     console: Console,
-    source: Source,
+    source: CacheSource,
     writer: TopKWriter,
     missing: Sequence[int],
     processes: int = 1,
@@ -91,7 +91,7 @@ def print_estimate(
 
 
 def try_out(
-    source: Source, missing: Sequence[int], writer: TopKWriter
+    source: CacheSource, missing: Sequence[int], writer: TopKWriter
 ) -> tuple[float, dict[int, NDArray[Any]]]:
     """Tokens a second, and the mass that some k cover, by the first batches that are missing."""
     wanted = sorted({k for k in (*_OFFERED, writer.header.k) if k <= source.vocabulary})
@@ -110,7 +110,7 @@ def try_out(
 
 
 def print_summary(console: Console, store: TopKStore) -> None:
-    """What is there now, and how much of the teacher's mass."""
+    """Print what is there now, and how much of the teacher's mass."""
     mass = -np.expm1(np.concatenate(list(store.tails())).astype(np.float64))
     size = sum(shard.size or 0 for shard in store.shards)
     console.print(

@@ -43,7 +43,7 @@ _ROW_BYTES = 12
 
 
 class Lists(NamedTuple):
-    """What is known of some positions.
+    """The lists of some positions.
 
     Args:
         log_probs: shape (P, k), nats.
@@ -60,7 +60,7 @@ class Lists(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """What a cache holds, and of what.
+    """The description of a cache: what it holds, and of what.
 
     Args:
         k: tokens a position.
@@ -155,7 +155,7 @@ def payload_bytes(header: Header, shards: Sequence[Shard]) -> int:
 
 
 def read_index(folder: Path) -> tuple[Header, tuple[Shard, ...]]:
-    """What a cache holds, and its files.
+    """Read a cache's description and its files.
 
     Raises:
         InputError: there is none, or one that is not understood; the message says what is there.
@@ -201,7 +201,7 @@ def other_than(training: Header, held_out: Header) -> str:
 
 
 def _instead(folder: Path) -> str:
-    """What is there where a cache should be."""
+    """Words for what is there where a cache should be."""
     if not folder.exists():
         return "there is no such folder; cache_teacher.py makes one"
     if (folder / HELD_OUT / INDEX).is_file():
@@ -213,7 +213,7 @@ def _instead(folder: Path) -> str:
 
 
 def fault(folder: Path, shard: Shard, *, checksum: bool) -> str | None:
-    """What is wrong with a shard, None if nothing is."""
+    """The fault of a shard; None if it has none."""
     path = folder / shard.file
     if shard.size is None:
         return f"{shard.file} has not been written yet"

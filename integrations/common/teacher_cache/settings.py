@@ -1,4 +1,4 @@
-"""What is cached of a teacher, and what a command that caches one was told."""
+"""The settings of a cache, and the request of a command that makes one."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from amidmath.integrations.common.teacher_cache.format import DTYPES, HELD_OUT
 
 @dataclass
 class CacheSettings:
-    """What to cache of a teacher."""
+    """The rows and tokens to cache of a teacher."""
 
     k: int = field(default=256, metadata={"help": "How many tokens a position."})
     log_probs_dtype: str = field(
@@ -54,7 +54,7 @@ class CacheSettings:
 
 
 class CacheConfig(Protocol):
-    """What of a loop's own settings counts for a cache, under their names."""
+    """Those of a loop's own settings that count for a cache, under their names."""
 
     output_dir: Any
     teacher_model_name_or_path: str | None

@@ -1,4 +1,4 @@
-"""What a cache is made of: a teacher and the rows that it is asked of."""
+"""The source of a cache: a teacher and the rows that it is asked of."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -8,7 +8,7 @@ from amidmath.integrations.common.rows.prepared import PreparedRows
 from amidmath.integrations.common.teacher_cache.format import Lists
 
 
-class Source(Protocol):
+class CacheSource(Protocol):
     """A teacher in memory, and rows as they are prepared for training."""
 
     @property
@@ -51,7 +51,7 @@ class Source(Protocol):
         ...
 
 
-def batches(source: Source, rows: range, size: int) -> list[list[int]]:
+def batches(source: CacheSource, rows: range, size: int) -> list[list[int]]:
     """Rows of about one length together, the same ones every time."""
     by_length = sorted(rows, key=lambda row: (source.prepared.lengths[row], row))
     return [by_length[i : i + size] for i in range(0, len(by_length), size)]

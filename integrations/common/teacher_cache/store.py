@@ -94,7 +94,7 @@ class TopKStore:
 
 
 def data_arguments(*settings: object) -> dict[str, Any]:
-    """What rows depend on, of the arguments of a run or of caching, by their names."""
+    """The arguments of a run or of caching that rows depend on, by their names."""
     return {
         name: getattr(part, name) for part in settings for name in _ARGUMENTS if hasattr(part, name)
     }

@@ -171,7 +171,7 @@ class TopKWriter:
         return self.folder / f"shard-{number:05d}.json"
 
     def _notes(self) -> dict[int, dict[str, Any]]:
-        """What other processes say of shards; a note that cannot be read is of no shard."""
+        """Notes of other processes on their shards; one that cannot be read is of no shard."""
         found = {}
         for path in self.folder.glob("shard-*.json"):
             try:

@@ -26,7 +26,6 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: Any, source: str | None = None) -> None:
-        """See the class."""
         self.tokenizer, self.source = tokenizer, source
         own = tokenizer.chat_template if source is None else source
         self._sources = tuple(own.values()) if isinstance(own, dict) else (own,) if own else ()
@@ -183,7 +182,7 @@ def _with(messages: Sequence[Message], number: int, **changes: Any) -> list[Mess
 
 
 def _kinds(turn: Message) -> tuple[Any, ...]:
-    """What of a message, beside its role, may lead a template elsewhere."""
+    """The parts of a message, beside its role, that may lead a template elsewhere."""
     content = turn["content"]
     return (None if content is None else bool(content.strip()), *sorted(turn))
 

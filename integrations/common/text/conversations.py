@@ -9,7 +9,7 @@ from amidmath.integrations.common.errors import UnfitRow
 Message = dict[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-"""What templates and their users agree upon; a template may name others."""
+"""The roles that templates and their users agree upon; a template may name others."""
 
 ALIASES = {
     **dict.fromkeys(("human", "prompter"), "user"),

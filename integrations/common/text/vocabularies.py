@@ -27,7 +27,7 @@ _SHARED_AT_LEAST = 0.9
 
 @dataclass(frozen=True)
 class Vocabularies:
-    """What student and teacher have in common, and what not.
+    """The tokens that student and teacher have in common, and those that they have not.
 
     Args:
         mode: "strict", "common" or "common_only".
@@ -73,7 +73,7 @@ def compare_vocabularies(
     *,
     cached: bool = False,
 ) -> Vocabularies:
-    """What can be compared of two models' distributions.
+    """Find the tokens over which two models' distributions can be compared.
 
     A token that a model has no logit for is in no distribution, and does not count: Gemma 3's
     tokenizer has one such. Whether rows use it is asked of the rows (``token_range``).

@@ -11,7 +11,7 @@ from amidmath.integrations.common.text.chat_template import ChatTemplate
 from amidmath.integrations.common.text.conversations import Message
 
 FOR_TEMPLATES = ("tools", "chat_template_kwargs")
-"""What a chat template is given beside the messages."""
+"""The columns that a chat template is given beside the messages."""
 
 
 @dataclass
@@ -71,7 +71,7 @@ def written(
 
 
 def options_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a row its chat template is given beside the messages.
+    """The values of a row that its chat template is given beside the messages.
 
     Raises:
         UnfitRow: tools in a text that is no JSON.

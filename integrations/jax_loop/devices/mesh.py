@@ -1,8 +1,7 @@
-"""A mesh of devices, where parameters and batches lie on it, and the loss of what lies there."""
+"""A mesh of devices, and where parameters and batches lie on it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -14,18 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
 
-import amidmath as am
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.rows.marks import NO_LABEL
-from amidmath.integrations.jax_loop.loss.objective import (
-    Array,
-    Comparer,
-    Positions,
-    Reference,
-    States,
-    Whole,
-    in_chunks,
-)
 
 Batch = Mapping[str, NDArray[Any]]
 
@@ -35,9 +23,6 @@ ROWS = ("data", "fsdp")
 
 # On which axis of the mesh a parameter's axis is spread; see ``decoder``.
 _PLACES = {"embed": "fsdp", "heads": "tensor", "kv": "tensor", "mlp": "tensor", "vocab": "tensor"}
-
-# Rows of logits at a time, of all devices' parts of the vocabulary together.
-_CHUNK_BYTES = 2**28
 
 
 def parse_mesh(text: str, devices: int) -> dict[str, int]:
@@ -107,7 +92,7 @@ def place(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> Named
 
 
 def kept_whole(mesh: Mesh, parameters: Any) -> dict[str, tuple[int, float]]:
-    """What an axis of the mesh was to divide, but does not, because a dimension is no multiple.
+    """Parameters that an axis of the mesh was to divide, but cannot: a dimension is no multiple.
 
     Args:
         mesh: the mesh.
@@ -188,104 +173,3 @@ def look_up(table: Any, ids: jax.Array, dtype: DTypeLike, mesh: Mesh | None) -> 
 def row_shards(mesh: Mesh) -> int:
     """Over how many devices a batch's rows are spread."""
     return math.prod(mesh.shape[name] for name in ROWS)
-
-
-def comparer(mesh: Mesh, vocab: str, tokens: int | None = None) -> Comparer:
-    """How a device takes losses of its rows; of the first ``tokens`` alone, or of all."""
-    return Whole(vocab, tokens) if mesh.shape["tensor"] == 1 else ByVocabulary("tensor")
-
-
-def spread(
-    mesh: Mesh, function: Callable[..., Any], by_vocabulary: bool = True
-) -> Callable[..., Any]:
-    """A function of (values, student, reference, positions) to sums, over all devices' rows.
-
-    Each device runs it on its rows. On one device the function is as it was, so that the CPU's
-    row kernels compute it.
-
-    Args:
-        mesh: of devices.
-        function: what to run.
-        by_vocabulary: with a tensor axis, each device gets its part of both heads; else whole ones.
-    """
-    if mesh.size == 1:
-        return function
-    vocabulary = "tensor" if by_vocabulary and mesh.shape["tensor"] > 1 else None
-
-    def on_devices(
-        values: Mapping[str, Any], student: States, reference: Reference, positions: Positions
-    ) -> Any:
-        def local(*parts: Any) -> Any:
-            return jax.tree.map(lambda total: jax.lax.psum(total, ROWS), function(*parts))
-
-        operands = (values, student, reference, positions)
-        specs = (
-            P(),
-            _specs(student, vocabulary),
-            _specs(reference, vocabulary) if isinstance(reference, States) else P(ROWS),
-            P(ROWS),
-        )
-        shared = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P())
-        return shared(*operands)
-
-    return on_devices
-
-
-def _specs(states: States, vocabulary: str | None) -> States:
-    """Where states lie while their loss is taken."""
-    parts: dict[str, Any] = {"hidden": P(ROWS), "weight": P(vocabulary)}
-    parts["bias"] = None if states.bias is None else P(vocabulary)
-    return replace(states, **parts)
-
-
-@dataclass(frozen=True)
-class ByVocabulary:
-    """Each device along an axis has a part of the vocabulary; only sums of rows travel.
-
-    Logits are multiplied out a chunk of positions at a time, and again in the backward pass.
-    Where a parameter of the loss differs from position to position there is one chunk.
-
-    Args:
-        axis: of the mesh.
-    """
-
-    axis: str
-
-    def __call__(
-        self,
-        loss: am.Loss,
-        student: States,
-        reference: Reference,
-        mask: Array,
-        reduction: str = "sum",
-        *,
-        labels: Array | None = None,
-        label_weight: float = 0.0,
-    ) -> Array:
-        """See :class:`amidmath.integrations.jax_loop.loss.objective.Comparer`."""
-        if not isinstance(reference, States):
-            raise TypeError("a teacher's lists cannot be compared with a part of the vocabulary")
-        teacher = reference.held()
-
-        def values_of(rows: tuple[Array, ...]) -> Any:
-            hidden, theirs, keep, wanted = rows
-            values: Array = loss(
-                am.Shard(student.logits(hidden), self.axis),
-                am.Shard(teacher.logits(theirs), self.axis),
-                keep,
-                reduction="none",
-                labels=wanted if label_weight else None,
-                label_weight=label_weight,
-                ignore_index=NO_LABEL,
-            )
-            return values
-
-        targets = jnp.full(mask.shape, NO_LABEL) if labels is None else labels
-        rows = (student.hidden, teacher.hidden, mask, targets)
-        if any(knob.ndim for knob in loss.knobs.values()):
-            values = values_of(rows)
-        else:
-            step = max(1, _CHUNK_BYTES // (8 * student.weight.shape[0]))
-            chunks = in_chunks(jax.checkpoint(values_of), rows, min(step, mask.size))
-            values = chunks.reshape(-1)[: mask.size]
-        return jnp.sum(values) if reduction == "sum" else values.reshape(mask.shape)

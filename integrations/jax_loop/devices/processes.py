@@ -1,9 +1,9 @@
 """Several processes, one on each host, that train together."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from amidmath.integrations.common.errors import InputError, first_paragraph
 
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+
+T = TypeVar("T")
 
 # A process that ends while the others work waits so long for them; then JAX ends them too.
 _LAST_SECONDS = 10
@@ -97,6 +99,30 @@ def wait_for_all(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+class Joined:
+    """The processes that have joined, for a distillation."""
+
+    @property
+    def index(self) -> int:
+        """Of this process; 0 is the main one's."""
+        return jax.process_index()
+
+    def together(self) -> AbstractContextManager[None]:
+        """A block that an InputError of any process ends on every process."""
+        return together()
+
+    def agreed(self, work: Callable[[], T]) -> T:
+        """The finding of ``work`` in files that all processes see and none changes meanwhile."""
+        return work()
+
+    def on_main(self, work: Callable[[], None]) -> None:
+        """Work of the main process, for which the others wait."""
+        wait_for_all("before work of the main process")
+        if is_main():
+            work()
+        wait_for_all("after work of the main process")
+
+
 def put(value: NDArray[Any], sharding: jax.sharding.Sharding | None) -> jax.Array:
     """An array that every process has, where it belongs; without asking other processes.
 
@@ -130,7 +156,7 @@ def _number(name: str, least: int) -> int | None:
 
 
 def _said(message: str) -> list[str]:
-    """What every process says."""
+    """The messages of all processes."""
     room = np.zeros(_MESSAGE_BYTES, np.uint8)
     encoded = message.encode()[:_MESSAGE_BYTES]
     room[: len(encoded)] = np.frombuffer(encoded, np.uint8)

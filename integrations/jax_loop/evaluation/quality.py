@@ -16,17 +16,20 @@ from amidmath.formulas.buckets import fold
 from amidmath.integrations.common.evaluation.quality import CHUNK_BYTES, Quality
 from amidmath.integrations.common.recipe.measures import KL_TO_TEACHER
 from amidmath.integrations.common.text.vocabularies import compared_first, measured_first
-from amidmath.integrations.jax_loop.devices.mesh import on_mesh, spread
-from amidmath.integrations.jax_loop.loss.objective import (
+from amidmath.integrations.jax_loop.devices.mesh import on_mesh
+from amidmath.integrations.jax_loop.loss.compare import in_chunks, spread
+from amidmath.integrations.jax_loop.loss.states import (
     Array,
     Positions,
     Reference,
     States,
-    in_chunks,
+    positions_of,
+    reference_of,
+    states_of,
 )
 from amidmath.integrations.jax_loop.models.decoder import Decoder
-from amidmath.integrations.jax_loop.teachers.teachers import CachedTeacher, InMemory, Teacher, bare
-from amidmath.integrations.jax_loop.training.step import positions_of, reference_of, states_of
+from amidmath.integrations.jax_loop.teachers.cached import CachedTeacher, bare
+from amidmath.integrations.jax_loop.teachers.teachers import InMemory, Teacher
 
 
 class Judge:
@@ -41,7 +44,6 @@ class Judge:
     """
 
     def __init__(self, teacher: Teacher, mesh: Mesh, vocab: str = "common") -> None:
-        """See the class."""
         self.teacher, self.mesh = teacher, mesh
         kl, tokens, self.knows = KL_TO_TEACHER, None, True
         if isinstance(teacher, CachedTeacher):
@@ -90,7 +92,7 @@ class Judge:
         }
 
     def temporary_bytes(self, model: Decoder, batch: Mapping[str, np.ndarray[Any, Any]]) -> int:
-        """What judging a model on a batch takes beside weights, as XLA has planned it; 0 unknown.
+        """Memory of judging a model on a batch, beside weights, as XLA has planned it; 0 unknown.
 
         Args:
             model: to judge.

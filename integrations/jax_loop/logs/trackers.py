@@ -26,7 +26,7 @@ _PROJECT = "huggingface"
 
 @dataclass(frozen=True)
 class Log:
-    """What a tracker is to keep.
+    """The log that a tracker is to keep.
 
     Args:
         name: of the run, for people.
@@ -187,7 +187,6 @@ class Report:
     """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
-        """See the class."""
         self.trackers = trackers
 
     def log(self, step: int, logs: Mapping[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """The loss of a batch from what teacher and student say of it, inside of a compiled step."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,140 +14,12 @@ from amidmath.integrations.common.recipe.measures import (
     KL_TO_TEACHER,
     SAMPLE,
     TOTAL_VARIATION,
-    first_tokens,
     to_reference,
 )
 from amidmath.integrations.common.recipe.recipe import Recipe
-from amidmath.integrations.common.rows.marks import NO_LABEL, STUDENT_ROWS
-
-Array = jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class States:
-    """Hidden states (B, L, H) after the last norm, and the head that makes logits of them.
-
-    Args:
-        hidden: the states.
-        weight: the head's, (V, H); bias, softcap and scale as of :class:`amidmath.Head`.
-    """
-
-    hidden: Array
-    weight: Array
-    bias: Array | None = None
-    softcap: float | None = field(default=None, metadata={"static": True})
-    scale: float = field(default=1.0, metadata={"static": True})
-
-    @classmethod
-    def of(cls, hidden: Array, head: am.Head) -> "States":
-        """From a head without a low-rank part."""
-        return cls(hidden, head.weight, head.bias, head.softcap, head.scale)
-
-    @property
-    def head(self) -> am.Head:
-        """The head."""
-        return am.Head(self.weight, bias=self.bias, softcap=self.softcap, scale=self.scale)
-
-    def first(self, tokens: int | None) -> "States":
-        """States of logits for the first so many tokens alone; None for all."""
-        return States.of(self.hidden, first_tokens(self.head, tokens))
-
-    def logits(self, hidden: Array) -> Array:
-        """The logits (…, V) of some hidden states (…, H), whole, in float32."""
-        outputs = jnp.matmul(hidden, self.weight.T.astype(hidden.dtype))
-        outputs = outputs.astype(jnp.float32)
-        if self.bias is not None:
-            outputs += self.bias.astype(jnp.float32)
-        logits: Array = self.head.projection.logits(outputs, jnp)
-        return logits
-
-    def held(self) -> "States":
-        """The same, without gradients."""
-        constant: States = jax.tree.map(jax.lax.stop_gradient, self)
-        return constant
-
-    def cooled(self, temperature: Array) -> "States":
-        """States whose logits are divided by a temperature; not with a soft cap."""
-        bias = None if self.bias is None else self.bias / temperature
-        return replace(self, hidden=self.hidden / temperature, bias=bias)
-
-
-Reference = States | am.TopK
-"""What a teacher says of a batch: hidden states with a head, or its most probable tokens."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Positions:
-    """What of a batch the loss needs beside states.
-
-    Args:
-        mask: (B, L), which positions count.
-        targets: (B, L), the token that each predicts, -100 for none.
-        source: (B,), who wrote a row (``STUDENT_ROWS``); None for anyone.
-    """
-
-    mask: Array
-    targets: Array
-    source: Array | None = None
-
-
-class Comparer(Protocol):
-    """How one loss is taken over the positions of a mask; see :class:`Whole`."""
-
-    def __call__(
-        self,
-        loss: am.Loss,
-        student: States,
-        reference: Reference,
-        mask: Array,
-        reduction: str = "sum",
-        *,
-        labels: Array | None = None,
-        label_weight: float = 0.0,
-    ) -> Array:
-        """The sum over the positions, or every position's value for "none"."""
-        ...
-
-
-@dataclass(frozen=True)
-class Whole:
-    """One device has the whole vocabulary.
-
-    Args:
-        vocab: "common" where a side's further tokens are one more token.
-        tokens: how many first tokens are compared, where all others are left out.
-    """
-
-    vocab: str = "strict"
-    tokens: int | None = None
-
-    def __call__(
-        self,
-        loss: am.Loss,
-        student: States,
-        reference: Reference,
-        mask: Array,
-        reduction: str = "sum",
-        *,
-        labels: Array | None = None,
-        label_weight: float = 0.0,
-    ) -> Array:
-        """See :class:`Comparer`."""
-        others: dict[str, Any] = {"mask": mask, "reduction": reduction}
-        if label_weight and labels is not None:
-            if self.tokens is not None:
-                labels = jnp.where(labels < self.tokens, labels, NO_LABEL)
-            others |= {"labels": labels, "label_weight": label_weight}
-        teacher: Any = reference
-        if isinstance(reference, States):
-            held = reference.held()
-            vocab = "common" if self.vocab == "common" and self.tokens is None else "strict"
-            teacher = am.Hidden(held.hidden, first_tokens(held.head, self.tokens), vocab)
-        head = first_tokens(student.head, self.tokens)
-        value: Array = loss(am.Hidden(student.hidden, head), teacher, **others)
-        return value
+from amidmath.integrations.common.rows.marks import STUDENT_ROWS
+from amidmath.integrations.jax_loop.loss.compare import Comparer
+from amidmath.integrations.jax_loop.loss.states import Array, Positions, Reference, States
 
 
 @dataclass(frozen=True)
@@ -268,24 +140,6 @@ def traceable(recipe: Recipe) -> frozenset[str]:
 
     values = recipe.values(0, 2)
     return frozenset(name for name in values if name == "temperature" or fits(name, values[name]))
-
-
-def in_chunks(function: Callable[[Any], Any], rows: Any, step: int) -> Any:
-    """What a function gives of every ``step`` positions, stacked.
-
-    Args:
-        function: of a tree of rows (step, …).
-        rows: a tree of arrays (B, L, …). What fills up the last chunk is zeros, a mask of which
-            counts nothing.
-        step: how many positions at a time.
-    """
-
-    def cut(array: Array) -> Array:
-        flat = array.reshape(-1, *array.shape[2:])
-        filled = jnp.pad(flat, ((0, -len(flat) % step), *((0, 0),) * (flat.ndim - 1)))
-        return filled.reshape(-1, step, *flat.shape[1:])
-
-    return jax.lax.map(function, jax.tree.map(cut, rows))
 
 
 def sampled(mask: Array) -> Array:

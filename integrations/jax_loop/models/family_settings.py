@@ -1,4 +1,4 @@
-"""What the config.json of a model family means: one function of a family's settings each.
+"""The meaning of each model family's config.json: one function of its settings each.
 
 Every setting is read, or known not to matter to the logits, or refused; so a model is never
 silently another.
@@ -199,7 +199,7 @@ def gpt2(s: Settings) -> DecoderConfig:
 
 
 def _decoder(s: Settings, **others: Any) -> DecoderConfig:
-    """What the families since Llama have in common, and what one has besides."""
+    """The settings that the families since Llama share, and those that one has besides."""
     hidden, heads, layers = (
         s.take(name) for name in ("hidden_size", "num_attention_heads", "num_hidden_layers")
     )

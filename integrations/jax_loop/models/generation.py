@@ -37,7 +37,7 @@ def generate(
     tokens: int | None = None,
     on_batch: Callable[[int], object] | None = None,
 ) -> list[NDArray[np.int32]]:
-    """What the model answers to each prompt.
+    """Generate a model's answer to each prompt.
 
     It samples from the model's own distribution, tempered and cut to the nucleus as asked and by
     nothing else. Prompts are batched by length and padded on their left to a multiple of

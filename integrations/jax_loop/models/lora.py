@@ -83,12 +83,12 @@ class LoraSettings:
 
     @property
     def lora_scale(self) -> float:
-        """What the adapter is multiplied by."""
+        """The factor of the adapter."""
         return self.lora_alpha / (math.sqrt(self.lora_r) if self.use_rslora else self.lora_r)
 
 
 class LowRank(nnx.Module):
-    """What an adapter adds to one matrix's outputs: its inputs times ``down``, ``up`` and a scale.
+    """An adapter's part of one matrix's outputs: its inputs times ``down``, ``up`` and a scale.
 
     Args:
         down: (layers, inputs…, r).
@@ -104,7 +104,6 @@ class LowRank(nnx.Module):
         equation: str,
         scale: float,
     ) -> None:
-        """See the class."""
         self.down, self.up, self.scale = down, up, scale
         x, weight, y = equation.replace("->", ",").split(",")
         inputs = "".join(axis for axis in weight if axis in x)
@@ -112,7 +111,7 @@ class LowRank(nnx.Module):
         self.equations = f"{x},{inputs}r->btr", f"btr,r{outputs}->{y}"
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """What is added, computed in the input's dtype."""
+        """The addition, computed in the input's dtype."""
         down, up = self.equations
         inside = jnp.einsum(down, x, self.down[...].astype(x.dtype))
         return self.scale * jnp.einsum(up, inside, self.up[...].astype(x.dtype))

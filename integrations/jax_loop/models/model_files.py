@@ -1,7 +1,6 @@
 """Models from Hugging Face folders and the hub, and back."""
 
 import copy
-import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,25 +16,30 @@ from flax import nnx
 from huggingface_hub import snapshot_download
 from jax.typing import DTypeLike
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from amidmath.integrations.common.errors import InputError, first_paragraph
 from amidmath.integrations.common.storage.full_disk import saving
 from amidmath.integrations.common.storage.whole_files import staged_dir, write_json
-from amidmath.integrations.jax_loop.devices.processes import is_main, on_host, put
+from amidmath.integrations.jax_loop.devices.processes import is_main, put
 from amidmath.integrations.jax_loop.models.adapter_files import Adapter
-from amidmath.integrations.jax_loop.models.decoder import Axes, Decoder
+from amidmath.integrations.jax_loop.models.decoder import Decoder
 from amidmath.integrations.jax_loop.models.families import Family, Tensor, family, read_config
+from amidmath.integrations.jax_loop.models.layers import Axes
+from amidmath.integrations.jax_loop.models.weight_files import (
+    INDEX,
+    WEIGHTS,
+    Parts,
+    Stored,
+    open_files,
+    read_json,
+    written,
+)
 
 ShardingOf: TypeAlias = Callable[[Axes, tuple[int, ...]], jax.sharding.Sharding | None]
-_WEIGHTS, _INDEX, _GENERATION = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "generation_config.json",
-)
-_DTYPES = ("F64", "F32", "F16", "BF16")
+_GENERATION = "generation_config.json"
 _SHARD_BYTES = 5 * 10**9
 
 
@@ -106,7 +110,9 @@ def load_model(
         }
         if adapter is not None:
             adapter.check_used()
-        generation_config = _json(folder / _GENERATION) if _has(folder, _GENERATION) else None
+        generation_config = (
+            read_json(folder / _GENERATION) if (folder / _GENERATION).is_file() else None
+        )
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
             f"{flag}: {name} holds no model that can be loaded: {first_paragraph(error)}"
@@ -142,20 +148,20 @@ def save_model(
     shards = _shards(_present(known, parameters), parameters, shard_bytes)
     if not is_main():
         for tensor in chain.from_iterable(shards):
-            deque(_theirs(tensor, parameters), maxlen=0)
+            deque(written(tensor, parameters), maxlen=0)
         return
     with staged_dir(folder) as stage, saving(folder.name, stage):
         places: dict[str, str] = {}
         total = 0
         for number, shard in enumerate(shards, start=1):
             several = f"model-{number:05}-of-{len(shards):05}.safetensors"
-            file = _WEIGHTS if len(shards) == 1 else several
-            content = dict(chain.from_iterable(_theirs(tensor, parameters) for tensor in shard))
+            file = WEIGHTS if len(shards) == 1 else several
+            content = dict(chain.from_iterable(written(tensor, parameters) for tensor in shard))
             save_file(content, stage / file, metadata={"format": "pt"})
             places |= dict.fromkeys(content, file)
             total += sum(value.nbytes for value in content.values())
         if len(shards) > 1:
-            write_json(stage / _INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+            write_json(stage / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
         config = copy.deepcopy(model.hf_config)
         config.dtype = str(next(iter(parameters.values())).dtype)
         config.architectures = [known.architecture]
@@ -187,29 +193,12 @@ def _folder(flag: str, name: str, revision: str) -> Path:
 
 
 def _config(folder: Path) -> PreTrainedConfig:
-    content = _json(folder / "config.json")
+    content = read_json(folder / "config.json")
     family(content.get("model_type"))  # before transformers' own complaint
     try:
         return cast("PreTrainedConfig", AutoConfig.from_pretrained(folder, trust_remote_code=False))
     except Exception as error:  # its checks raise what they like
         raise InputError(f"its config.json does not hold: {first_paragraph(error)}") from error
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"it has no {path.name}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"its {path.name} is no JSON: {first_paragraph(error)}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"its {path.name} must hold an object, not a {type(content).__name__}")
-    return content
-
-
-def _has(folder: Path, file: str) -> bool:
-    return (folder / file).is_file()
 
 
 def _parameters(decoder: Decoder) -> dict[str, Any]:
@@ -232,10 +221,8 @@ def _read(
 ) -> Iterator[tuple[str, NDArray[Any]]]:
     """Paths and values of all parameters, one tensor's after the other."""
     with ExitStack() as stack:
-        files = _open_files(folder, known.prefix, stack)
-        tensors = [
-            (tensor, _Parts.of(tensor, parameters)) for tensor in _present(known, parameters)
-        ]
+        files = open_files(folder, known.prefix, stack)
+        tensors = [(tensor, Parts.of(tensor, parameters)) for tensor in _present(known, parameters)]
         expected = {name for tensor, parts in tensors for name in parts.names(tensor)}
         missing = sorted(expected - set(files))
         if missing:
@@ -256,7 +243,7 @@ def _read(
             yield from zip(tensor.paths, values, strict=True)
 
 
-def _check_others(names: set[str], files: "Mapping[str, _Stored]", known: Family) -> None:
+def _check_others(names: set[str], files: Mapping[str, Stored], known: Family) -> None:
     """Raise InputError if weights that the configuration has no place for mean something."""
     others = sorted(name for name in names if not name.endswith(known.ignored))
     head = "lm_head.weight"
@@ -273,90 +260,6 @@ def _check_others(names: set[str], files: "Mapping[str, _Stored]", known: Family
             f"it has {len(others)} weights that its configuration has no place for, {others[0]} "
             "for one"
         )
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A tensor in an open safetensors file."""
-
-    file: Any
-    name: str
-
-    def tensor(self, shape: tuple[int, ...] | None = None) -> NDArray[Any]:
-        """Its value; raises InputError unless it has this shape and a dtype that is known."""
-        found = self.file.get_slice(self.name)
-        dtype, got = found.get_dtype(), tuple(found.get_shape())
-        if dtype not in _DTYPES:
-            raise InputError(
-                f"its weight {self.name} is of type {dtype}; supported are {', '.join(_DTYPES)}"
-            )
-        if shape is not None and got != shape:
-            raise InputError(
-                f"its weight {self.name} has shape {got}; by its configuration it would be {shape}"
-            )
-        return cast("NDArray[Any]", self.file.get_tensor(self.name))
-
-
-def _open_files(folder: Path, prefix: str, stack: ExitStack) -> dict[str, _Stored]:
-    """All tensors of a folder, by the names that transformers gives them."""
-    if _has(folder, _INDEX):
-        places = sorted(set(_json(folder / _INDEX).get("weight_map", {}).values()))
-    elif _has(folder, _WEIGHTS):
-        places = [_WEIGHTS]
-    else:
-        pickles = sorted(path.name for path in folder.glob("*.bin"))
-        hint = f"; {pickles[0]} is a pickle, which is not read" if pickles else ""
-        raise InputError(f"it has no {_WEIGHTS} and no {_INDEX}{hint}")
-    found = {}
-    for place in places:
-        file = stack.enter_context(safe_open(folder / place, framework="numpy"))
-        for name in file.keys():  # noqa: SIM118 - it is no mapping
-            whole = name.startswith((prefix, "lm_head."))
-            found[name if whole else prefix + name] = _Stored(file, name)
-    return found
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """The parameters of one tensor.
-
-    Args:
-        shapes: of each, in one layer.
-        axes: of the first, in one layer.
-        dtype: of all.
-        layers: how many layers, if there is a tensor of each.
-    """
-
-    shapes: tuple[tuple[int, ...], ...]
-    axes: Axes
-    dtype: np.dtype[Any]
-    layers: int | None
-
-    @classmethod
-    def of(cls, tensor: Tensor, parameters: Mapping[str, Any]) -> "_Parts":
-        found = [parameters[path] for path in tensor.paths]
-        first = 1 if tensor.per_layer else 0
-        return cls(
-            tuple(tuple(part.shape[first:]) for part in found),
-            found[0].axes[first:],
-            np.dtype(found[0].dtype),
-            found[0].shape[0] if tensor.per_layer else None,
-        )
-
-    def names(self, tensor: Tensor) -> list[str]:
-        """The tensor's name, or its names in all layers."""
-        if self.layers is None:
-            return [tensor.name]
-        return [tensor.name.format(layer) for layer in range(self.layers)]
-
-
-def _theirs(tensor: Tensor, parameters: Mapping[str, Any]) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Names and values of a tensor, or of one in each layer."""
-    parts = _Parts.of(tensor, parameters)
-    values = [on_host(parameters[path][...]) for path in tensor.paths]
-    for number, name in enumerate(parts.names(tensor)):
-        pieces = [value[number] for value in values] if tensor.per_layer else values
-        yield name, tensor.join(pieces, parts.axes)
 
 
 def _shards(

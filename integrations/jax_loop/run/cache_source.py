@@ -25,14 +25,15 @@ from amidmath.integrations.common.text.tokenizers import load_tokenizer, padding
 from amidmath.integrations.common.text.vocabularies import COMMON_ONLY
 from amidmath.integrations.jax_loop.devices.mesh import ROWS, make_mesh, row_shards
 from amidmath.integrations.jax_loop.devices.processes import on_host
-from amidmath.integrations.jax_loop.loss.objective import in_chunks
+from amidmath.integrations.jax_loop.loss.compare import in_chunks
+from amidmath.integrations.jax_loop.loss.states import states_of
 from amidmath.integrations.jax_loop.models.decoder import Decoder
 from amidmath.integrations.jax_loop.models.generation import end_tokens
-from amidmath.integrations.jax_loop.run.loading import as_cached, load_teacher_model, rows_of
-from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
+from amidmath.integrations.jax_loop.run.loading import rows_of
+from amidmath.integrations.jax_loop.run.models import as_cached, load_teacher_model
 from amidmath.integrations.jax_loop.settings.cache_arguments import CacheRequest
-from amidmath.integrations.jax_loop.teachers.teachers import bare
-from amidmath.integrations.jax_loop.training.step import states_of
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
+from amidmath.integrations.jax_loop.teachers.cached import bare
 
 # Positions whose logits are held at a time.
 _CHUNK = 256
@@ -41,8 +42,8 @@ _BUCKET = 64
 
 
 @dataclass(frozen=True)
-class JaxSource:
-    """A teacher in JAX and the rows that it is asked of; a ``cache_source.Source``.
+class JaxCacheSource:
+    """A teacher in JAX and the rows that it is asked of; a ``teacher_cache.source.CacheSource``.
 
     Args:
         model: the teacher, on the mesh.
@@ -159,7 +160,7 @@ def _lists_of(
     return tuple(array.reshape(-1, *array.shape[2:]) for array in found)
 
 
-def load(request: CacheRequest, console: Console) -> JaxSource:
+def load(request: CacheRequest, console: Console) -> JaxCacheSource:
     """The teacher, and the rows as jax_distill.py would prepare them.
 
     Raises:
@@ -178,4 +179,4 @@ def load(request: CacheRequest, console: Console) -> JaxSource:
     say = partial(console.print, highlight=False, soft_wrap=True)
     prepared = as_cached(rows_of(part, name, tokenizer, config, say, sizes), tokenizer, config)
     pad = padding(tokenizer, end_tokens(model, theirs), size)
-    return JaxSource(model.decoder, mesh, prepared, asked, common, pad, config)
+    return JaxCacheSource(model.decoder, mesh, prepared, asked, common, pad, config)

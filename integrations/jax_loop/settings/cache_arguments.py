@@ -1,11 +1,12 @@
-"""What the script that caches a teacher can be told in JAX: data, what to cache, JAX's settings."""
+"""The arguments of caching a teacher in JAX: data, what to cache, JAX's settings."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeAlias, cast
 
 from amidmath.integrations.common.cli.command_line import Groups, parse
 from amidmath.integrations.common.teacher_cache.settings import CacheSettings, Request
-from amidmath.integrations.jax_loop.settings.arguments import JaxConfig, JaxScriptArguments
+from amidmath.integrations.jax_loop.settings.arguments import JaxScriptArguments
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 
 
 def _said_anew(kind: type, name: str, text: str) -> Any:

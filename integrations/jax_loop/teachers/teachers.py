@@ -1,26 +1,22 @@
-"""Where a batch's teacher comes from: a model in memory, or a cache of its most probable tokens."""
+"""Teachers of a batch: a model in memory, the student's base, or a cache."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 from flax import nnx
 from numpy.typing import NDArray
 
 from amidmath.integrations.common.recipe.recipe import Recipe
 from amidmath.integrations.common.recipe.supports import check_finite
-from amidmath.integrations.common.rows.prepared import ROW
-from amidmath.integrations.common.teacher_cache.cached_rows import CachedRows
 from amidmath.integrations.common.text.vocabularies import compared_first
 from amidmath.integrations.jax_loop.models.decoder import Decoder
-
-Batch = Mapping[str, NDArray[Any]]
+from amidmath.integrations.jax_loop.teachers.cached import Batch, CachedTeacher, bare
 
 
 class _WithoutLists:
-    """What has no lists to add to a batch."""
+    """A teacher without lists to add to a batch."""
 
     def with_lists(self, batch: Batch) -> dict[str, NDArray[Any]]:
         """A batch as it goes to the devices."""
@@ -89,36 +85,6 @@ class BaseTeacher(_WithoutLists):
 
 
 @dataclass(frozen=True)
-class CachedTeacher:
-    """The most probable tokens that a model gave beforehand.
-
-    Args:
-        rows: the cache, of the training rows and the held-out ones.
-    """
-
-    rows: CachedRows
-    graph = None
-    parameters = None
-    model = None
-
-    def with_lists(self, batch: Batch) -> dict[str, NDArray[Any]]:
-        """A batch with the lists of its rows."""
-        found = bare(batch)
-        numbers = batch[ROW]
-        length = batch["input_ids"].shape[-1]
-        flat = numbers.ravel()
-        lists = self.rows.lists((len(flat), length), flat.tolist())
-        shape = (*numbers.shape, length, -1)
-        found["top_log_probs"] = np.asarray(lists.log_probs).reshape(shape)
-        found["top_indices"] = np.asarray(lists.indices).reshape(shape)
-        return found
-
-    def describe(self) -> str:
-        """The cache in one line."""
-        return self.rows.describe()
-
-
-@dataclass(frozen=True)
 class NoTeacher(_WithoutLists):
     """Labels are all there is to learn from."""
 
@@ -133,11 +99,6 @@ class NoTeacher(_WithoutLists):
 
 InMemory = ModelTeacher | BaseTeacher
 Teacher = ModelTeacher | BaseTeacher | CachedTeacher | NoTeacher
-
-
-def bare(batch: Batch) -> dict[str, NDArray[Any]]:
-    """A batch without what no model and no loss takes: the rows' numbers."""
-    return {name: array for name, array in batch.items() if name != ROW}
 
 
 def compared_with(

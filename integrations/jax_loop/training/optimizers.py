@@ -7,8 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 
 
 def learning_rate(config: JaxConfig, total: int) -> optax.Schedule:
@@ -80,3 +83,40 @@ def _shrinking(
         return jax.tree.map(jnp.add, steps, decay), (first, second)
 
     return optax.GradientTransformation(init, update)
+
+
+def trained_parameters(config: JaxConfig) -> nnx.filterlib.Filter:
+    """Which parameters train: the adapter, all, or all but embeddings (and a head tied to them)."""
+    if config.use_peft:
+        return nnx.LoRAParam
+    if not config.freeze_embeddings:
+        return nnx.Param
+    return nnx.All(nnx.Param, nnx.Not(nnx.PathContains("embedding")))
+
+
+def placed_like(rule: optax.GradientTransformation, trained: Any, mesh: Mesh) -> Any:
+    """An optimiser's first state: what belongs to a parameter lies where that does."""
+    everywhere = NamedSharding(mesh, P())
+
+    def beside(leaf: jax.ShapeDtypeStruct, parameter: jax.Array) -> Any:
+        return parameter.sharding if leaf.shape == parameter.shape else everywhere
+
+    places = optax.tree.map_params(
+        rule,
+        beside,
+        jax.eval_shape(rule.init, trained),
+        trained,
+        transform_non_params=lambda leaf: everywhere,
+    )
+    # Compiled, so that it is made where it lies, and no process waits for another one.
+    return jax.jit(rule.init, out_shardings=places)(trained)
+
+
+def decays(parameters: Any) -> Any:
+    """Which parameters weight decay applies to: matrices, not biases and norms."""
+
+    def is_matrix(parameter: nnx.Variable[Any]) -> bool:
+        axes = [axis for axis in parameter.get_metadata("axes") if axis != "layer"]
+        return len(axes) > 1
+
+    return jax.tree.map(is_matrix, parameters, is_leaf=lambda x: isinstance(x, nnx.Variable))

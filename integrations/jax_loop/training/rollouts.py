@@ -1,14 +1,14 @@
 """Batches of sequences that the student or the teacher generates for the dataset's prompts."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from amidmath.integrations.common.policies.base import Source
+from amidmath.integrations.common.policies.base import Policy, Source
 from amidmath.integrations.common.policies.replay_buffer import Example
 from amidmath.integrations.common.policies.rollout_rows import (
     Memory,
@@ -17,14 +17,31 @@ from amidmath.integrations.common.policies.rollout_rows import (
     longest_prompt,
     prompts_of,
 )
+from amidmath.integrations.common.recipe.recipe import Recipe
+from amidmath.integrations.common.rows.batches import Batches
 from amidmath.integrations.common.rows.marks import STUDENT_ROWS
+from amidmath.integrations.jax_loop.models.decoder import Decoder
 from amidmath.integrations.jax_loop.models.generation import generate
-from amidmath.integrations.jax_loop.teachers.teachers import InMemory, ModelTeacher
-
-if TYPE_CHECKING:
-    from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
+from amidmath.integrations.jax_loop.teachers.teachers import InMemory, ModelTeacher, Teacher
 
 _BY_STUDENT = {Source.STUDENT, Source.BUFFER}
+
+
+class Trainer(Protocol):
+    """The part of a trainer that rollouts need."""
+
+    config: JaxConfig
+    recipe: Recipe
+    policy: Policy
+    teacher: Teacher
+    batches: Batches
+    step: int
+
+    @property
+    def student(self) -> Decoder:
+        """The student as it is now."""
+        ...
 
 
 class Rollouts(Memory):
@@ -42,7 +59,7 @@ class Rollouts(Memory):
         InputError: the data policy cannot be followed.
     """
 
-    def __init__(self, trainer: "JaxTrainer", rows: Dataset, end_tokens: Sequence[int]) -> None:
+    def __init__(self, trainer: Trainer, rows: Dataset, end_tokens: Sequence[int]) -> None:
         """Check that the policy can be followed."""
         config = trainer.config
         self.trainer, self.end_tokens = trainer, tuple(end_tokens)
@@ -101,7 +118,7 @@ class Rollouts(Memory):
         return examples
 
 
-def _common_tokens(trainer: "JaxTrainer") -> int | None:
+def _common_tokens(trainer: Trainer) -> int | None:
     """How many first tokens both models have, where one has more: no other reads the rest."""
     if not isinstance(trainer.teacher, ModelTeacher):  # a base has the student's
         return None

@@ -15,21 +15,26 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-import amidmath as am
-from amidmath.integrations.common.rows.batches import counted, targets
-from amidmath.integrations.jax_loop.loss.objective import Array, Positions, Reference, States
-from amidmath.integrations.jax_loop.models.decoder import Decoder
+from amidmath.integrations.jax_loop.loss.states import (
+    Array,
+    Batch,
+    Positions,
+    Reference,
+    States,
+    positions_of,
+    reference_of,
+    states_of,
+)
 
-Batch = Mapping[str, Array]
 Fixed = tuple[tuple[str, float], ...]
 Sums = Callable[[Mapping[str, Array], States, Any, Positions], Any]
-"""What :func:`.mesh.spread` makes: sums over all positions that count."""
+"""Sums over all positions that count, as ``loss.compare.spread`` makes them."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """What an optimiser step changes, and the parameters beside it.
+    """The state that an optimiser step changes, and the parameters beside it.
 
     Args:
         trained: the parameters that train.
@@ -45,7 +50,7 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepResult:
-    """What a step says of itself.
+    """The figures of a step.
 
     Args:
         loss: mean over the positions that count.
@@ -176,22 +181,3 @@ class Steps:
         reference = reference_of(self.teacher_graph, theirs, batch)
         student = states_of(nnx.merge(self.graph, trained, frozen), batch)
         return student, reference, positions_of(batch)
-
-
-def reference_of(graph: Any, parameters: Any, batch: Batch) -> Reference | None:
-    """What the teacher says of a batch (B, L): its states, the batch's lists, or nothing."""
-    if graph is None:
-        has_lists = "top_indices" in batch
-        return am.TopK(batch["top_log_probs"], batch["top_indices"]) if has_lists else None
-    return states_of(nnx.merge(graph, parameters), batch).held()
-
-
-def positions_of(batch: Batch) -> Positions:
-    """What of a batch (B, L) counts."""
-    return Positions(counted(batch), targets(batch), batch.get("source"))
-
-
-def states_of(model: Decoder, batch: Batch) -> States:
-    """A model's states for a batch (B, L)."""
-    hidden = model.states(batch["input_ids"], batch["segments"], batch["positions"])
-    return States.of(hidden, model.head())

@@ -15,8 +15,9 @@ from amidmath.integrations.common.recipe.measures import KL_TO_TEACHER
 from amidmath.integrations.common.rows.marks import NO_LABEL
 from amidmath.integrations.common.rows.prepared import ROW
 from amidmath.integrations.common.text.vocabularies import compared_first, measured_first
-from amidmath.integrations.torch_loop.devices.processes import reshard, summed
-from amidmath.integrations.torch_loop.loss.objective import next_token_targets
+from amidmath.integrations.torch_loop.devices.engines import reshard
+from amidmath.integrations.torch_loop.devices.shares import summed
+from amidmath.integrations.torch_loop.loss.batch import next_token_targets
 from amidmath.integrations.torch_loop.models.model_files import base_of
 from amidmath.integrations.torch_loop.models.modes import evaluation_mode
 from amidmath.integrations.torch_loop.models.states import States, expose_states, logits_of

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from amidmath.integrations.common.evaluation.answers import Answers, Decoding, TaskResult
-from amidmath.integrations.common.evaluation.prompts import HeldOut, Prompts, encode_prompts
-from amidmath.integrations.common.evaluation.tasks import Row, Task
 from amidmath.integrations.common.rows.marks import NO_LABEL
+from amidmath.integrations.common.tasks.answers import Answers, Decoding, TaskResult
+from amidmath.integrations.common.tasks.prompts import HeldOut, Prompts, encode_prompts
+from amidmath.integrations.common.tasks.rows import Row
+from amidmath.integrations.common.tasks.tasks import Task
 from amidmath.integrations.torch_loop.models.generation import end_tokens, generate
 
 

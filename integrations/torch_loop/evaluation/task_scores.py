@@ -5,8 +5,9 @@ from typing import Any
 from transformers import Trainer
 from trl.models.utils import unwrap_model_for_generation
 
-from amidmath.integrations.common.evaluation.task_scores import TaskScores
-from amidmath.integrations.torch_loop.devices.processes import in_order, own_rows, reshard
+from amidmath.integrations.common.tasks.scores import TaskScores
+from amidmath.integrations.torch_loop.devices.engines import reshard
+from amidmath.integrations.torch_loop.devices.shares import in_order, own_rows
 from amidmath.integrations.torch_loop.evaluation.task_answers import answer
 
 

@@ -1,4 +1,4 @@
-"""What listens to a Trainer: the metrics file and the progress bar."""
+"""Listeners to a Trainer: the metrics file and the progress bar."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
 """The loss of a batch from what teacher and student say of it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,45 +15,12 @@ from amidmath.integrations.common.recipe.measures import (
     to_reference,
 )
 from amidmath.integrations.common.recipe.recipe import Recipe
-from amidmath.integrations.common.rows.marks import NO_LABEL, STUDENT_ROWS
+from amidmath.integrations.common.rows.marks import STUDENT_ROWS
 from amidmath.integrations.common.text.vocabularies import measured_first
+from amidmath.integrations.torch_loop.loss.batch import Batch
 from amidmath.integrations.torch_loop.loss.whole_logits import compare_logits
 from amidmath.integrations.torch_loop.models.states import States
 from amidmath.integrations.torch_loop.teachers.teachers import BaseStates, Reference
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What of a batch the loss needs beside states.
-
-    Args:
-        labels: shape (B, L), -100 where nothing is learned.
-        denominator: what sums are divided by; None for the number of positions that count.
-        vocab: "common" where a side's further tokens are one more token.
-        label_weight: what cross-entropy with the labels adds; 0 for none.
-        source: shape (B,), who wrote a row (``STUDENT_ROWS``); None for anyone.
-        lists_at: the temperature of a teacher's lists.
-        tokens: how many first tokens are compared, where all others are left out.
-    """
-
-    labels: torch.Tensor
-    denominator: Any
-    vocab: str = "strict"
-    label_weight: float = 0.0
-    source: torch.Tensor | None = None
-    lists_at: float = 1.0
-    tokens: int | None = None
-
-    @property
-    def mask(self) -> torch.Tensor:
-        """Which positions count: True at t where the label of t + 1 does."""
-        return next_token_mask(self.labels)
-
-    @property
-    def targets(self) -> torch.Tensor:
-        """The label that each position predicts, -100 for none, or one that is left out."""
-        found = next_token_targets(self.labels)
-        return found if self.tokens is None else found.masked_fill(found >= self.tokens, NO_LABEL)
 
 
 def recipe_loss(
@@ -176,13 +143,3 @@ def sampled_statistics(student: States, reference: Reference, batch: Batch) -> t
     )
     count = chosen.sum()
     return torch.stack([kl.float(), count - distance.float(), count.float()])
-
-
-def next_token_mask(labels: torch.Tensor) -> torch.Tensor:
-    """Which positions predict a labelled token: True at t where the label of t + 1 counts."""
-    return next_token_targets(labels) != NO_LABEL
-
-
-def next_token_targets(labels: torch.Tensor) -> torch.Tensor:
-    """The label that each position predicts; -100 for none, as at the last position."""
-    return torch.nn.functional.pad(labels[..., 1:], (0, 1), value=NO_LABEL)

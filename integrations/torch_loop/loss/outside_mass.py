@@ -5,8 +5,9 @@ from typing import Any
 import torch
 
 import amidmath as am
-from amidmath.integrations.torch_loop.devices.processes import summed
-from amidmath.integrations.torch_loop.loss.objective import Batch, sampled_positions
+from amidmath.integrations.torch_loop.devices.shares import summed
+from amidmath.integrations.torch_loop.loss.batch import Batch
+from amidmath.integrations.torch_loop.loss.objective import sampled_positions
 from amidmath.integrations.torch_loop.models.states import States, logits_of
 from amidmath.integrations.torch_loop.teachers.cached import CachedTeacher
 from amidmath.integrations.torch_loop.teachers.teachers import BaseStates, Reference, Teacher

@@ -1,7 +1,5 @@
 """A loss of whole logits, for models that make them in a way of their own."""
 
-from typing import TYPE_CHECKING
-
 import array_api_compat.torch as xp
 import torch
 from torch.nn import functional as F  # noqa: N812
@@ -9,17 +7,15 @@ from torch.nn import functional as F  # noqa: N812
 import amidmath as am
 from amidmath.formulas.buckets import fold
 from amidmath.integrations.common.rows.marks import NO_LABEL
-
-if TYPE_CHECKING:
-    from amidmath.integrations.torch_loop.loss.objective import Batch
+from amidmath.integrations.torch_loop.loss.batch import Batch
 
 
 def compare_logits(
     loss: am.Loss,
     student: torch.Tensor,
-    teacher: "torch.Tensor | am.TopK",
+    teacher: torch.Tensor | am.TopK,
     mask: torch.Tensor,
-    batch: "Batch",
+    batch: Batch,
     reduction: str = "mean",
 ) -> torch.Tensor:
     """One loss over the positions of a mask, as ``objective.compare`` takes it of hidden states.

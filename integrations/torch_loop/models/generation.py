@@ -33,7 +33,7 @@ def generate(
     tokens: int | None = None,
     on_batch: Callable[[int], object] | None = None,
 ) -> list[torch.Tensor]:
-    """What the model answers to each prompt.
+    """Generate a model's answer to each prompt.
 
     It samples from the model's own distribution, tempered and cut to the nucleus as asked and by
     nothing else: what the model's generation_config says (top-k, penalties, …) does not count.

@@ -1,4 +1,4 @@
-"""What a causal language model's logits are made of: its last hidden states and its head."""
+"""The parts of a causal language model's logits: its last hidden states and its head."""
 
 import dataclasses
 import functools

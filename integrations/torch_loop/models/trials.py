@@ -1,4 +1,4 @@
-"""What is tried of a model when it is loaded: rows packed and padded, adapters saved and loaded.
+"""Trials of a model when it is loaded: rows packed and padded, adapters saved and loaded.
 
 Families differ in whether they keep packed rows apart and in what left padding does to them, and
 nothing in a configuration says so. What is tried is what training and generation do.

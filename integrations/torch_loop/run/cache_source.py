@@ -19,10 +19,11 @@ from amidmath.integrations.common.teacher_cache.format import Lists
 from amidmath.integrations.common.teacher_cache.source import check_k
 from amidmath.integrations.common.text.tokenizers import load_tokenizer
 from amidmath.integrations.common.text.vocabularies import COMMON_ONLY
-from amidmath.integrations.torch_loop.loss.objective import next_token_mask
+from amidmath.integrations.torch_loop.loss.batch import next_token_mask
 from amidmath.integrations.torch_loop.models.model_files import logits_of_model
 from amidmath.integrations.torch_loop.models.states import States
-from amidmath.integrations.torch_loop.run.loading import bars_for_many, load_teacher_model
+from amidmath.integrations.torch_loop.run.loading import bars_for_many
+from amidmath.integrations.torch_loop.run.models import load_teacher_model
 from amidmath.integrations.torch_loop.settings.cache_arguments import Arguments
 from amidmath.integrations.torch_loop.settings.config import AMiDConfig
 from amidmath.integrations.torch_loop.teachers.cached import lists_of
@@ -31,8 +32,8 @@ from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
 
 
 @dataclass(frozen=True)
-class TorchSource:
-    """A teacher in torch and the rows that it is asked of; a ``cache_source.Source``.
+class TorchCacheSource:
+    """A teacher in torch and the rows that it is asked of; a ``teacher_cache.source.CacheSource``.
 
     Args:
         teacher: in memory, on its device.
@@ -101,7 +102,7 @@ class TorchSource:
         return expected.view(keep.shape)
 
 
-def load(arguments: Arguments, console: Console) -> TorchSource:
+def load(arguments: Arguments, console: Console) -> TorchCacheSource:
     """The teacher, and the rows as torch_distill.py would prepare them."""
     config, script = arguments.config, arguments.script
     with PartialState().main_process_first():  # the others find what it has read
@@ -136,7 +137,7 @@ def load(arguments: Arguments, console: Console) -> TorchSource:
     prepared = PreparedRows(rows, trainer.tokenizer, apart)
     precision = trainer.accelerator.mixed_precision
     dtype = str(model.dtype).removeprefix("torch.")
-    return TorchSource(
+    return TorchCacheSource(
         trainer.teacher, size, asked, prepared, collator, common, dtype, precision, config
     )
 

@@ -1,4 +1,4 @@
-"""What the distillation script can be told, beside TRL's and transformers' own arguments."""
+"""The arguments of the distillation script, beside TRL's and transformers' own."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,9 +16,9 @@ from amidmath.integrations.common.cli.command_line import (
 from amidmath.integrations.common.cli.ranges import check_ranges
 from amidmath.integrations.common.errors import InputError
 from amidmath.integrations.common.evaluation.settings import HeldOutSettings
-from amidmath.integrations.common.evaluation.task_settings import TaskScoreSettings
 from amidmath.integrations.common.policies.settings import PolicySettings
 from amidmath.integrations.common.recipe.settings import LossSettings
+from amidmath.integrations.common.tasks.settings import TaskScoreSettings
 from amidmath.integrations.torch_loop.settings.config import CODE_IS_NEVER_RUN, AMiDConfig
 
 # What from_pretrained must not be told here: it would run code, load pickles, or end up in files.

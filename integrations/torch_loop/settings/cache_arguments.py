@@ -1,4 +1,4 @@
-"""What the script that caches a teacher can be told: data, what to cache, torch's settings."""
+"""The arguments of caching a teacher: data, what to cache, torch's settings."""
 
 from dataclasses import dataclass
 

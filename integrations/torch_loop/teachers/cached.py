@@ -28,7 +28,6 @@ class CachedTeacher:
     model: torch.nn.Module | None = None
 
     def __init__(self, rows: CachedRows) -> None:
-        """See the class."""
         self.rows = rows
 
     @property

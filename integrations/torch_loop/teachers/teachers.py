@@ -9,8 +9,13 @@ from transformers import PreTrainedModel
 
 import amidmath as am
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.torch_loop.devices.processes import reshard
+from amidmath.integrations.common.recipe.recipe import Recipe
+from amidmath.integrations.common.recipe.supports import check_finite
+from amidmath.integrations.common.text.vocabularies import compared_first
+from amidmath.integrations.torch_loop.devices.engines import reshard
+from amidmath.integrations.torch_loop.models.model_files import logits_of_model
 from amidmath.integrations.torch_loop.models.states import States, expose_states
+from amidmath.integrations.torch_loop.teachers.cached import CachedTeacher
 
 T = TypeVar("T")
 
@@ -23,7 +28,7 @@ class BaseStates:
 
 
 Reference = States | BaseStates | am.TopK
-"""What a teacher says of a batch: hidden states with a head, or its most probable tokens."""
+"""A teacher's word on a batch: hidden states with a head, or its most probable tokens."""
 
 
 class Teacher(Protocol):
@@ -69,7 +74,6 @@ class ModelTeacher:
     knows_new_rows = True
 
     def __init__(self, model: torch.nn.Module, name: str) -> None:
-        """See the class."""
         self.model: torch.nn.Module = model
         self.name = name
 
@@ -109,7 +113,6 @@ class AdapterBaseTeacher:
     knows_new_rows = True
 
     def __init__(self, student: Callable[[], torch.nn.Module], adapter_model: Any) -> None:
-        """See the class."""
         if not hasattr(adapter_model, "disable_adapter"):
             raise InputError(
                 "--teacher_is_base: the student has no adapter whose base could teach it; add "
@@ -129,8 +132,29 @@ class AdapterBaseTeacher:
         return then(BaseStates(hidden))
 
     def describe(self) -> str:
-        """What it is."""
+        """The teacher in one line."""
         return "the student's base model (its adapter off)"
+
+
+def compared_with(teacher: Teacher, ours: int, vocab: str, recipe: Recipe) -> int | None:
+    """Over how many first tokens the loss is where others are left out; None where none are.
+
+    Args:
+        teacher: what a student learns from.
+        ours: how many logits the student has.
+        vocab: as ``--vocab`` has it.
+        recipe: the loss.
+
+    Raises:
+        InputError: the loss would be infinite whatever the student learns.
+    """
+    if isinstance(teacher, CachedTeacher):
+        return teacher.rows.tokens
+    if not isinstance(teacher, ModelTeacher):
+        return None
+    theirs = logits_of_model(teacher.model)
+    check_finite(recipe, vocab, ours, theirs)
+    return compared_first(vocab, ours, theirs)
 
 
 class _AdapterOff(torch.nn.Module):

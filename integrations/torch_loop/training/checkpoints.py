@@ -2,13 +2,12 @@
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -36,8 +35,6 @@ from amidmath.integrations.common.storage.full_disk import saving
 from amidmath.integrations.common.storage.whole_files import staged_dir
 from amidmath.integrations.torch_loop.training.unpickling import refuse_code
 
-T = TypeVar("T")
-
 
 class WholeCheckpoints(Trainer):
     """A Trainer, to be mixed into one of TRL's, that resumes as if there had been no break.
@@ -57,7 +54,7 @@ class WholeCheckpoints(Trainer):
     _push: str | None = None
 
     def extra_states(self) -> dict[str, ExtraState]:
-        """What is saved in every checkpoint and restored on resuming, by name.
+        """The states that are saved in every checkpoint and restored on resuming, by name.
 
         The names must be the same whenever a run goes on. A subclass adds its own to these: the
         logged figures, and the callbacks that have a state.
@@ -265,25 +262,6 @@ class _Watch(TrainerCallback):
         """Save what was put off."""
         control.should_save = control.should_save or self.save_is_due
         self.save_is_due = False
-
-
-def on_main_process(work: Callable[[], T]) -> T:
-    """What ``work`` gives on the main process, on every process; its InputError too.
-
-    For what all processes must agree on while one of them may change the files.
-    """
-    state = PartialState()
-    answer: list[Any] = [None, None]
-    if state.is_main_process:
-        try:
-            answer[0] = work()
-        except InputError as error:
-            answer[1] = str(error)
-    if state.num_processes > 1:
-        broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise InputError(answer[1])
-    return cast("T", answer[0])
 
 
 def save_model(

@@ -19,7 +19,6 @@ class Carrying:
         collator: Callable[[list[dict[str, Any]]], dict[str, Any]],
         columns: Sequence[str],
     ) -> None:
-        """See the class."""
         self.collator, self.columns = collator, tuple(columns)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,28 +1,49 @@
 """Batches of sequences that the student or the teacher generates for the dataset's prompts."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from datasets import Dataset
 from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.models.utils import unwrap_model_for_generation
 
 from amidmath.integrations.common.cli.memory import GENERATION, within_memory
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.policies.base import Source
+from amidmath.integrations.common.policies.base import Policy, Source
 from amidmath.integrations.common.policies.replay_buffer import Example
 from amidmath.integrations.common.policies.rollout_rows import Memory, check_policy, prompts_of
+from amidmath.integrations.common.recipe.recipe import Recipe
 from amidmath.integrations.common.rows.marks import STUDENT_ROWS
 from amidmath.integrations.torch_loop.models.generation import generate
 from amidmath.integrations.torch_loop.models.model_files import context_of, logits_of_model
-from amidmath.integrations.torch_loop.teachers.teachers import ModelTeacher
-
-if TYPE_CHECKING:
-    from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
+from amidmath.integrations.torch_loop.settings.config import AMiDConfig
+from amidmath.integrations.torch_loop.teachers.teachers import ModelTeacher, Teacher
 
 _BY_STUDENT = {Source.STUDENT, Source.BUFFER}
 _JOINING = ("packing", "padding_free")
+
+
+class Trainer(Protocol):
+    """The part of a trainer that rollouts need."""
+
+    recipe: Recipe
+    policy: Policy
+    teacher: Teacher
+    data_collator: Any
+    model_wrapped: Any
+    accelerator: Any
+
+    @property
+    def settings(self) -> AMiDConfig: ...  # noqa: D102
+    @property
+    def student(self) -> PreTrainedModel: ...  # noqa: D102
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...  # noqa: D102
+    @property
+    def train_rows(self) -> Dataset: ...  # noqa: D102
 
 
 class Rollouts(Memory):
@@ -36,7 +57,7 @@ class Rollouts(Memory):
             teacher cannot generate or judge new sequences, or the buffer is smaller than a step.
     """
 
-    def __init__(self, trainer: "AMiDTrainer") -> None:
+    def __init__(self, trainer: Trainer) -> None:
         """Check that the policy can be followed."""
         self.trainer = trainer
         self.tagged = "any" not in trainer.recipe.method.sources

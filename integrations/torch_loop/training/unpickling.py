@@ -1,4 +1,4 @@
-"""What of a checkpoint is unpickled on resuming, and that none of it can run code.
+"""The parts of a checkpoint that are unpickled on resuming; none of it can run code.
 
 transformers reads optimizer.pt, scheduler.pt, scaler.pt, rng_state*.pth and pytorch_model*.bin with
 ``torch.load(weights_only=True)`` (``Trainer._load_optimizer_and_scheduler``, ``_load_scaler``,

@@ -18,9 +18,10 @@ from amidmath.integrations.common.recipe.settings import LossSettings
 from amidmath.integrations.common.recipe.supports import check_finite
 from amidmath.integrations.common.rows.marks import NO_LABEL
 from amidmath.integrations.common.run import run_folder
-from amidmath.integrations.jax_loop.loss.objective import States as JaxStates
-from amidmath.integrations.jax_loop.loss.objective import Whole
-from amidmath.integrations.torch_loop.loss.objective import Batch, compare
+from amidmath.integrations.jax_loop.loss.compare import Whole
+from amidmath.integrations.jax_loop.loss.states import States as JaxStates
+from amidmath.integrations.torch_loop.loss.batch import Batch
+from amidmath.integrations.torch_loop.loss.objective import compare
 from amidmath.integrations.torch_loop.models.states import States
 
 ROWS = [{"prompt": f"{name}: ", "completion": "an answer"} for name in "abcdefgh"]

@@ -13,11 +13,8 @@ from tiny import SENTENCES, write_jsonl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from amidmath.integrations.jax_loop.run.loading import Prepared, prepare
-from amidmath.integrations.jax_loop.settings.arguments import (
-    Arguments,
-    JaxConfig,
-    JaxScriptArguments,
-)
+from amidmath.integrations.jax_loop.settings.arguments import Arguments, JaxScriptArguments
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 from amidmath.integrations.torch_loop.models.model_files import freeze_embeddings
 from amidmath.integrations.torch_loop.settings.config import AMiDConfig
 from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
@@ -125,13 +122,13 @@ def _logged(prepared: Prepared) -> list[float]:
     """The loss of every step, by a trainer that compiles its step once."""
     found: list[float] = []
     trainer = prepared.trainer
-    log: Callable[[dict[str, Any]], None] = trainer._log
+    log: Callable[[dict[str, Any]], None] = trainer.log
 
     def watch(logs: dict[str, Any]) -> None:
         found.append(logs["loss"])
         log(logs)
 
-    trainer._log = watch  # type: ignore[method-assign]
+    trainer.log = watch  # type: ignore[method-assign]
     with compilations() as programs:
         trainer.train()
     assert programs.count("jit(_train)") == 1

@@ -144,7 +144,7 @@ def test_jax_gives_every_tracker_our_figures_and_goes_on_with_its_log(
     monkeypatch.delenv("WANDB_PROJECT", raising=False)
     monkeypatch.delenv("WANDB_DIR", raising=False)
     monkeypatch.delenv("TENSORBOARD_LOGGING_DIR", raising=False)
-    run, step = tmp_path / "run", JaxTrainer._step
+    run, step = tmp_path / "run", JaxTrainer.make_step
 
     def stops(self: JaxTrainer) -> None:
         if self.step == 3:
@@ -152,11 +152,11 @@ def test_jax_gives_every_tracker_our_figures_and_goes_on_with_its_log(
         step(self)
 
     words = [*command, "--report_to", "tensorboard,wandb", "trackio", "--project", "tests"]
-    monkeypatch.setattr(JaxTrainer, "_step", stops)
+    monkeypatch.setattr(JaxTrainer, "make_step", stops)
     assert jax_distill.main(words) == 130
     assert "is beyond the last step" not in capsys.readouterr().out
     broken = logged(run)
-    monkeypatch.setattr(JaxTrainer, "_step", step)
+    monkeypatch.setattr(JaxTrainer, "make_step", step)
     assert jax_distill.main(words) == 0
     lines = logged(run)
     figures = {

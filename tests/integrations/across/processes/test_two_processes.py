@@ -11,7 +11,7 @@ import torch
 import trainer_rank
 from safetensors.torch import load_file
 
-from amidmath.integrations.torch_loop.devices.processes import own_batches
+from amidmath.integrations.torch_loop.devices.shares import own_batches
 
 RANKS = 2
 LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}

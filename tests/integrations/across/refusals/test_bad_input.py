@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from amidmath.integrations import jax_distill, torch_distill
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 
 ROWS = [{"text": "the teacher knows the answer. "}] * 8
 SCRIPTS = {"torch": torch_distill.main, "jax": jax_distill.main}

@@ -15,7 +15,7 @@ from amidmath.integrations.common.errors import InputError, TrainingError, while
 from amidmath.integrations.common.run import run_folder
 from amidmath.integrations.jax_loop.evaluation.quality import Judge
 from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
-from amidmath.integrations.torch_loop.run import console
+from amidmath.integrations.torch_loop.run import distillation
 from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
 
 ERRORS: list[BaseException] = [
@@ -52,8 +52,8 @@ def test_before_anything_is_written_it_is_an_input_that_does_not_fit() -> None:
 
 
 PLACES: dict[str, tuple[Callable[[list[str]], int], tuple[Any, str], tuple[Any, str]]] = {
-    "torch": (torch_distill.main, (console, "evaluate"), (AMiDTrainer, "training_step")),
-    "jax": (jax_distill.main, (Judge, "__call__"), (JaxTrainer, "_step")),
+    "torch": (torch_distill.main, (distillation, "evaluate"), (AMiDTrainer, "training_step")),
+    "jax": (jax_distill.main, (Judge, "__call__"), (JaxTrainer, "make_step")),
 }
 
 

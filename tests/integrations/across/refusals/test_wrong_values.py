@@ -13,7 +13,7 @@ from tiny import words, write_jsonl
 from amidmath.integrations import jax_distill, torch_distill
 from amidmath.integrations.common.cli.ranges import RANGES
 from amidmath.integrations.common.errors import InputError, while_preparing
-from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 from amidmath.integrations.torch_loop.settings.config import AMiDConfig
 
 CONFIGS: dict[str, Callable[..., Any]] = {"torch": AMiDConfig, "jax": JaxConfig}

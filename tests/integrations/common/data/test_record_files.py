@@ -12,7 +12,8 @@ import pytest
 from amidmath.integrations.common.data.record_files import records
 from amidmath.integrations.common.data.splits import check_rows, read
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.evaluation.tasks import TASKS, read_rows
+from amidmath.integrations.common.tasks.reading import read_rows
+from amidmath.integrations.common.tasks.tasks import TASKS
 
 TEXTS = [
     *("12", "1e5", "-0", "007", "NA", "N/A", "None", "null", "nan", "NULL", "true", "False", "[1]"),

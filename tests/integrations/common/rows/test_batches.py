@@ -17,7 +17,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from amidmath.integrations.common.errors import InputError
 from amidmath.integrations.common.rows.batches import Batches, counted, held_out, targets
 from amidmath.integrations.common.rows.prepared import number_rows
-from amidmath.integrations.torch_loop.loss.objective import next_token_mask, next_token_targets
+from amidmath.integrations.torch_loop.loss.batch import next_token_mask, next_token_targets
 
 PAD = 0
 

@@ -10,8 +10,8 @@ import pytest
 
 from amidmath.integrations.common.errors import InputError
 from amidmath.integrations.common.run.checkpoints import publish, staging_of
+from amidmath.integrations.common.run.record import Record
 from amidmath.integrations.common.run.run_folder import (
-    Record,
     claim,
     finish_folder,
     open_folder,

@@ -13,9 +13,10 @@ from trl import ScriptArguments
 
 from amidmath.integrations.common.data.splits import check_rows, load_splits, read
 from amidmath.integrations.common.errors import InputError, UnfitRow
-from amidmath.integrations.common.evaluation.prompts import encode_prompts
-from amidmath.integrations.common.evaluation.tasks import TASKS, read_rows
 from amidmath.integrations.common.rows.from_dataset import prepare_rows
+from amidmath.integrations.common.tasks.prompts import encode_prompts
+from amidmath.integrations.common.tasks.reading import read_rows
+from amidmath.integrations.common.tasks.tasks import TASKS
 from amidmath.integrations.common.text.chat_template import ChatTemplate
 from amidmath.integrations.common.text.conversations import ALIASES, ROLES, conversation, role
 from amidmath.integrations.common.text.written_chats import written

@@ -19,11 +19,9 @@ import jax
 import numpy as np
 
 from amidmath.integrations.jax_loop.run.loading import prepare
-from amidmath.integrations.jax_loop.settings.arguments import (
-    Arguments,
-    JaxConfig,
-    JaxScriptArguments,
-)
+from amidmath.integrations.jax_loop.run.memory import compiled_step
+from amidmath.integrations.jax_loop.settings.arguments import Arguments, JaxScriptArguments
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 
 
 def run(job):
@@ -34,13 +32,13 @@ def run(job):
     arguments = Arguments(job["student"], job["teacher"], folder, script, config)
     prepared = prepare(arguments, print, jax.devices()[: job["devices"]])
     trainer = prepared.trainer
-    lines, log = [], trainer._log
+    lines, log = [], trainer.log
 
     def watch(logs):
         lines.append(dict(logs))
         log(logs)
 
-    trainer._log = watch
+    trainer.log = watch
     trainer.train()
     models = {"student": trainer.student}
     quality = prepared.judge(models, prepared.held_out(None))
@@ -58,7 +56,7 @@ def run(job):
 
 def look_ups(trainer):
     """How devices exchange embeddings where the compiled step looks them up."""
-    text = trainer.compiled_step().as_text()
+    text = compiled_step(trainer).as_text()
     return sorted(set(re.findall(r"= \(?f32.* (all-[a-z]+)\(.*jit\(_take\)\)/gather", text)))
 
 

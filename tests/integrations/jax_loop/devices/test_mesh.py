@@ -21,9 +21,9 @@ from amidmath.integrations.jax_loop.devices.mesh import (
     parse_mesh,
     place,
 )
-from amidmath.integrations.jax_loop.run.loading import check_tensor_axis
-from amidmath.integrations.jax_loop.run.report import _not_divided
-from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
+from amidmath.integrations.jax_loop.run.header import _not_divided
+from amidmath.integrations.jax_loop.run.models import check_tensor_axis
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 
 ROWS = [
     {"prompt": f"{name}: ", "completion": f"an answer of {n} words"}

@@ -4,7 +4,7 @@ import pytest
 
 import amidmath as am
 from amidmath.integrations.jax_loop.loss.objective import traceable
-from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 
 
 @pytest.mark.parametrize("name", sorted(am.methods.METHODS))

@@ -25,7 +25,8 @@ from amidmath.integrations.jax_loop.models.adapter_files import CONFIG, save_ada
 from amidmath.integrations.jax_loop.models.families import family
 from amidmath.integrations.jax_loop.models.lora import LoraSettings, adapted, attach
 from amidmath.integrations.jax_loop.models.model_files import LoadedModel, load_model
-from amidmath.integrations.jax_loop.settings.arguments import JaxConfig
+from amidmath.integrations.jax_loop.run.loading import prepare
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 from amidmath.integrations.torch_loop.settings.config import AMiDConfig
 from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
@@ -217,9 +218,9 @@ def test_a_run_trains_the_adapter_alone(
         eval_steps=5,
     )
     parsed = jax_distill.parse_arguments(words)
-    trainer = jax_distill.prepare(parsed, print).trainer
+    trainer = prepare(parsed, print).trainer
     before = jax.tree.map(np.asarray, trainer.state.frozen)
-    trainer._step()
+    trainer.make_step()
     same = jax.tree.map(np.array_equal, before, jax.tree.map(np.asarray, trainer.state.frozen))
     assert all(jax.tree.leaves(same))
     count = sum(leaf.size for leaf in jax.tree.leaves(trainer.state.trained))
@@ -257,7 +258,7 @@ def test_a_run_goes_on_from_its_adapter(
     )
 
     def trainer() -> JaxTrainer:
-        return jax_distill.prepare(jax_distill.parse_arguments(words), print).trainer
+        return prepare(jax_distill.parse_arguments(words), print).trainer
 
     (tmp_path / "run").mkdir()
     whole, rest = trainer(), trainer()
@@ -288,10 +289,10 @@ def test_torch_trains_the_same_adapter_alike(
     }
     both = {"model_name_or_path": student_dir, "teacher_model_name_or_path": teacher_dir}
     parsed = jax_distill.parse_arguments(arguments(tmp_path / "jax", **both, **settings))
-    ours = jax_distill.prepare(parsed, print)
+    ours = prepare(parsed, print)
     ours.save(tmp_path / "start", parsed)
     found: list[float] = []
-    ours.trainer._log = lambda logs: found.append(logs["loss"])  # type: ignore[method-assign]
+    ours.trainer.log = lambda logs: found.append(logs["loss"])  # type: ignore[method-assign]
     ours.trainer.train()
 
     base = AutoModelForCausalLM.from_pretrained(student_dir, dtype=torch.float32)
@@ -313,14 +314,14 @@ def test_the_base_teaches_the_adapter(arguments: Callable[..., list[str]], tmp_p
     words = arguments(
         tmp_path / "run", teacher_is_base="true", policy="mixed", label_weight=1.0, max_new_tokens=8
     )
-    prepared = jax_distill.prepare(jax_distill.parse_arguments(words), print)
+    prepared = prepare(jax_distill.parse_arguments(words), print)
     trainer = prepared.trainer
     assert trainer.teacher.parameters is None
     figures = prepared.judge({"before": trainer.student}, prepared.held_out(4))
     assert figures["before"].kl == 0.0
     assert figures["before"].perplexity == figures["teacher"].perplexity
     for _ in range(3):
-        trainer._step()
+        trainer.make_step()
     after = prepared.judge({"after": trainer.student}, prepared.held_out(4))
     assert after["after"].kl > 1e-3
     assert after["teacher"] == figures["teacher"]

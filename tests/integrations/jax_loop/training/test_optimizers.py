@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from amidmath.integrations.jax_loop.settings.arguments import OPTIMIZERS, JaxConfig
+from amidmath.integrations.jax_loop.settings.config import OPTIMIZERS, JaxConfig
 from amidmath.integrations.jax_loop.training.optimizers import optimizer
 
 

@@ -9,11 +9,8 @@ import numpy as np
 from tiny import write_jsonl
 
 from amidmath.integrations.jax_loop.run.loading import prepare
-from amidmath.integrations.jax_loop.settings.arguments import (
-    Arguments,
-    JaxConfig,
-    JaxScriptArguments,
-)
+from amidmath.integrations.jax_loop.settings.arguments import Arguments, JaxScriptArguments
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 from amidmath.integrations.jax_loop.training.step import TrainState
 from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 
@@ -42,9 +39,9 @@ def losses(made: JaxTrainer) -> list[float]:
     """The loss of every step, from a gradient over the batch's positions."""
     found = []
     for _ in range(made.total):
-        before = made.figures.loss_sum
-        made._step()
-        found.append(made.figures.loss_sum - before)
+        before = made.logs.figures.loss_sum
+        made.make_step()
+        found.append(made.logs.figures.loss_sum - before)
     return found
 
 

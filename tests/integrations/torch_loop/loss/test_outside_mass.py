@@ -9,7 +9,7 @@ from datasets import Dataset
 from tiny import byte_tokenizer, tiny_model
 
 import amidmath as am
-from amidmath.integrations.torch_loop.loss.objective import Batch
+from amidmath.integrations.torch_loop.loss.batch import Batch
 from amidmath.integrations.torch_loop.loss.outside_mass import OutsideMass
 from amidmath.integrations.torch_loop.models.states import States
 from amidmath.integrations.torch_loop.settings.config import AMiDConfig

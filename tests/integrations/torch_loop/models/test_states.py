@@ -25,7 +25,8 @@ from transformers import (
 
 import amidmath as am
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.torch_loop.loss.objective import Batch, compare
+from amidmath.integrations.torch_loop.loss.batch import Batch
+from amidmath.integrations.torch_loop.loss.objective import compare
 from amidmath.integrations.torch_loop.models.states import (
     States,
     expose_states,

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from tiny import save, tiny_model, words, write_jsonl
 
-from amidmath.integrations.torch_loop.run.console import print_header
+from amidmath.integrations.torch_loop.run.header import print_header
 from amidmath.integrations.torch_loop.run.loading import prepare
 from amidmath.integrations.torch_loop.settings.arguments import parse_arguments
 from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer

@@ -27,7 +27,8 @@ from amidmath.integrations.common.rows.prepared import (
 from amidmath.integrations.common.teacher_cache.cached_rows import CachedRows, normalised
 from amidmath.integrations.common.teacher_cache.format import Lists
 from amidmath.integrations.torch_loop.evaluation.quality import evaluate
-from amidmath.integrations.torch_loop.loss.objective import Batch, compare, next_token_mask
+from amidmath.integrations.torch_loop.loss.batch import Batch, next_token_mask
+from amidmath.integrations.torch_loop.loss.objective import compare
 from amidmath.integrations.torch_loop.models.states import States
 from amidmath.integrations.torch_loop.settings.config import AMiDConfig
 from amidmath.integrations.torch_loop.teachers.cached import CachedTeacher

@@ -12,7 +12,7 @@ from tiny import tiny_model
 from transformers import AutoTokenizer
 
 import amidmath as am
-from amidmath.integrations.torch_loop.loss.objective import next_token_mask
+from amidmath.integrations.torch_loop.loss.batch import next_token_mask
 from amidmath.integrations.torch_loop.models.model_files import context_of
 from amidmath.integrations.torch_loop.settings.config import AMiDConfig
 from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from amidmath.integrations.common.evaluation.metrics import METRICS, RowMean, bootstrap_interval
-from amidmath.integrations.common.evaluation.tasks import Row, Task, cut_at_stop
+from amidmath.integrations.common.tasks.metrics import METRICS, RowMean, bootstrap_interval
+from amidmath.integrations.common.tasks.rows import Row
+from amidmath.integrations.common.tasks.tasks import Task, cut_at_stop
 
 TO_TEACHER = "rouge_l_to_teacher"
 """ROUGE-L of a student's answers against its teacher's."""
@@ -34,7 +35,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a model answered.
+    """The answers of a model.
 
     Args:
         texts: one list a seed, in the prompts' order.

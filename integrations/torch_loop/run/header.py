@@ -1,37 +1,25 @@
-"""What a person sees first: the header, and the figures before training."""
-
-from collections.abc import Mapping
-from typing import Any, cast
+"""The header of a run: what is about to happen."""
 
 import torch
 from rich.console import Console
-from tqdm.auto import tqdm
-from transformers import PreTrainedModel, SchedulerType
+from transformers import SchedulerType
 
 from amidmath.integrations.common.cli.facts import print_facts
-from amidmath.integrations.common.cli.memory import EVALUATION, within_memory
-from amidmath.integrations.common.evaluation.quality import Quality
-from amidmath.integrations.common.rows.prepared import ROW
-from amidmath.integrations.common.text.vocabularies import compared_in_words
-from amidmath.integrations.torch_loop.devices.processes import own_batches
-from amidmath.integrations.torch_loop.evaluation.quality import evaluate
 from amidmath.integrations.torch_loop.models.model_files import (
     base_of,
-    logits_of_model,
     parameter_counts,
 )
 from amidmath.integrations.torch_loop.models.states import gives_logits
-from amidmath.integrations.torch_loop.run.dry_run import Shape, whole_in_words
+from amidmath.integrations.torch_loop.run.memory import whole_in_words
+from amidmath.integrations.torch_loop.run.model_shape import Shape
 from amidmath.integrations.torch_loop.settings.arguments import Arguments
 from amidmath.integrations.torch_loop.settings.config import AMiDConfig
-from amidmath.integrations.torch_loop.teachers.cached import CachedTeacher
-from amidmath.integrations.torch_loop.teachers.teachers import ModelTeacher, Teacher
-from amidmath.integrations.torch_loop.training.collators import Carrying
+from amidmath.integrations.torch_loop.teachers.teachers import ModelTeacher
 from amidmath.integrations.torch_loop.training.trainer import AMiDTrainer
 
 
 def print_header(console: Console, trainer: AMiDTrainer, arguments: Arguments) -> None:
-    """What is about to happen, a line a fact, before anything slow begins."""
+    """Print what is about to happen, a line a fact, before anything slow begins."""
     script, config = arguments.script, arguments.config
     teacher = trainer.teacher.describe()
     if isinstance(trainer.teacher, ModelTeacher):
@@ -89,49 +77,3 @@ def precision_in_words(student: torch.nn.Module, config: AMiDConfig) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def judge(
-    trainer: AMiDTrainer, models: Mapping[str, PreTrainedModel], limit: int | None
-) -> dict[str, Quality]:
-    """Figures of some models, and of a teacher in memory, on the first held-out rows."""
-    args, rows = trainer.args, trainer.eval_rows
-    if limit is not None:
-        rows = rows.select(range(min(limit, len(rows))))
-    batches = list(
-        own_batches(
-            cast("Any", rows),
-            Carrying(trainer.plain_collator, (ROW,)),
-            args.per_device_eval_batch_size,
-        )
-    )
-    bar = tqdm(
-        batches,
-        desc=f"evaluating {' and '.join(models)}",
-        unit="batch",
-        leave=False,
-        dynamic_ncols=True,
-        disable=args.disable_tqdm or not trainer.is_world_process_zero(),
-    )
-    with within_memory("evaluating", EVALUATION):
-        return evaluate(models, _judge_of(trainer), bar, args.device, trainer.vocab)
-
-
-def caption(trainer: AMiDTrainer, results: Mapping[str, Quality]) -> str:
-    """What the figures of the table are."""
-    count, teacher = next(iter(results.values())).tokens, _judge_of(trainer)
-    over = ""
-    if isinstance(teacher, CachedTeacher):
-        over = f", {teacher.rows.compared()}"
-    elif isinstance(teacher, ModelTeacher):
-        ours, theirs = logits_of_model(trainer.student), logits_of_model(teacher.model)
-        over = compared_in_words(ours, theirs, trainer.vocab)
-    return f"on {count:,} held-out tokens; KL in nats a token{over}"
-
-
-def _judge_of(trainer: AMiDTrainer) -> Teacher | None:
-    """What students are compared with on held-out rows: a model, a cache that has those rows."""
-    teacher = trainer.teacher
-    if isinstance(teacher, CachedTeacher):
-        return teacher if teacher.rows.held_out is not None else None
-    return teacher

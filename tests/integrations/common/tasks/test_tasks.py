@@ -9,16 +9,10 @@ from datasets import Dataset, DatasetDict
 from tiny import write_jsonl
 
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.evaluation.metrics import METRICS
-from amidmath.integrations.common.evaluation.tasks import (
-    TASKS,
-    Languages,
-    Row,
-    as_messages,
-    as_text,
-    cut_at_stop,
-    read_rows,
-)
+from amidmath.integrations.common.tasks.metrics import METRICS
+from amidmath.integrations.common.tasks.reading import read_rows
+from amidmath.integrations.common.tasks.rows import Languages, Row, as_messages, as_text
+from amidmath.integrations.common.tasks.tasks import TASKS, cut_at_stop
 
 INSTRUCTIONS = ["dolly", "self_inst", "vicuna", "sinst", "uinst"]
 

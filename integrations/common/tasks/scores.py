@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.evaluation.answers import Decoding, score
-from amidmath.integrations.common.evaluation.metrics import NAMES
-from amidmath.integrations.common.evaluation.prompts import encode_prompts
-from amidmath.integrations.common.evaluation.task_settings import TaskScoreSettings
-from amidmath.integrations.common.evaluation.tasks import Row, Task, TaskRows, read_rows
 from amidmath.integrations.common.rows.token_range import check_prompts
+from amidmath.integrations.common.tasks.answers import Decoding, score
+from amidmath.integrations.common.tasks.metrics import NAMES
+from amidmath.integrations.common.tasks.prompts import encode_prompts
+from amidmath.integrations.common.tasks.reading import TaskRows, read_rows
+from amidmath.integrations.common.tasks.rows import Row
+from amidmath.integrations.common.tasks.settings import TaskScoreSettings
+from amidmath.integrations.common.tasks.tasks import Task
 
 UNFINISHED = "unfinished"
 """The share of answers, in percent, that reached max_new_tokens without an end."""
@@ -19,7 +21,7 @@ UNFINISHED = "unfinished"
 
 @dataclass(frozen=True)
 class TaskScores:
-    """What a student is asked while it trains, and how its answers are scored.
+    """Prompts that a student answers while it trains, and how its answers are scored.
 
     A row has one answer, of the task's first seed where the task samples.
 
@@ -47,7 +49,7 @@ class TaskScores:
         context: int | None,
         size: int,
     ) -> "TaskScores | None":
-        """What the settings name, read and found to fit the student; None if they name nothing.
+        """Those that the settings name, read and found to fit the student; None if they name none.
 
         Args:
             settings: the task and its rows.
@@ -85,7 +87,7 @@ class TaskScores:
         return cls(task, found.rows, prompts, tokenizer, longest, about)
 
     def describe(self) -> str:
-        """What is scored, in one line."""
+        """The task and its metrics in one line."""
         way = f"temperature {self.task.temperature:g}" if self.task.temperature > 0.0 else "greedy"
         names = ", ".join(self.task.metrics)
         return f"{self.about}: {names} of answers of up to {self.max_new_tokens} tokens ({way})"

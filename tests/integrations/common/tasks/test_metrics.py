@@ -8,7 +8,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from amidmath.integrations.common.evaluation.metrics import (
+from amidmath.integrations.common.tasks.metrics import (
     METRICS,
     RowMean,
     bootstrap_interval,
@@ -160,8 +160,8 @@ def test_bootstrap_interval_of_equal_rows_is_a_point() -> None:
 
 def test_tasks_and_metrics_import_no_framework() -> None:
     code = (
-        "import sys, amidmath.integrations.common.evaluation.tasks;"
-        "import amidmath.integrations.common.evaluation.metrics as m;"
+        "import sys, amidmath.integrations.common.tasks.tasks;"
+        "import amidmath.integrations.common.tasks.metrics as m;"
         "m.METRICS['rouge_l'](['a'], [['a']]); m.METRICS['bleu'](['a'], [['a']]);"
         "print(sorted({'torch', 'jax', 'transformers', 'datasets'} & set(sys.modules)))"
     )

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.evaluation.prompts import PROMPT_STYLE_HELP, PROMPT_STYLES
-from amidmath.integrations.common.evaluation.tasks import TASKS, Task
+from amidmath.integrations.common.tasks.prompts import PROMPT_STYLE_HELP, PROMPT_STYLES
+from amidmath.integrations.common.tasks.tasks import TASKS, Task
 
 ANSWERING_TASKS = tuple(name for name, task in TASKS.items() if task.metrics)
 

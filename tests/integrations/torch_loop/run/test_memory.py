@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tiny import tiny_model
 
-from amidmath.integrations.torch_loop.run.dry_run import Plan, Shape, estimate
+from amidmath.integrations.torch_loop.run.memory import Plan, estimate
+from amidmath.integrations.torch_loop.run.model_shape import Shape
 
 HELPER = Path(__file__).parents[3] / "helpers" / "peak_memory.py"
 PLAN = Plan(rows=4, length=32, accumulation=2, steps=10)

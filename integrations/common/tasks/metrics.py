@@ -191,4 +191,4 @@ NAMES: dict[str, str] = {
     "bleu": "BLEU",
     "chrf": "chrF",
 }
-"""What people call the metrics."""
+"""The names of the metrics for people."""

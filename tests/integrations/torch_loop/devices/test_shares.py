@@ -7,7 +7,7 @@ import pytest
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from amidmath.integrations.torch_loop.devices.processes import (
+from amidmath.integrations.torch_loop.devices.shares import (
     LENGTHS,
     WithLengths,
     ignore_repeated_rows,

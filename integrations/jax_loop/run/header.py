@@ -1,8 +1,6 @@
-"""What a run says of itself: its header, run.json, the model card, and what it would take."""
+"""The header of a run: what is about to happen."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 import jax
@@ -10,76 +8,20 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from amidmath.integrations.common.cli.command_line import STUDENT_FLAG, TEACHER_FLAG
 from amidmath.integrations.common.cli.facts import print_facts
-from amidmath.integrations.common.run.model_card import Card
-from amidmath.integrations.common.run.run_folder import Record
 from amidmath.integrations.jax_loop.devices.mesh import kept_whole
 from amidmath.integrations.jax_loop.models.families import family
 from amidmath.integrations.jax_loop.models.lora import adapted, module_name
-from amidmath.integrations.jax_loop.run.loading import Prepared, computing_dtype
-from amidmath.integrations.jax_loop.settings.arguments import Arguments, JaxConfig
+from amidmath.integrations.jax_loop.run.loading import Prepared
+from amidmath.integrations.jax_loop.run.models import computing_dtype
+from amidmath.integrations.jax_loop.settings.arguments import Arguments
+from amidmath.integrations.jax_loop.settings.config import JaxConfig
 from amidmath.integrations.jax_loop.teachers.teachers import InMemory
 from amidmath.integrations.jax_loop.training.trainer import JaxTrainer
 
-LIBRARIES = (
-    *("amidmath", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
-    *("transformers", "datasets"),
-)
-
-
-def record(arguments: Arguments) -> Record:
-    """The run, for run.json and to be compared with what a folder holds."""
-    script, config = arguments.script, arguments.config
-    return Record(
-        arguments={
-            "script": asdict(script),
-            "training": asdict(config),
-            "scores": asdict(arguments.scores),
-        },
-        reads={
-            STUDENT_FLAG: arguments.student,
-            TEACHER_FLAG: arguments.teacher,
-            "--teacher_cache": config.teacher_cache,
-            "--dataset_name": script.dataset_name,
-            "--eval_dataset_name": script.eval_dataset_name,
-            "--eval_task_dataset": arguments.scores.eval_task_dataset,
-        },
-        facts={
-            "loss": config.recipe().describe(),
-            "meaning": config.recipe().conventions(),
-            "versions": _versions(),
-        },
-        processes=jax.process_count(),
-    )
-
-
-def card(
-    arguments: Arguments, trainer: JaxTrainer, figures: Mapping[str, Mapping[str, float]]
-) -> Card:
-    """The model card of the student of a run that has ended."""
-    config, batches = arguments.config, trainer.batches
-    recipe = config.recipe()
-    return Card(
-        name=arguments.output_dir.name or "student",
-        student=arguments.student,
-        teacher=arguments.teacher or config.teacher_cache or "the student's own base model",
-        data=str(arguments.script.dataset_name),
-        method=recipe.method.name,
-        loss=recipe.describe(),
-        conventions=recipe.conventions(),
-        sequences=config.data_policy().describe(),
-        steps=trainer.step,
-        sequences_a_step=batches.batch_size * batches.accumulation,
-        tokens=trainer.figures.tokens,
-        results=figures,
-        versions=_versions(),
-        has_adapter=config.use_peft,
-    )
-
 
 def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> None:
-    """What is about to happen, a line a fact, before anything slow begins."""
+    """Print what is about to happen, a line a fact, before anything slow begins."""
     script, config, trainer = arguments.script, arguments.config, prepared.trainer
     teacher = trainer.teacher.describe()
     if isinstance(trainer.teacher, InMemory):
@@ -119,27 +61,6 @@ def print_header(console: Console, prepared: Prepared, arguments: Arguments) -> 
     )
 
 
-def memory_in_words(prepared: Prepared) -> str:
-    """What XLA says that a training step and an evaluation take on a device; neither is run."""
-    trainer = prepared.trainer
-    found: Any = trainer.compiled_step().memory_analysis()
-    if found is None:
-        return "Memory: this backend does not say what a step takes."
-    parts = {
-        "weights, optimiser states and the batch": found.argument_size_in_bytes,
-        "gradients and activations": found.temp_size_in_bytes,
-    }
-    total = sum(parts.values())
-    judging = prepared.judge.temporary_bytes(trainer.student, next(prepared.held_out(None)))
-    listed = ", ".join(f"{size / 1e9:.2f} GB {name}" for name, size in parts.items())
-    return (
-        f"Memory of a training step on each device, as XLA has planned it: {total / 1e9:.2f} GB "
-        f"({listed}). An evaluation takes {judging / 1e9:.2f} GB beside weights, with "
-        f"{trainer.config.per_device_eval_batch_size} sequences at a time. Libraries and what an "
-        "allocator keeps back come on top."
-    )
-
-
 def _precision(trainer: JaxTrainer, config: JaxConfig) -> str:
     """In which types the student's weights are and are multiplied."""
     trained, frozen = (
@@ -153,7 +74,7 @@ def _precision(trainer: JaxTrainer, config: JaxConfig) -> str:
 
 
 def _not_divided(mesh: Mesh, whole: Mapping[str, tuple[int, float]]) -> str:
-    """What stays whole on each device along an axis that was to divide it."""
+    """The parameters that stay whole on each device along an axis that was to divide them."""
     return "; ".join(
         f"{count} of the student's parameters ({share:.1%} of its bytes) along {axis}: their "
         f"dimensions are no multiples of {mesh.shape[axis]}"
@@ -162,7 +83,7 @@ def _not_divided(mesh: Mesh, whole: Mapping[str, tuple[int, float]]) -> str:
 
 
 def _adapter(prepared: Prepared, config: JaxConfig, trained: int) -> str:
-    """What the adapter is, with its matrices' names in the student's files."""
+    """The adapter in words, with its matrices' names in the student's files."""
     known = family(prepared.student.hf_config.model_type)
     tensors = adapted(known, config.lora_target_modules)
     names = ", ".join(dict.fromkeys(map(module_name, tensors)))
@@ -171,7 +92,7 @@ def _adapter(prepared: Prepared, config: JaxConfig, trained: int) -> str:
 
 
 def _warnings(config: JaxConfig, total: int) -> dict[str, str]:
-    """What was asked for and will not come, as a shared configuration of a longer run may have."""
+    """Events that were asked for and will not come, as in a longer run's configuration."""
     found = []
     if config.eval_strategy == "steps" and config.eval_steps > total:
         found.append(
@@ -188,7 +109,3 @@ def _warnings(config: JaxConfig, total: int) -> dict[str, str]:
 
 def _count(parameters: Any) -> int:
     return sum(int(np.prod(a.shape)) for a in jax.tree.leaves(parameters))
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in LIBRARIES}

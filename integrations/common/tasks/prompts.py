@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from amidmath.integrations.common.errors import InputError, UnfitRow
-from amidmath.integrations.common.evaluation.tasks import Row, as_messages, as_text
 from amidmath.integrations.common.rows.marks import NO_LABEL
+from amidmath.integrations.common.tasks.rows import Row, as_messages, as_text
 from amidmath.integrations.common.text.chat_template import ChatTemplate
 
 PROMPT_STYLES = ("published", "plain", "chat")

@@ -1,0 +1,1 @@
+"""Tasks: prompts with reference answers, metrics, and the scores of a model's answers."""
