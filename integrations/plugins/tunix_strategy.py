@@ -4,8 +4,8 @@
     DistillationTrainer(student, teacher, strategy, optax.adamw(1e-4), config).train(batches)
 
 Beside the losses it differs from Tunix's ``LogitStrategy`` in that the means are over the positions
-that count, and in that forward functions may give :class:`amidmath.Hidden`, so that logits are never
-whole. Needs google-tunix. docs: jax-plugins.
+that count, and in that forward functions may give :class:`amidmath.Hidden`, so that logits are
+never whole. Needs google-tunix. docs: jax-plugins.
 """
 
 from collections.abc import Callable
