@@ -7,6 +7,7 @@ from amidmath.arrays import checks, dispatch, kinds
 from amidmath.arrays.annotations import Array, Namespace
 from amidmath.formulas.assistant import exponent
 from amidmath.formulas.means import Mean, Mixture, log_normalized
+from amidmath.rows.batches import batches
 
 
 def log_falpha_mean(
@@ -118,21 +119,22 @@ def alpha_mixture(
 
     Args:
         log_p: log-probabilities of the teacher, any shape, real floating dtype.
-        log_q: log-probabilities of the student, same shape, library and device.
-        alpha: α in [-∞, ∞], a number or an array that broadcasts to the shape without ``axis``
+        log_q: log-probabilities of the student, same library and device, as many outcomes along
+            ``axis``; the other axes, of batches, broadcast as NumPy's do.
+        alpha: α in [-∞, ∞], a number or an array that broadcasts to the batch shape that results
             (one α a token).
         lam: λ in [0, 1], the weight of the teacher; likewise.
-        axis: the axis that runs over the outcomes.
+        axis: the axis that runs over the outcomes, counted in each argument by itself.
         normalize: divide by Z = Σ r̃; if False, log r̃ is returned.
         backend: as for :func:`log_falpha_mean`.
 
     Returns:
-        log r, of the inputs' shape, in float32 (float64 if an input is).
+        log r, of the shape that the inputs broadcast to, in float32 (float64 if an input is).
 
     Raises:
         TypeError: not arrays, of different libraries, or not real floating.
-        ValueError: shapes or devices differ, α is NaN, or λ lies outside [0, 1]. The values of
-            arrays are looked at on the CPU outside of jit, not elsewhere.
+        ValueError: shapes do not broadcast, devices differ, α is NaN, or λ lies outside [0, 1].
+            The values of arrays are looked at on the CPU outside of jit, not elsewhere.
 
     Example:
         >>> import numpy as np, amidmath as am
@@ -144,24 +146,21 @@ def alpha_mixture(
     _check_backend(backend)
     xp = checks.namespace(log_p=log_p, log_q=log_q)
     checks.real_floating(xp, log_p=log_p, log_q=log_q)
-    checks.same_shape(log_p=log_p, log_q=log_q)
     checks.same_device(log_p=log_p, log_q=log_q)
-    axis = checks.axis_in_range(axis, log_p.ndim, "log_p and log_q")
-    checks.nonempty("log_p", log_p, axis, "an outcome")
-    positions = log_p.shape[:axis] + log_p.shape[axis + 1 :]
+    found = batches(axis, log_p=log_p, log_q=log_q)
     alpha = checks.alpha("alpha", alpha, like=("log_p", log_p))
     lam = checks.weight("lam", lam, like=("log_p", log_p))
-    knobs = []
+    sources, knobs = found.spread((log_p, log_q), xp), []
     for name, value in (("alpha", alpha), ("lam", lam)):
         if not isinstance(value, float):
-            rows = xp.expand_dims(checks.broadcast(name, value, positions, xp), axis=axis)
-            knobs.append(xp.broadcast_to(rows, log_p.shape))
+            rows = xp.expand_dims(checks.broadcast(name, value, found.shape, xp), axis=found.axis)
+            knobs.append(xp.broadcast_to(rows, sources[0].shape))
     form = Mixture(
         exponent(alpha) if isinstance(alpha, float) else None,
         lam if isinstance(lam, float) else None,
     )
-    log_r = dispatch.apply(form, None, log_p, log_q, *knobs, backend=backend)
-    return log_normalized(log_r, axis, xp, backend) if normalize else log_r
+    log_r = dispatch.apply(form, None, *sources, *knobs, backend=backend)
+    return log_normalized(log_r, found.axis, xp, backend) if normalize else log_r
 
 
 def _mean(

@@ -76,6 +76,16 @@ class Adapter(Protocol):
         """The value and the partial derivatives asked for."""
         ...
 
+    def table_values(self, form: Any, table: Any, x: Array, y: Array, backend: str | None) -> Array:
+        """The values (P,) of all pairs of rows of an :class:`amidmath.rows.tables.Table`."""
+        ...
+
+    def table_gradients(
+        self, form: Any, table: Any, x: Array, y: Array, backend: str | None
+    ) -> tuple[Array, Partials]:
+        """The values, and the gradients of their sum by x and by y."""
+        ...
+
     def chunked_value(self, call: Any) -> Array:
         """The reduced value of an :class:`amidmath.pairs.chunked.ChunkedCall`, differentiable."""
         ...

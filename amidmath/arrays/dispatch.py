@@ -62,6 +62,26 @@ def value_and_partials(
     return adapter_of(operands[0]).value_and_partials(form, needs, operands, backend, overwrite)
 
 
+def table_values(form: Any, table: Any, x: Array, y: Array, backend: str | None) -> Array:
+    """The values (P,) of all pairs of rows of a table, differentiable.
+
+    Args:
+        form: rows of operands to values.
+        table: which rows make each pair, an :class:`amidmath.rows.tables.Table`.
+        x: rows (A, V), in the dtype that is computed in.
+        y: rows (B, V), likewise.
+        backend: as for :func:`apply`.
+    """
+    return adapter_of(x).table_values(form, table, x, y, backend)
+
+
+def table_gradients(
+    form: Any, table: Any, x: Array, y: Array, backend: str | None
+) -> tuple[Array, Partials]:
+    """The values of a table, and the gradients (A, V) and (B, V) of their sum, on any library."""
+    return adapter_of(x).table_gradients(form, table, x, y, backend)
+
+
 def chunked_value(call: Any, like: Array) -> Array:
     """The reduced value of a call in chunks of rows, by the library of an array of it."""
     return adapter_of(like).chunked_value(call)

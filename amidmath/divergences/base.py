@@ -1,15 +1,18 @@
-"""What every divergence is, and the registry of those that have a name."""
+"""The base of every divergence, and the registry of those that have a name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from amidmath.arrays import checks, dispatch
+from amidmath.arrays import checks
 from amidmath.arrays.annotations import Array, Namespace, Partials
 from amidmath.formulas.pointwise import shared_support
+from amidmath.rows import tables
+from amidmath.rows.batches import Batches, batches
 from amidmath.rows.distributions import check_normalized
 from amidmath.rows.forms import RowForm
+from amidmath.rows.tables import Table
 from amidmath.values.operators import no_algebra
 
 Evaluated = tuple[Array, tuple[Array, Array, Array] | None]
@@ -100,35 +103,53 @@ class Divergence(ABC):
         keepdims: bool = False,
         backend: str | None = None,
     ) -> Array:
-        """D(x‖y) in nats, one value a distribution.
+        """D(x‖y) in nats, one value a pair of distributions.
 
         Differentiable with respect to both arguments where their library differentiates (torch,
         JAX), through the closed-form partial derivatives.
 
+        Axes of batches broadcast as NumPy's do: shapes (N, 1, V) and (1, M, V) give a table (N, M).
+        It is made a chunk of pairs at a time, so that besides the arguments, the values and the
+        gradients there is nothing larger than a chunk; the backward pass makes the partial
+        derivatives again, which takes about as long as the values and once more for each argument.
+        Only under "reference", in ``torch.func`` and forward mode of torch, for shapes that are
+        not known in ``jax.export``, and for a gradient that is differentiated by its cotangents,
+        are all N·M pairs laid out in memory.
+
         Args:
             log_x: log-probabilities of x, any shape, real floating dtype.
-            log_y: log-probabilities of y, same shape, library and device.
-            axis: the axis that runs over the outcomes, an integer.
+            log_y: log-probabilities of y, same library and device, as many outcomes along ``axis``;
+                the other axes broadcast with those of x.
+            axis: the axis that runs over the outcomes, an integer, counted in each argument by
+                itself. It does not broadcast.
             keepdims: keep that axis, with one entry.
             backend: None for the fastest that there is; "reference" for the array core, which
                 torch and JAX then differentiate operation by operation, as often as asked;
                 "compiled" for a row kernel or an error that says why not.
 
         Returns:
-            Non-negative values, of the shape without ``axis``, in float32 (float64 if an input is).
+            Non-negative values, of the shape that the arguments' shapes without ``axis`` broadcast
+            to, in float32 (float64 if an input is).
 
         Raises:
             TypeError: not plain arrays, of different libraries, or not real floating; no integer
                 as the axis.
-            ValueError: different shapes or devices, no such axis, probabilities that do not sum
-                to 1 (looked at on the CPU outside of jit, not elsewhere), or a backend that is
-                unknown or cannot compute this.
+            ValueError: shapes that do not broadcast, different numbers of outcomes, different
+                devices, no such axis, probabilities that do not sum to 1 (looked at on the CPU
+                outside of jit, not elsewhere), or a backend that is unknown or cannot compute this.
             ModuleNotFoundError: backend "compiled" without llvmlite.
+
+        Example:
+            >>> import numpy as np, amidmath as am
+            >>> log_p = np.log([[0.5, 0.5], [0.9, 0.1]])
+            >>> print(am.KL()(log_p[:, None, :], log_p[None, :, :]).round(4))
+            [[0.     0.5108]
+             [0.3681 0.    ]]
         """
         checks.backend(backend)
-        x, y, shape, axis, xp = self._rows(log_x, log_y, axis)
-        values = dispatch.apply(RowForm(DivergenceBlock(self)), -1, x, y, backend=backend)
-        return _placed(values, shape, axis, keepdims, xp)
+        found, x, y, table, xp = self._rows(log_x, log_y, axis)
+        values = tables.values(RowForm(DivergenceBlock(self)), table, x, y, backend)
+        return found.placed(values, keepdims, xp)
 
     def value_and_grad(
         self,
@@ -145,15 +166,17 @@ class Divergence(ABC):
         matters, and constant multiples of x or y in them are a convention.
 
         Args:
-            log_x: log-probabilities of x, any shape, real floating dtype.
-            log_y: log-probabilities of y, same shape, library and device.
+            log_x: log-probabilities of x, as for calling the divergence.
+            log_y: log-probabilities of y, likewise: axes of batches broadcast.
             axis: the axis that runs over the outcomes, an integer.
             keepdims: keep that axis in the values, with one entry.
             backend: as for calling the divergence; the derivatives are the closed form's in any
                 case.
 
         Returns:
-            The values, and (∂D/∂log x, ∂D/∂log y) in the shapes and dtypes of the inputs.
+            The values, and (∂D/∂log x, ∂D/∂log y) in the shapes and dtypes of the inputs, summed
+            over the axes along which an input is repeated. The sums are made a chunk of pairs at a
+            time.
 
         Raises:
             TypeError: not arrays, of different libraries, or not real floating.
@@ -161,30 +184,26 @@ class Divergence(ABC):
             ModuleNotFoundError: backend "compiled" without llvmlite.
         """
         checks.backend(backend)
-        x, y, shape, axis, xp = self._rows(log_x, log_y, axis)
-        value, grads = dispatch.value_and_partials(
-            RowForm(DivergenceBlock(self)), (True, True), x, y, backend=backend
-        )
-        moved = (*shape, x.shape[-1])
-        last = len(moved) - 1
-        grad_x, grad_y = (_moved(xp.reshape(g, moved), last, axis, xp) for g in grads)
-        return _placed(value, shape, axis, keepdims, xp), (grad_x, grad_y)
+        found, x, y, table, xp = self._rows(log_x, log_y, axis)
+        form = RowForm(DivergenceBlock(self))
+        values, grads = tables.value_and_gradients(form, table, x, y, backend)
+        grad_x, grad_y = found.back(grads, (log_x, log_y), xp)
+        return found.placed(values, keepdims, xp), (grad_x, grad_y)
 
     def _rows(
         self, log_x: Array, log_y: Array, axis: int
-    ) -> tuple[Array, Array, tuple[int, ...], int, Namespace]:
+    ) -> tuple[Batches, Array, Array, Table, Namespace]:
+        """Both arguments as rows (A, V) and (B, V), and how they are paired."""
         xp = checks.namespace(log_x=log_x, log_y=log_y)
         checks.real_floating(xp, log_x=log_x, log_y=log_y)
-        checks.same_shape(log_x=log_x, log_y=log_y)
         checks.same_device(log_x=log_x, log_y=log_y)
-        axis = checks.axis_in_range(axis, log_x.ndim, "log_x and log_y")
-        checks.nonempty("log_x", log_x, axis, "an outcome")
-        x, y = (_moved(a, axis, a.ndim - 1, xp) for a in (log_x, log_y))
-        shape, flat = x.shape[:-1], (-1, x.shape[-1])
-        x, y = xp.reshape(x, flat), xp.reshape(y, flat)
+        found = batches(axis, log_x=log_x, log_y=log_y)
+        x, y = found.last((log_x, log_y), xp)
+        table = Table.of(x.shape[:-1], y.shape[:-1])
+        x, y = (xp.reshape(a, (-1, a.shape[-1])) for a in (x, y))
         if not self.on_measures:
             check_normalized(log_x=x, log_y=y)
-        return x, y, shape, axis, xp
+        return found, x, y, table, xp
 
 
 @dataclass(frozen=True)
@@ -244,23 +263,6 @@ class Separable(Divergence):
             return value, None
         by_x, by_y = self.partials(*tokens, self.params, xp)
         return value, (by_x, by_y, self.degree * terms)
-
-
-def _placed(
-    values: Array, shape: tuple[int, ...], axis: int, keepdims: bool, xp: Namespace
-) -> Array:
-    """The values in their shape, with the axis of the outcomes where it is to be kept."""
-    values = xp.reshape(values, shape)
-    return xp.expand_dims(values, axis=axis) if keepdims else values
-
-
-def _moved(x: Array, source: int, target: int, xp: Namespace) -> Array:
-    """The array with an axis moved; torch's vmap knows permutations, but not moveaxis."""
-    if source == target:
-        return x
-    axes = [axis for axis in range(x.ndim) if axis != source]
-    axes.insert(target, source)
-    return xp.permute_dims(x, tuple(axes))
 
 
 def divergence(name: str, **params: Any) -> Divergence:

@@ -15,18 +15,19 @@ def amari_chentsov(log_p: Array, u: Array, v: Array, w: Array, *, axis: int = -1
 
     Args:
         log_p: log-probabilities of p, any shape, real floating dtype.
-        u: a change of the logits at each outcome, same shape, library and device; not read where
-            p is zero.
+        u: a change of the logits at each outcome, same library and device, as many outcomes; the
+            axes of batches broadcast as NumPy's do. Not read where p is zero.
         v: another one.
         w: another one.
         axis: the axis that runs over the outcomes.
 
     Returns:
-        T(u, v, w), of the shape without ``axis``, in float32 (float64 if an input is).
+        T(u, v, w), of the shape that the inputs without ``axis`` broadcast to,
+        in float32 (float64 if an input is).
 
     Raises:
         TypeError: not arrays, of different libraries, or not real floating.
-        ValueError: shapes or devices differ, or the axis is missing or empty.
+        ValueError: shapes do not broadcast, devices differ, or the axis is missing or empty.
 
     Example:
         >>> import numpy as np
@@ -52,18 +53,20 @@ def connection(log_p: Array, u: Array, v: Array, *, alpha: float, axis: int = -1
 
     Args:
         log_p: log-probabilities of p, any shape, real floating dtype.
-        u: a change of the logits at each outcome, same shape, library and device; not read where
-            p is zero.
+        u: a change of the logits at each outcome, same library and device, as many outcomes; the
+            axes of batches broadcast as NumPy's do. Not read where p is zero.
         v: another one.
         alpha: α, a finite number.
         axis: the axis that runs over the outcomes.
 
     Returns:
-        ∇⁽ᵅ⁾_u v, of the inputs' shape, in float32 (float64 if an input is); 0 where p is zero.
+        ∇⁽ᵅ⁾_u v, of the shape that the inputs broadcast to, in float32 (float64 if an input is); 0
+        where p is zero.
 
     Raises:
         TypeError: not arrays, of different libraries, or not real floating; α not a number.
-        ValueError: shapes or devices differ, the axis is missing or empty, or α is not finite.
+        ValueError: shapes do not broadcast, devices differ, the axis is missing or empty, or α is
+            not finite.
 
     Example:
         >>> import numpy as np

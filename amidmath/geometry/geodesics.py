@@ -25,20 +25,21 @@ def geodesic(
 
     Args:
         log_p: log-probabilities of p, any shape, real floating dtype.
-        log_q: log-probabilities of q, same shape, library and device.
+        log_q: log-probabilities of q, same library and device, as many outcomes; the axes of
+            batches broadcast as NumPy's do.
         t: the position on the line in [0, 1], a number or an array that broadcasts to the shape
-            without ``axis``.
+            of the batches.
         alpha: α in [-∞, ∞], likewise.
         axis: the axis that runs over the outcomes.
 
     Returns:
-        log r, of the inputs' shape, in float32 (float64 if an input is); -inf everywhere where
-        the line does not exist (disjoint supports at α >= 1, t in (0, 1)).
+        log r, of the shape that the inputs broadcast to, in float32 (float64 if an input is); -inf
+        everywhere where the line does not exist (disjoint supports at α >= 1, t in (0, 1)).
 
     Raises:
         TypeError: not arrays, of different libraries, or not real floating; t or α not a number.
-        ValueError: shapes or devices differ, α is NaN, t lies outside [0, 1], or there is no such
-            axis.
+        ValueError: shapes do not broadcast, devices differ, α is NaN, t lies outside [0, 1], or
+            there is no such axis.
 
     Example:
         >>> import numpy as np
@@ -55,7 +56,7 @@ def geodesic(
         check(name, value, like=("log_p", log_p))
         for name, value, check in (("t", t, checks.weight), ("alpha", alpha, checks.alpha))
     )
-    positions = log_p.shape[:axis] + log_p.shape[axis + 1 :]
+    positions = p.shape[:axis] + p.shape[axis + 1 :]
     if checks.is_array(t):
         t = checks.broadcast("t", t, positions, xp)
     # q is the source that t weighs: 1 - t would lose a small t.

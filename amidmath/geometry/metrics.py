@@ -14,17 +14,18 @@ def fisher_metric(log_p: Array, u: Array, v: Array, *, axis: int = -1) -> Array:
 
     Args:
         log_p: log-probabilities of p, any shape, real floating dtype.
-        u: a change of the logits at each outcome, same shape, library and device; not read where
-            p is zero.
+        u: a change of the logits at each outcome, same library and device, as many outcomes; the
+            axes of batches broadcast as NumPy's do. Not read where p is zero.
         v: another one.
         axis: the axis that runs over the outcomes.
 
     Returns:
-        g(u, v), of the shape without ``axis``, in float32 (float64 if an input is).
+        g(u, v), of the shape that the inputs without ``axis`` broadcast to,
+        in float32 (float64 if an input is).
 
     Raises:
         TypeError: not arrays, of different libraries, or not real floating.
-        ValueError: shapes or devices differ, or the axis is missing or empty.
+        ValueError: shapes do not broadcast, devices differ, or the axis is missing or empty.
 
     Example:
         >>> import numpy as np

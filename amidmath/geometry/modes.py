@@ -13,22 +13,24 @@ def overlap(log_p: Array, log_q: Array, axis: int = -1) -> Array:
     """The overlap Σ min(p, q) = 1 - TV(p, q) of two distributions.
 
     A sum of non-negative terms, so that it keeps its relative precision when it is tiny.
-    Differentiable by the array library; where p = q, a derivative is shared by both.
+    Differentiable by the array library; where p = q, a derivative is shared by both. Temporaries
+    have the shape that the inputs broadcast to, outcomes included.
 
     Source: docs: geometry, I9.
 
     Args:
         log_p: log-probabilities of p, any shape, real floating dtype.
-        log_q: log-probabilities of q, same shape, library and device.
+        log_q: log-probabilities of q, same library and device, as many outcomes; the axes of
+            batches broadcast as NumPy's do.
         axis: the axis that runs over the outcomes.
 
     Returns:
-        Values in [0, 1] to rounding, of the shape without ``axis``, in float32 (float64 if an
-        input is).
+        Values in [0, 1] to rounding, of the shape that the inputs without ``axis`` broadcast to, in
+        float32 (float64 if an input is).
 
     Raises:
         TypeError: not arrays, of different libraries, or not real floating.
-        ValueError: shapes or devices differ, or the axis is missing or empty.
+        ValueError: shapes do not broadcast, devices differ, or the axis is missing or empty.
 
     Example:
         >>> import numpy as np
@@ -41,7 +43,7 @@ def overlap(log_p: Array, log_q: Array, axis: int = -1) -> Array:
 
 
 class ModeReport(NamedTuple):
-    """What α and λ make of a teacher p and a student q; made by :func:`mode_report`; docs: I10.
+    """The effect of α and λ on a teacher p and a student q; made by :func:`mode_report`; docs: I10.
 
     The first two have the shape of the distributions, the others that shape without the outcomes.
 
@@ -90,8 +92,9 @@ def mode_report(
 
     Args:
         log_p: log-probabilities of the teacher, any shape, real floating dtype.
-        log_q: log-probabilities of the student, same shape, library and device.
-        alpha: α in [-∞, ∞], a number or an array that broadcasts to the shape without ``axis``.
+        log_q: log-probabilities of the student, same library and device, as many outcomes; the
+            axes of batches broadcast as NumPy's do.
+        alpha: α in [-∞, ∞], a number or an array that broadcasts to the shape of the batches.
         lam: λ in [0, 1], the weight of the teacher; likewise.
         axis: the axis that runs over the outcomes.
 
@@ -100,8 +103,8 @@ def mode_report(
 
     Raises:
         TypeError: not arrays, of different libraries, or not real floating; α or λ not a number.
-        ValueError: shapes or devices differ, the axis is missing or empty, α is NaN, or λ lies
-            outside [0, 1].
+        ValueError: shapes do not broadcast, devices differ, the axis is missing or empty, α is NaN,
+            or λ lies outside [0, 1].
 
     Example:
         >>> import numpy as np

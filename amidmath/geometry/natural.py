@@ -23,17 +23,18 @@ def natural_gradient(log_q: Array, grad: Array, *, damping: float = 0.0, axis: i
 
     Args:
         log_q: log-probabilities of q, any shape, real floating dtype.
-        grad: a gradient by logits, same shape, library and device.
+        grad: a gradient by logits, same library and device, as many outcomes; the axes of batches
+            broadcast as NumPy's do.
         damping: δ, a finite number >= 0.
         axis: the axis that runs over the outcomes.
 
     Returns:
-        x, of the inputs' shape, in float32 (float64 if an input is).
+        x, of the shape that the inputs broadcast to, in float32 (float64 if an input is).
 
     Raises:
         TypeError: not arrays, of different libraries, or not real floating; δ not a number.
-        ValueError: shapes or devices differ, the axis is missing or empty, or δ is negative or
-            not finite.
+        ValueError: shapes do not broadcast, devices differ, the axis is missing or empty, or δ is
+            negative or not finite.
 
     Example:
         >>> import numpy as np

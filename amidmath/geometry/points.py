@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from amidmath.arrays import checks
 from amidmath.arrays.annotations import Array, Namespace
+from amidmath.rows.batches import batches
 from amidmath.rows.distributions import mass
 
 # How far from 1 a sum of probabilities may be: logits are off by far more, logarithms that were
@@ -14,26 +15,23 @@ _TOLERANCE = 1e-2
 def checked(
     axis: int, points: dict[str, Array], vectors: dict[str, Array] | None = None
 ) -> tuple[int, Namespace, tuple[Array, ...]]:
-    """The axis from the front, the library, and the named arrays in their computing dtype.
+    """The axis from the front, the library, and the named arrays in one shape and dtype.
 
     Raises:
         TypeError: not arrays, of different libraries, or not real floating.
-        ValueError: shapes or devices differ, there is no such axis, or it is empty; a point does
-            not sum to 1, where values are at hand.
+        ValueError: shapes do not broadcast, devices differ, there is no such axis, or it is empty;
+            a point does not sum to 1, where values are at hand.
     """
     arrays = points | (vectors or {})
     xp = checks.namespace(**arrays)
     checks.real_floating(xp, **arrays)
-    checks.same_shape(**arrays)
     checks.same_device(**arrays)
-    first = next(iter(arrays))
-    shape = tuple(arrays[first].shape)
-    axis = checks.axis_in_range(axis, len(shape), " and ".join(arrays))
-    checks.nonempty(first, arrays[first], axis, "an outcome")
-    for name, log_p in points.items():
-        check_normalized(name, log_p, axis, xp)
+    found = batches(axis, **arrays)
+    for own, (name, log_p) in zip(found.axes, points.items(), strict=False):
+        check_normalized(name, log_p, own, xp)
     dtype = checks.computing_dtype(xp, *arrays.values())
-    return axis, xp, tuple(xp.astype(a, dtype, copy=False) for a in arrays.values())
+    wide = [xp.astype(a, dtype, copy=False) for a in arrays.values()]
+    return found.axis, xp, tuple(found.spread(wide, xp))
 
 
 def check_normalized(name: str, log_p: Array, axis: int, xp: Namespace) -> None:

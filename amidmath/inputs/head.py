@@ -91,6 +91,45 @@ class Head(Value):
                     f"({v}, r), got {a} and {b}"
                 )
 
+    def first(self, tokens: int | None) -> "Head":
+        """The head of the first so many tokens, whose softmax is that of all, renormalised.
+
+        Args:
+            tokens: how many, at most those of the head; None for all.
+        """
+        if tokens is None or tokens == self.weight.shape[0]:
+            return self
+        arrays = {
+            name: array if name == "low_rank[0]" else array[:tokens, ...]
+            for name, array in self.arrays().items()
+        }
+        return self.holding(arrays)
+
+    def logits(self, states: Array) -> Array:
+        """The logits (..., V) of some hidden states (..., H), whole, on any library.
+
+        Multiplied in the dtype of the states; bias, scale and cap in float32 (float64 for such
+        states). Differentiated as the library does.
+        """
+        xp = checks.namespace(states=states, weight=self.weight)
+        multiplied = {
+            name: xp.astype(array, states.dtype, copy=False)
+            for name, array in self.arrays().items()
+        }
+        computing = checks.computing_dtype(xp, states)
+
+        def product(hidden: Array, name: str) -> Array:
+            outputs = xp.matmul(hidden, xp.permute_dims(multiplied[name], (1, 0)))
+            return xp.astype(outputs, computing, copy=False)
+
+        outputs = product(states, "weight")
+        if self.bias is not None:
+            outputs = outputs + xp.astype(self.bias, computing, copy=False)
+        if self.low_rank is not None:
+            inside = xp.astype(product(states, "low_rank[0]"), states.dtype, copy=False)
+            outputs = outputs + self.low_rank[2] * product(inside, "low_rank[1]")
+        return self.projection.logits(outputs, xp)
+
     @property
     def projection(self) -> "Projection":
         """The head without its arrays."""

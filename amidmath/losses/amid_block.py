@@ -154,7 +154,7 @@ class AssistantBlock:
             if side == source:
                 grad = by_source_logits(a, d, k, xp)
             else:
-                b = seen_across(a, pair, xp)
+                b = seen_across(a, pair, isinstance(self.divergence, Anchored), xp)
                 grad = by_other_logits(b, self._seen_by(b, d, arguments, xp), k, xp)
             grads.append(grad / self.temperature)
         return value, (*grads, *self._knob_grads(pair, d, needs[2:], xp))

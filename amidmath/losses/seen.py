@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from amidmath.arrays.annotations import Array, Namespace
 from amidmath.formulas.assistant import anchored_ratios, log_mixture, mixture_ratios_of
+from amidmath.formulas.pointwise import log1p_near
 from amidmath.formulas.simplex import at, normalize, top_outcome
 
 # How far, in nats, r̃/u at the anchor may lie below what teacher and student have in common.
@@ -55,7 +56,7 @@ class Seen:
 
 
 def seen_from(side: str, pair: Pair, xp: Namespace) -> Seen:
-    """What the source "p" or "q" sees; docs: mixtures, M11, M12."""
+    """The view of the source "p" or "q"; docs: mixtures, M11, M12."""
     log_u = pair.log_p if side == "p" else pair.log_q
     top = top_outcome(log_u, xp)
     base, shared = _anchor(side, at(top, pair.ratio, xp), pair, xp)
@@ -100,14 +101,24 @@ def _kept(side: str, base: Array, pair: Pair, xp: Namespace) -> Array:
     return over >= xp.max(lower, axis=-1, keepdims=True) - FALL
 
 
-def seen_across(a: Seen, pair: Pair, xp: Namespace) -> Seen:
-    """What the other source sees, from what this one does; docs: mixtures, M11."""
+def seen_across(a: Seen, pair: Pair, by_weights: bool, xp: Namespace) -> Seen:
+    """The other source's view, from that of this one; docs: mixtures, M11.
+
+    Args:
+        a: the view of this source.
+        pair: what is mixed.
+        by_weights: whether log(r̃/v) is to keep its digits where r̃ is nearly a multiple of v, for
+            derivatives that vanish there.
+        xp: the namespace that computes.
+    """
     side, log_v = ("q", pair.log_q) if a.side == "p" else ("p", pair.log_p)
     top = top_outcome(log_v, xp)
     there = at(top, a.across, xp)
     shared = xp.abs(there) < xp.inf
     there = xp.where(shared, there, 0.0)
-    rise, across = _by_weights(a, a.across - there, top, pair.k, xp), a.rise - there
+    rise, across = a.across - there, a.rise - there
+    if by_weights:
+        rise = _by_weights(a, rise, top, pair.k, xp)
     return Seen(side, log_v, rise, across, a.rest, a.share, top, shared)
 
 
@@ -122,7 +133,8 @@ def _by_weights(a: Seen, rise: Array, top: Array, k: Array | float, xp: Namespac
         small, k = small & ~limit, xp.where(limit, 1.0, k)
     # Rounding, of a difference of weights over k or of ratios: whichever is of smaller terms.
     small = small & (a.share + there < abs(k) * xp.abs(a.across))
-    known = xp.log1p(-xp.where(small, there, 0.0)) - xp.log1p(-xp.where(small, a.share, 0.0))
+    here = log1p_near(-xp.where(small, a.share, 0.0), xp)
+    known = log1p_near(-xp.where(small, there, 0.0), xp) - here
     return xp.where(small, known / k, rise)
 
 

@@ -11,7 +11,7 @@ from amidmath.arrays.dispatch import scaled_sum
 from amidmath.pairs.chunked import ChunkedCall
 from amidmath.pairs.chunks import run
 from amidmath.pairs.layers import Library, WritingLibrary
-from amidmath.rows import positions
+from amidmath.rows import positions, tables
 
 
 class ArrayAdapter:
@@ -83,6 +83,20 @@ class ArrayAdapter:
             )
         return form(*operands, needs=needs, xp=libraries.array_namespace(first))
 
+    def table_values(self, form: Any, table: Any, x: Array, y: Array, backend: str | None) -> Array:
+        """A chunk of pairs at a time."""
+        if not tables.chunks_pay(table, x):
+            return tables.values_laid_out(form, table, x, y, backend)
+        return tables.in_boxes(form, table, (False, False), x, y, None, backend)[0]
+
+    def table_gradients(
+        self, form: Any, table: Any, x: Array, y: Array, backend: str | None
+    ) -> tuple[Array, Partials]:
+        """Likewise."""
+        if not tables.chunks_pay(table, x):
+            return tables.gradients_laid_out(form, table, x, y, backend)
+        return tables.in_boxes(form, table, (True, True), x, y, None, backend)
+
     def chunked_value(self, call: ChunkedCall) -> Array:
         """One chunk after the other."""
         values, _ = run(call.form, call.arrays, (), None, self.library(call.xp))
@@ -108,6 +122,16 @@ class LazyAdapter(ArrayAdapter):
     def at_hand(self, array: Array) -> bool:
         """Never: looking would compute."""
         return False
+
+    def table_values(self, form: Any, table: Any, x: Array, y: Array, backend: str | None) -> Array:
+        """Of all pairs at once, which are not there until then."""
+        return tables.values_laid_out(form, table, x, y, backend)
+
+    def table_gradients(
+        self, form: Any, table: Any, x: Array, y: Array, backend: str | None
+    ) -> tuple[Array, Partials]:
+        """Likewise."""
+        return tables.gradients_laid_out(form, table, x, y, backend)
 
 
 class WritingAdapter(ArrayAdapter):

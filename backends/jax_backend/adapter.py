@@ -9,7 +9,7 @@ from amidmath.arrays import libraries
 from amidmath.arrays.annotations import Array, ClosedForm, Namespace, Partials
 from amidmath.arrays.dispatch import scaled_sum
 from amidmath.backends.array_backend.adapter import ArrayAdapter
-from amidmath.backends.jax_backend import chunks, closed_forms, shards
+from amidmath.backends.jax_backend import chunks, closed_forms, shards, tables
 from amidmath.pairs.chunked import ChunkedCall
 
 
@@ -78,6 +78,16 @@ class JaxAdapter(ArrayAdapter):
     ) -> tuple[Array, Partials]:
         """Arrays of JAX's are never written over."""
         return closed_forms.run(form, operands, needs, backend)
+
+    def table_values(self, form: Any, table: Any, x: Array, y: Array, backend: str | None) -> Array:
+        """In one loop, under JAX's transformations."""
+        return tables.values(form, table, x, y, backend)
+
+    def table_gradients(
+        self, form: Any, table: Any, x: Array, y: Array, backend: str | None
+    ) -> tuple[Array, Partials]:
+        """Likewise."""
+        return tables.value_and_gradients(form, table, x, y, backend)
 
     def chunked_value(self, call: ChunkedCall) -> Array:
         """Under JAX's transformations, as one compiled loop."""

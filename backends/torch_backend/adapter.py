@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from amidmath.arrays.annotations import Array, ClosedForm, Namespace, Partials
-from amidmath.backends.torch_backend import chunks, closed_forms, rows, shards
+from amidmath.backends.torch_backend import chunks, closed_forms, rows, shards, tables
 from amidmath.pairs.chunked import ChunkedCall
 
 
@@ -84,6 +84,16 @@ class TorchAdapter:
     ) -> tuple[Array, Partials]:
         """Outside of autograd."""
         return closed_forms.run(form, operands, needs, backend, overwrite)
+
+    def table_values(self, form: Any, table: Any, x: Array, y: Array, backend: str | None) -> Array:
+        """Under autograd and in graphs."""
+        return tables.values(form, table, x, y, backend)
+
+    def table_gradients(
+        self, form: Any, table: Any, x: Array, y: Array, backend: str | None
+    ) -> tuple[Array, Partials]:
+        """Outside of autograd."""
+        return tables.value_and_gradients(form, table, x, y, backend)
 
     def chunked_value(self, call: ChunkedCall) -> Array:
         """Under autograd, with gradients made together with the value."""

@@ -27,7 +27,7 @@ from amidmath.rows.forms import RowForm
 NAMED = (RowForm, SparseForm, Mean, Mixture, LogTotal)
 """Forms of which the operator knows the shapes; rows of shards compute as they always do."""
 
-_RECORDED = (torch.Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
+RECORDED = (torch.Tensor, torch.nn.Parameter, FakeTensor, FunctionalTensor)
 
 
 def recorded(form: ClosedForm, operands: Sequence[Array]) -> bool:
@@ -36,7 +36,7 @@ def recorded(form: ClosedForm, operands: Sequence[Array]) -> bool:
         return False
     if not (recording() or any(type(a) is FakeTensor for a in operands)):
         return False
-    return all(type(a) in _RECORDED for a in operands)
+    return all(type(a) in RECORDED for a in operands)
 
 
 def among_fakes(operands: Sequence[Array]) -> AbstractContextManager[Any]:
@@ -55,7 +55,7 @@ def value_and_partials(
     needs: tuple[bool, ...],
     backend: str | None,
 ) -> tuple[Array, Partials]:
-    """What the closed form gives, by the operator; the value is differentiated once."""
+    """Value and partials of the closed form, by the operator; the value is differentiated once."""
     text, numbers = texts.described(form)
     constants = [*numbers, 0.0]  # torch loses count of the arguments where a list is empty
     found = operator(list(operands), None, constants, text, axis, marks_of(needs), backend or "")

@@ -5,7 +5,12 @@ from typing import TYPE_CHECKING
 
 import array_api_compat.torch as xp
 import torch
-from torch._C._functorch import is_batchedtensor, is_functorch_wrapped_tensor
+from torch._C._functorch import (
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    maybe_get_level,
+)
 from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch._subclasses.fake_tensor import is_fake
 
@@ -40,7 +45,33 @@ def computed(
             "backend 'compiled' computes plain tensors on the CPU and CUDA, outside of compile "
             f"and torch.func; got a {type(first).__name__} on {first.device}"
         )
-    return form(*operands, needs=needs, xp=xp)
+    return form(*_batched(operands, needs), needs=needs, xp=xp)
+
+
+def _batched(operands: tuple[Array, ...], needs: tuple[bool, ...]) -> tuple[Array, ...]:
+    """The operands; those of which ``vmap`` has one derivative a batch, as batches themselves.
+
+    So is then the memory for the derivatives, which a chunk of rows after the other is put into.
+    """
+    if torch.compiler.is_dynamo_compiling() or not any(is_batchedtensor(a) for a in operands):
+        return operands
+    levels = [_levels(a) for a in operands]
+    every = set().union(*levels)
+    nothing = [torch.zeros_like(a.reshape(-1)[:1]) for a in operands]
+    return tuple(
+        sum(nothing, a).to(a.dtype) if need and own != every else a
+        for a, need, own in zip(operands, needs, levels, strict=True)
+    )
+
+
+def _levels(array: Array) -> set[int]:
+    """The levels of ``vmap`` that go over it."""
+    found = set()
+    while is_functorch_wrapped_tensor(array):
+        if is_batchedtensor(array):
+            found.add(maybe_get_level(array))
+        array = get_unwrapped(array)
+    return found
 
 
 def _on_cuda(

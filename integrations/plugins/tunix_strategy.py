@@ -4,12 +4,11 @@
     DistillationTrainer(student, teacher, strategy, optax.adamw(1e-4), config).train(batches)
 
 Beside the losses it differs from Tunix's ``LogitStrategy`` in that the means are over the positions
-that count, and in that forward functions may give :class:`States`, so that logits are never
-whole. Needs google-tunix. docs: jax-plugins.
+that count, and in that forward functions may give :class:`amidmath.Hidden`, so that logits are
+never whole. Needs google-tunix. docs: jax-plugins.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -33,10 +32,9 @@ from amidmath.arrays import checks
 from amidmath.integrations.common.recipe.measures import KL_TO_TEACHER, SAMPLE, TOTAL_VARIATION
 from amidmath.integrations.common.rows.marks import NO_LABEL
 from amidmath.integrations.jax_loop.loss.objective import sampled
-from amidmath.integrations.jax_loop.loss.states import States as States
 from amidmath.integrations.plugins.jax_losses import chosen_loss
 
-Output = jax.Array | States
+Output = jax.Array | am.Hidden
 Metrics = dict[str, jax.Array]
 
 
@@ -68,7 +66,7 @@ class AMiDStrategy(BaseStrategy):  # type: ignore[misc]
 
     Args:
         student_forward_fn: ``f(model, **inputs)``, the student's logits (..., V), or its
-            :class:`States`.
+            :class:`amidmath.Hidden`.
         teacher_forward_fn: the teacher's, of the same kind.
         labels_fn: ``f(**inputs)``, the target of every position: integers (...), -100 for none,
             such as :func:`next_token_labels`; or distributions over the tokens (..., V) such as
@@ -166,8 +164,8 @@ class AMiDStrategy(BaseStrategy):  # type: ignore[misc]
 
 def _counting(labels: jax.Array, output: Output) -> jax.Array:
     """Which positions have a label."""
-    if isinstance(output, States):
-        shape, whole = output.hidden.shape[:-1], None
+    if isinstance(output, am.Hidden):
+        shape, whole = output.states.shape[:-1], None
     else:
         shape, whole = output.shape[:-1], output.shape
     if labels.shape == shape and jnp.issubdtype(labels.dtype, jnp.integer):
@@ -184,9 +182,9 @@ def _counting(labels: jax.Array, output: Output) -> jax.Array:
 def _rows(output: Output, at: jax.Array) -> Output:
     """Some of the positions, held constant."""
     output = jax.lax.stop_gradient(output)
-    array = output.hidden if isinstance(output, States) else output
+    array = output.states if isinstance(output, am.Hidden) else output
     rows = array.reshape(-1, array.shape[-1])[at]
-    return replace(output, hidden=rows) if isinstance(output, States) else rows
+    return am.Hidden(rows, output.head) if isinstance(output, am.Hidden) else rows
 
 
 def _compared(
@@ -198,21 +196,16 @@ def _compared(
     label_weight: float = 0.0,
 ) -> jax.Array:
     """The mean of a loss over a mask, with so much of the cross-entropy."""
-    if isinstance(student, States) and isinstance(teacher, States):
-        value: jax.Array = loss(
-            am.Hidden(student.hidden, student.head),
-            am.Hidden(teacher.hidden, teacher.head),
+    if isinstance(student, am.Hidden) or isinstance(teacher, am.Hidden):
+        hidden: jax.Array = loss(
+            student,
+            teacher,
             mask,
             labels=labels if label_weight else None,
             label_weight=label_weight,
         )
-        return value
-    if isinstance(student, States) or isinstance(teacher, States):
-        raise TypeError(
-            "student_forward_fn and teacher_forward_fn must both give logits or both States, "
-            f"got {type(student).__name__} and {type(teacher).__name__}"
-        )
-    value = loss(student, teacher, mask)
+        return hidden
+    value: jax.Array = loss(student, teacher, mask)
     if labels is not None and label_weight:
         value += label_weight * _cross_entropy(student, labels, mask)
     return value
@@ -220,7 +213,7 @@ def _compared(
 
 def _cross_entropy(output: Output, labels: jax.Array, mask: jax.Array) -> jax.Array:
     """The mean of the cross-entropy over a mask, 0 if that is empty."""
-    if isinstance(output, States):
+    if isinstance(output, am.Hidden):
         # The divergence from itself is 0, and what is left is the cross-entropy, chunk by chunk.
         return _compared(KL_TO_TEACHER, output, output, mask, labels, 1.0)
     computing = jnp.promote_types(output.dtype, jnp.float32)

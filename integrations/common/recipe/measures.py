@@ -13,23 +13,6 @@ SAMPLE = 64
 """At so many positions of a batch, at most, are KL and overlap looked at for the log."""
 
 
-def first_tokens(head: am.Head, count: int | None) -> am.Head:
-    """The head of the first so many tokens, whose softmax is that of all, renormalised.
-
-    Args:
-        head: of at least as many.
-        count: how many; None for all.
-    """
-    if count is None or count == head.weight.shape[0]:
-        return head
-    bias = None if head.bias is None else head.bias[:count]
-    low_rank = None
-    if head.low_rank is not None:
-        a, b, factor = head.low_rank
-        low_rank = (a, b[:count, :], factor)
-    return replace(head, weight=head.weight[:count, :], bias=bias, low_rank=low_rank)
-
-
 def to_reference(loss: am.AMiD, reference: object, temperature: float) -> am.AMiD:
     """A measure of the distance to a reference.
 

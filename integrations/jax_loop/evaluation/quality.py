@@ -22,7 +22,6 @@ from amidmath.integrations.jax_loop.loss.states import (
     Array,
     Positions,
     Reference,
-    States,
     positions_of,
     reference_of,
     states_of,
@@ -79,7 +78,7 @@ class Judge:
         for batch in batches:
             placed = on_mesh(self.mesh, batch, teacher.with_lists if self.knows else bare)
             theirs = self._reference(now, placed) if self.knows else None
-            if isinstance(theirs, States):
+            if isinstance(theirs, am.Hidden):
                 sums["teacher"] += np.asarray(self._of_states(theirs, theirs, placed), np.float64)
             for name, (graph, parameters) in parts.items():
                 found = self._of_model(graph, parameters, theirs, placed)
@@ -120,7 +119,7 @@ class Judge:
         ours = states_of(nnx.merge(graph, parameters), batch)
         return self._compare(ours, ours if theirs is None else theirs, batch)
 
-    def _compare(self, ours: States, theirs: Reference, batch: Mapping[str, Array]) -> Array:
+    def _compare(self, ours: am.Hidden, theirs: Reference, batch: Mapping[str, Array]) -> Array:
         found: Array = self._figures({}, ours, theirs, positions_of(batch))
         return found
 
@@ -130,25 +129,25 @@ def _figures(
     tokens: int | None,
     vocab: str,
     values: Mapping[str, Any],
-    student: States,
+    student: am.Hidden,
     reference: Reference,
     positions: Positions,
 ) -> Array:
     """Sums over positions: KL, agreements, negative log-likelihood, and the count; (4,)."""
     del values
-    theirs = reference.hidden if isinstance(reference, States) else reference
-    width = student.weight.shape[0]
-    if isinstance(reference, States):
-        size = reference.weight.shape[0]
+    theirs = reference.states if isinstance(reference, am.Hidden) else reference
+    width = student.head.weight.shape[0]
+    if isinstance(reference, am.Hidden):
+        size = reference.head.weight.shape[0]
         tokens = measured_first(width, size, compared_first(vocab, width, size))
         width += size
 
     def of_chunk(chunk: tuple[Array, Any, Array, Array]) -> Array:
         hidden, theirs, keep, targets = chunk
-        logits = student.logits(hidden)
+        logits = student.head.logits(hidden)
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(keep, targets, 0))
-        if isinstance(reference, States):
-            ours, of_teacher = logits[:, :tokens], reference.logits(theirs)[:, :tokens]
+        if isinstance(reference, am.Hidden):
+            ours, of_teacher = logits[:, :tokens], reference.head.logits(theirs)[:, :tokens]
             if ours.shape[-1] != of_teacher.shape[-1]:
                 common = min(ours.shape[-1], of_teacher.shape[-1])
                 ours, of_teacher = fold(ours, common, jnp), fold(of_teacher, common, jnp)
@@ -161,6 +160,6 @@ def _figures(
         sums = (jnp.sum(jnp.where(keep, a, 0.0)) for a in (agree, nll, jnp.ones_like(nll)))
         return jnp.stack([distance, *sums])
 
-    operands = (student.hidden, theirs, positions.mask, positions.targets)
+    operands = (student.states, theirs, positions.mask, positions.targets)
     step = max(1, CHUNK_BYTES // (4 * width))
     return jnp.sum(in_chunks(of_chunk, operands, min(step, positions.mask.size)), axis=0)

@@ -1,7 +1,7 @@
 """A loss over the positions of a batch: whole vocabularies, parts of one, a mesh of devices."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
@@ -10,12 +10,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import amidmath as am
-from amidmath.integrations.common.recipe.measures import (
-    first_tokens,
-)
 from amidmath.integrations.common.rows.marks import NO_LABEL
 from amidmath.integrations.jax_loop.devices.mesh import ROWS
-from amidmath.integrations.jax_loop.loss.states import Array, Positions, Reference, States
+from amidmath.integrations.jax_loop.loss.states import Array, Positions, Reference, held
 
 
 class Comparer(Protocol):
@@ -24,7 +21,7 @@ class Comparer(Protocol):
     def __call__(
         self,
         loss: am.Loss,
-        student: States,
+        student: am.Hidden,
         reference: Reference,
         mask: Array,
         reduction: str = "sum",
@@ -51,7 +48,7 @@ class Whole:
     def __call__(
         self,
         loss: am.Loss,
-        student: States,
+        student: am.Hidden,
         reference: Reference,
         mask: Array,
         reduction: str = "sum",
@@ -66,12 +63,12 @@ class Whole:
                 labels = jnp.where(labels < self.tokens, labels, NO_LABEL)
             others |= {"labels": labels, "label_weight": label_weight}
         teacher: Any = reference
-        if isinstance(reference, States):
-            held = reference.held()
+        if isinstance(reference, am.Hidden):
             vocab = "common" if self.vocab == "common" and self.tokens is None else "strict"
-            teacher = am.Hidden(held.hidden, first_tokens(held.head, self.tokens), vocab)
-        head = first_tokens(student.head, self.tokens)
-        value: Array = loss(am.Hidden(student.hidden, head), teacher, **others)
+            constant = held(reference)
+            teacher = am.Hidden(constant.states, constant.head.first(self.tokens), vocab)
+        student = am.Hidden(student.states, student.head.first(self.tokens))
+        value: Array = loss(student, teacher, **others)
         return value
 
 
@@ -120,7 +117,7 @@ def spread(
     vocabulary = "tensor" if by_vocabulary and mesh.shape["tensor"] > 1 else None
 
     def on_devices(
-        values: Mapping[str, Any], student: States, reference: Reference, positions: Positions
+        values: Mapping[str, Any], student: am.Hidden, reference: Reference, positions: Positions
     ) -> Any:
         def local(*parts: Any) -> Any:
             return jax.tree.map(lambda total: jax.lax.psum(total, ROWS), function(*parts))
@@ -129,7 +126,7 @@ def spread(
         specs = (
             P(),
             _specs(student, vocabulary),
-            _specs(reference, vocabulary) if isinstance(reference, States) else P(ROWS),
+            _specs(reference, vocabulary) if isinstance(reference, am.Hidden) else P(ROWS),
             P(ROWS),
         )
         shared = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=P())
@@ -138,11 +135,10 @@ def spread(
     return on_devices
 
 
-def _specs(states: States, vocabulary: str | None) -> States:
-    """Where states lie while their loss is taken."""
-    parts: dict[str, Any] = {"hidden": P(ROWS), "weight": P(vocabulary)}
-    parts["bias"] = None if states.bias is None else P(vocabulary)
-    return replace(states, **parts)
+def _specs(states: am.Hidden, vocabulary: str | None) -> Any:
+    """Where states lie while their loss is taken: a tree of the same leaves."""
+    leaves, tree = jax.tree.flatten(states)
+    return jax.tree.unflatten(tree, [P(ROWS), *(P(vocabulary) for _ in leaves[1:])])
 
 
 @dataclass(frozen=True)
@@ -161,7 +157,7 @@ class ByVocabulary:
     def __call__(
         self,
         loss: am.Loss,
-        student: States,
+        student: am.Hidden,
         reference: Reference,
         mask: Array,
         reduction: str = "sum",
@@ -170,15 +166,15 @@ class ByVocabulary:
         label_weight: float = 0.0,
     ) -> Array:
         """See :class:`amidmath.integrations.jax_loop.loss.compare.Comparer`."""
-        if not isinstance(reference, States):
+        if not isinstance(reference, am.Hidden):
             raise TypeError("a teacher's lists cannot be compared with a part of the vocabulary")
-        teacher = reference.held()
+        teacher = held(reference)
 
         def values_of(rows: tuple[Array, ...]) -> Any:
             hidden, theirs, keep, wanted = rows
             values: Array = loss(
-                am.Shard(student.logits(hidden), self.axis),
-                am.Shard(teacher.logits(theirs), self.axis),
+                am.Shard(student.head.logits(hidden), self.axis),
+                am.Shard(teacher.head.logits(theirs), self.axis),
                 keep,
                 reduction="none",
                 labels=wanted if label_weight else None,
@@ -188,11 +184,11 @@ class ByVocabulary:
             return values
 
         targets = jnp.full(mask.shape, NO_LABEL) if labels is None else labels
-        rows = (student.hidden, teacher.hidden, mask, targets)
+        rows = (student.states, teacher.states, mask, targets)
         if any(knob.ndim for knob in loss.knobs.values()):
             values = values_of(rows)
         else:
-            step = max(1, _CHUNK_BYTES // (8 * student.weight.shape[0]))
+            step = max(1, _CHUNK_BYTES // (8 * student.head.weight.shape[0]))
             chunks = in_chunks(jax.checkpoint(values_of), rows, min(step, mask.size))
             values = chunks.reshape(-1)[: mask.size]
         return jnp.sum(values) if reduction == "sum" else values.reshape(mask.shape)

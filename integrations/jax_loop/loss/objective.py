@@ -19,7 +19,7 @@ from amidmath.integrations.common.recipe.measures import (
 from amidmath.integrations.common.recipe.recipe import Recipe
 from amidmath.integrations.common.rows.marks import STUDENT_ROWS
 from amidmath.integrations.jax_loop.loss.compare import Comparer
-from amidmath.integrations.jax_loop.loss.states import Array, Positions, Reference, States
+from amidmath.integrations.jax_loop.loss.states import Array, Positions, Reference, cooled, held
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Objective:
     def loss(
         self,
         values: Mapping[str, Any],
-        student: States,
+        student: am.Hidden,
         reference: Reference,
         positions: Positions,
     ) -> Array:
@@ -56,10 +56,10 @@ class Objective:
         overlap = None
         if self.recipe.schedules.per_token:
             overlap = self.overlaps(student, reference, positions)
-        if "temperature" in values and isinstance(reference, States):
+        if "temperature" in values and isinstance(reference, am.Hidden):
             # A loss's own temperature is a part of what is compiled.
-            student = student.cooled(values["temperature"])
-            reference = reference.cooled(values["temperature"])
+            student = cooled(student, values["temperature"])
+            reference = cooled(reference, values["temperature"])
             values = {**values, "temperature": 1.0}
         losses = self.recipe.losses_at(values, overlap)
         total = jnp.zeros((), jnp.float32)
@@ -74,12 +74,12 @@ class Objective:
             )
         return total
 
-    def overlaps(self, student: States, reference: Reference, positions: Positions) -> Array:
+    def overlaps(self, student: am.Hidden, reference: Reference, positions: Positions) -> Array:
         """Σ min(p, q) of every position, (B, L), a constant; 1 where it does not count."""
         loss = self._measure(TOTAL_VARIATION, reference)
-        return 1.0 - self.compare(loss, student.held(), reference, positions.mask, "none")
+        return 1.0 - self.compare(loss, held(student), reference, positions.mask, "none")
 
-    def statistics(self, student: States, reference: Reference, positions: Positions) -> Array:
+    def statistics(self, student: am.Hidden, reference: Reference, positions: Positions) -> Array:
         """Sums of KL(p‖q) and of the overlap, and the count: an array (3,), a constant.
 
         Over up to ``SAMPLE`` positions that count, spread over the batch, so that looking costs
@@ -88,7 +88,7 @@ class Objective:
         chosen = sampled(positions.mask)
         measure = self.compare if self.measure is None else self.measure
         kl, distance = (
-            measure(self._measure(loss, reference), student.held(), reference, chosen)
+            measure(self._measure(loss, reference), held(student), reference, chosen)
             for loss in (KL_TO_TEACHER, TOTAL_VARIATION)
         )
         count = jnp.sum(chosen)
@@ -105,18 +105,18 @@ class CrossEntropy:
     def loss(
         self,
         values: Mapping[str, Any],
-        student: States,
+        student: am.Hidden,
         reference: Reference | None,
         positions: Positions,
     ) -> Array:
         """The sum over the positions that count."""
         del values, reference
         targets = jnp.where(positions.mask, positions.targets, 0)
-        logits = student.logits(student.hidden)
+        logits = student.head.logits(student.states)
         nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return jnp.sum(jnp.where(positions.mask, nll, 0.0))
 
-    def statistics(self, student: States, reference: Any, positions: Positions) -> Array:
+    def statistics(self, student: am.Hidden, reference: Any, positions: Positions) -> Array:
         """There is no teacher to compare with."""
         del student, reference, positions
         return jnp.zeros(3, jnp.float32)

@@ -138,7 +138,8 @@ def _lists_of(
         the others (B L,), added up rather than subtracted; positions that count come first, in
         their order, and there is nothing of the others.
     """
-    states = states_of(nnx.merge(graph, parameters), batch).first(tokens)
+    states = states_of(nnx.merge(graph, parameters), batch)
+    head = states.head.first(tokens)
     keep = counted(batch).reshape(-1)
     order = jnp.argsort(~keep, stable=True)
 
@@ -146,7 +147,7 @@ def _lists_of(
         hidden, kept = chunk
 
         def asked() -> tuple[jax.Array, ...]:
-            logs = jax.nn.log_softmax(states.logits(hidden) / temperature, axis=-1)
+            logs = jax.nn.log_softmax(head.logits(hidden) / temperature, axis=-1)
             top, indices = jax.lax.top_k(logs, k)
             others = jnp.put_along_axis(logs, indices, -jnp.inf, axis=-1, inplace=False)
             return top, indices, jax.nn.logsumexp(others, axis=-1)
@@ -155,7 +156,7 @@ def _lists_of(
         found: tuple[jax.Array, ...] = jax.lax.cond(kept.any(), asked, lambda: nothing)
         return found
 
-    flat = (states.hidden.reshape(-1, states.hidden.shape[-1])[order][None], keep[order][None])
+    flat = (states.states.reshape(-1, states.states.shape[-1])[order][None], keep[order][None])
     found = in_chunks(of_chunk, flat, min(_CHUNK, keep.size))
     return tuple(array.reshape(-1, *array.shape[2:]) for array in found)
 

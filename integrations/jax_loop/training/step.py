@@ -15,19 +15,19 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+import amidmath as am
 from amidmath.integrations.jax_loop.loss.states import (
     Array,
     Batch,
     Positions,
     Reference,
-    States,
     positions_of,
     reference_of,
     states_of,
 )
 
 Fixed = tuple[tuple[str, float], ...]
-Sums = Callable[[Mapping[str, Array], States, Any, Positions], Any]
+Sums = Callable[[Mapping[str, Array], am.Hidden, Any, Positions], Any]
 """Sums over all positions that count, as ``loss.compare.spread`` makes them."""
 
 
@@ -175,7 +175,7 @@ class Steps:
 
     def _seen(
         self, trained: Any, frozen: Any, teacher: Any, batch: Batch
-    ) -> tuple[States, Reference | None, Positions]:
+    ) -> tuple[am.Hidden, Reference | None, Positions]:
         """Of a batch (B, L): the student's states, what the teacher says, and what counts."""
         theirs = frozen if teacher is None else teacher
         reference = reference_of(self.teacher_graph, theirs, batch)

@@ -142,7 +142,7 @@ class _Sums:
         def look(name: str, ours: States) -> None:
             theirs = reference
             if isinstance(theirs, BaseStates):  # the student knows the head
-                theirs = States(theirs.hidden, ours.base_head, ours.base_head)
+                theirs = theirs.beside(ours)
                 if not seen[0]:
                     self._look("teacher", theirs, None, at)
                     seen[0] = True

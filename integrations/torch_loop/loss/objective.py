@@ -11,7 +11,6 @@ from amidmath.integrations.common.recipe.measures import (
     KL_TO_TEACHER,
     SAMPLE,
     TOTAL_VARIATION,
-    first_tokens,
     to_reference,
 )
 from amidmath.integrations.common.recipe.recipe import Recipe
@@ -71,7 +70,7 @@ def compare(
 ) -> torch.Tensor:
     """One loss over the positions of a mask."""
     if isinstance(reference, BaseStates):
-        reference = States(reference.hidden, student.base_head, student.base_head)
+        reference = reference.beside(student)
     if student.head is None or (isinstance(reference, States) and reference.head is None):
         return compare_logits(
             loss,
@@ -83,7 +82,7 @@ def compare(
         )
     labels: dict[str, Any] = {"labels": batch.targets, "label_weight": batch.label_weight}
     value: torch.Tensor = loss(
-        am.Hidden(student.hidden, first_tokens(student.head, batch.tokens)),
+        student.first(batch.tokens).output,
         _teacher(reference, batch),
         mask=mask,
         reduction=reduction,
@@ -100,7 +99,7 @@ def _teacher(reference: States | am.TopK, batch: Batch) -> am.Hidden | am.TopK:
     if reference.head is None:
         raise ValueError("reference must have a head, got logits")
     others = "common" if batch.vocab == "common" and batch.tokens is None else "strict"
-    return am.Hidden(reference.hidden, first_tokens(reference.head, batch.tokens), others)
+    return am.Hidden(reference.hidden, reference.head.first(batch.tokens), others)
 
 
 @torch.no_grad()

@@ -1,20 +1,17 @@
 """The parts of a causal language model's logits: its last hidden states and its head."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, TypeVar
 
-import array_api_compat.torch as xp
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 import amidmath as am
 from amidmath.integrations.common.errors import InputError, first_paragraph
-from amidmath.integrations.common.recipe.measures import first_tokens
 from amidmath.integrations.torch_loop.models.model_files import logits_of_model
 from amidmath.integrations.torch_loop.models.modes import evaluation_mode, needs_half
 
@@ -43,17 +40,28 @@ class UnknownHeadError(InputError):
 
 @dataclass(frozen=True)
 class States:
-    """Hidden states and the head that makes logits of them; or the logits themselves.
+    """A model's output as the input of a loss: hidden states with their head, or whole logits.
 
     Args:
-        hidden: shape (B, L, H), after the last norm; or logits (B, L, V).
-        head: the output layer; None where ``hidden`` are logits.
-        base_head: the output layer without the adapter that it may have, as a constant.
+        output: states (B, L, H) after the last norm and the output layer; or logits (B, L, V).
+        base_head: the output layer without the adapter that it may have, as a constant; None
+            beside logits.
     """
 
-    hidden: torch.Tensor
-    head: am.Head | None
-    base_head: am.Head | None
+    output: am.Hidden | torch.Tensor
+    base_head: am.Head | None = None
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        """The states, or the logits."""
+        found: torch.Tensor
+        found = self.output.states if isinstance(self.output, am.Hidden) else self.output
+        return found
+
+    @property
+    def head(self) -> am.Head | None:
+        """The output layer; None beside logits."""
+        return self.output.head if isinstance(self.output, am.Hidden) else None
 
     @property
     def vocabulary(self) -> int:
@@ -63,9 +71,8 @@ class States:
     def first(self, tokens: int | None) -> "States":
         """States of logits for the first so many tokens alone; None for all."""
         if self.head is None or self.base_head is None:
-            return States(self.hidden[..., :tokens], None, None)
-        head, base = (first_tokens(head, tokens) for head in (self.head, self.base_head))
-        return States(self.hidden, head, base)
+            return States(self.hidden[..., :tokens])
+        return States(am.Hidden(self.hidden, self.head.first(tokens)), self.base_head.first(tokens))
 
     @property
     def logits(self) -> torch.Tensor:
@@ -77,11 +84,7 @@ def logits_of(hidden: torch.Tensor, head: am.Head | None) -> torch.Tensor:
     """The logits (..., V) of hidden states (..., H), whole; for few positions."""
     if head is None:
         return hidden
-    outputs = torch.nn.functional.linear(hidden, head.weight, head.bias)
-    if head.low_rank is not None:
-        a, b, factor = head.low_rank
-        outputs = outputs + factor * (hidden @ a.mT) @ b.mT
-    logits: torch.Tensor = head.projection.logits(outputs, xp)
+    logits: torch.Tensor = head.logits(hidden)
     return logits
 
 
@@ -117,14 +120,14 @@ def expose_states(model: PreTrainedModel) -> None:
             return forward(*args, **kwargs)
         kwargs["use_cache"] = False
         if whole:
-            return with_states(States(forward(*args, **kwargs).logits, None, None))
+            return with_states(States(forward(*args, **kwargs).logits))
         hidden = self.base_model(*args, **kwargs).last_hidden_state
         layer: Any = self.get_output_embeddings()
 
         def states(hidden: torch.Tensor) -> Any:
             head = head_of(self)
             base = head if not hasattr(layer, "active_adapters") else head_of(self, adapter=False)
-            return with_states(States(hidden, head, _constant(base)))
+            return with_states(States(am.Hidden(hidden, head), _constant(base)))
 
         return _in_place_of(layer, states, hidden)
 
@@ -188,13 +191,7 @@ def head_of(model: PreTrainedModel, adapter: bool = True) -> am.Head:
 
 def _constant(head: am.Head) -> am.Head:
     """A head whose arrays take no gradient."""
-    arrays: dict[str, Any] = {"weight": head.weight.detach()}
-    if head.bias is not None:
-        arrays["bias"] = head.bias.detach()
-    if head.low_rank is not None:
-        a, b, factor = head.low_rank
-        arrays["low_rank"] = (a.detach(), b.detach(), factor)
-    return dataclasses.replace(head, **arrays)
+    return head.holding({name: array.detach() for name, array in head.arrays().items()})
 
 
 def _low_rank(layer: Any) -> tuple[torch.Tensor, torch.Tensor, float] | None:

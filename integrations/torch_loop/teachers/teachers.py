@@ -26,6 +26,12 @@ class BaseStates:
 
     hidden: torch.Tensor
 
+    def beside(self, student: States) -> States:
+        """The states with their head, which the student knows."""
+        if student.base_head is None:
+            raise ValueError("student must have a base_head, got whole logits")
+        return States(am.Hidden(self.hidden, student.base_head), student.base_head)
+
 
 Reference = States | BaseStates | am.TopK
 """A teacher's word on a batch: hidden states with a head, or its most probable tokens."""

@@ -13,13 +13,11 @@ from tiny import save, tiny_model, write_jsonl
 import amidmath as am
 from amidmath.integrations import cache_teacher, jax_cache_teacher, jax_distill, torch_distill
 from amidmath.integrations.common.errors import InputError
-from amidmath.integrations.common.recipe.measures import first_tokens
 from amidmath.integrations.common.recipe.settings import LossSettings
 from amidmath.integrations.common.recipe.supports import check_finite
 from amidmath.integrations.common.rows.marks import NO_LABEL
 from amidmath.integrations.common.run import run_folder
 from amidmath.integrations.jax_loop.loss.compare import Whole
-from amidmath.integrations.jax_loop.loss.states import States as JaxStates
 from amidmath.integrations.torch_loop.loss.batch import Batch
 from amidmath.integrations.torch_loop.loss.objective import compare
 from amidmath.integrations.torch_loop.models.states import States
@@ -103,13 +101,13 @@ def test_the_loss_is_of_the_renormalised_distributions(
     if framework == "torch":
         batch = Batch(labels, None, "common_only", 0.5, tokens=COMMON)
         states, reference = (
-            States(ours, head, head),
-            States(theirs, teacher_head, teacher_head),
+            States(am.Hidden(ours, head), head),
+            States(am.Hidden(theirs, teacher_head), teacher_head),
         )
         found = float(compare(loss, states, reference, batch.mask, batch, "sum"))
     else:
         states, reference = (
-            JaxStates.of(
+            am.Hidden(
                 jnp.asarray(h.numpy()),
                 am.Head(jnp.asarray(w.weight.numpy()), bias=jnp.asarray(w.bias.numpy())),
             )
@@ -130,8 +128,8 @@ def test_the_loss_is_of_the_renormalised_distributions(
 
 def test_all_tokens_are_the_head_itself() -> None:
     head = am.Head(np.zeros((5, 3)))
-    assert first_tokens(head, None) is head
-    assert first_tokens(head, 5) is head
+    assert head.first(None) is head
+    assert head.first(5) is head
 
 
 @pytest.fixture

@@ -97,10 +97,12 @@ def test_mass_outside_of_states() -> None:
     logits = 5.0 * np.tanh(hidden.double().numpy() @ head.weight.double().numpy().T / 5.0)
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = p[mask.numpy()][:, 8:].sum(-1).mean()
-    found = outside_mass(States(hidden, head, head), 8, mask)
+    found = outside_mass(States(am.Hidden(hidden, head), head), 8, mask)
     assert float(found) == pytest.approx(expected, rel=1e-5)
-    assert float(outside_mass(States(hidden, head, head), 11, mask)) == 0.0
-    assert float(outside_mass(States(hidden, head, head), 8, torch.zeros_like(mask))) == 0.0
+    assert float(outside_mass(States(am.Hidden(hidden, head), head), 11, mask)) == 0.0
+    assert (
+        float(outside_mass(States(am.Hidden(hidden, head), head), 8, torch.zeros_like(mask))) == 0.0
+    )
 
 
 def test_mass_outside_of_lists() -> None:

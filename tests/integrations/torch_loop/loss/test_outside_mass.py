@@ -83,7 +83,8 @@ def test_nothing_is_said_where_there_is_nothing_outside(tmp_path: Path, vocab: s
 
 
 def test_of_a_cache_what_was_taken_off_the_lists_counts() -> None:
-    student = States(torch.zeros(1, 4, 8), head := am.Head(torch.zeros(10, 8)), head)
+    head = am.Head(torch.zeros(10, 8))
+    student = States(am.Hidden(torch.zeros(1, 4, 8), head), head)
     logs = torch.log(torch.tensor([0.5, 0.25, 0.125])).expand(1, 4, 3)
     top = am.TopK(logs, torch.tensor([3, -1, 0]).expand(1, 4, 3))  # -1: a token beyond the 10th
     outside = OutsideMass(teacher=None)  # type: ignore[arg-type]

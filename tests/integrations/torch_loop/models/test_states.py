@@ -114,10 +114,10 @@ def test_an_adapter_is_in_the_states_and_not_in_the_base_head(target: str) -> No
     )
     with model.disable_adapter():
         states = model(input_ids=ids, with_states=lambda states: states)
-        off = States(states.hidden, states.head, states.base_head).logits
+        off = states.logits
         torch.testing.assert_close(off, plain, rtol=1e-5, atol=1e-5)
     on = model(input_ids=ids, with_states=lambda states: states)
-    bare = States(states.hidden, on.base_head, on.base_head).logits
+    bare = logits_of(states.hidden, on.base_head)
     torch.testing.assert_close(bare, plain, rtol=1e-5, atol=1e-5)
     assert not on.base_head.weight.requires_grad
 
@@ -185,9 +185,9 @@ def test_whole_logits_have_the_loss_of_hidden_states(
     found = {}
     for chosen in ("none", whole):
         states = [
-            States(logits_of(x, head), None, None)
+            States(logits_of(x, head))
             if chosen in (name, "both")
-            else States(x, head, head)
+            else States(am.Hidden(x, head), head)
             for name, x, head in zip(("student", "teacher"), hidden, heads, strict=True)
         ]
         batch = Batch(labels, None, "common", 0.5, tokens=tokens)

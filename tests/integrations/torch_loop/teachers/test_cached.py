@@ -165,7 +165,9 @@ def test_the_loss_is_the_one_against_the_teacher_in_memory(
     loss = am.AMiD(alpha=0.5, lam=0.2)
     found = teacher.give(
         batch,
-        lambda top: compare(loss, States(hidden, head, head), top, mask, Batch(labels, None)),
+        lambda top: compare(
+            loss, States(am.Hidden(hidden, head), head), top, mask, Batch(labels, None)
+        ),
     )
     model = AutoModelForCausalLM.from_pretrained(teacher_dir).eval()
     del batch["row"]

@@ -18,7 +18,7 @@ def states(seed: int) -> States:
     """Of three positions, with a head that makes logits of them as they are."""
     hidden = torch.randn(1, 3, VOCABULARY, generator=torch.Generator().manual_seed(seed))
     head = am.Head(torch.eye(VOCABULARY))
-    return States(hidden, head, head)
+    return States(am.Hidden(hidden, head), head)
 
 
 def batch(*labels: int) -> Batch:
