@@ -164,7 +164,9 @@ def test_the_closed_form_gives_gradients_in_the_dtypes_of_the_arguments(chunk_of
 # Kernels and memory
 
 
-@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy, jnp.asarray], ids=str)
+@pytest.mark.parametrize(
+    "make", [np.asarray, torch.from_numpy, jnp.asarray], ids=["numpy", "torch", "jax"]
+)
 def test_kernels_compute_the_chunks(chunk_of, make):
     pytest.importorskip("llvmlite")
     x, y = log_probs((6, 1, 40)).astype("f4"), log_probs((7, 40), seed=1).astype("f4")

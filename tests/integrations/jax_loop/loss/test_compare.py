@@ -11,20 +11,19 @@ import pytest
 import amidmath as am
 from amidmath.integrations.common.rows.marks import NO_LABEL
 from amidmath.integrations.jax_loop.loss.compare import Whole, in_chunks
-from amidmath.integrations.jax_loop.loss.states import States
 
 LOSS = am.AMiD(am.KL(), order="pr", alpha=-1.0, lam=0.3)
 MASK = jnp.array([[True, True, False], [True, False, True]])
 LABELS = jnp.array([[3, 1, NO_LABEL], [0, NO_LABEL, 5]])
 
 
-def states(seed: int, tokens: int = 6) -> States:
+def states(seed: int, tokens: int = 6) -> am.Hidden:
     hidden, head = jax.random.split(jax.random.key(seed))
-    return States(jax.random.normal(hidden, (2, 3, 4)), jax.random.normal(head, (tokens, 4)))
+    return am.Hidden(jax.random.normal(hidden, (2, 3, 4)), jax.random.normal(head, (tokens, 4)))
 
 
-def logits(of: States, tokens: int | None = None) -> jax.Array:
-    return (of.hidden @ of.weight.T)[..., :tokens]
+def logits(of: am.Hidden, tokens: int | None = None) -> jax.Array:
+    return (of.states @ of.head.weight.T)[..., :tokens]
 
 
 @pytest.mark.parametrize("step", [1, 4, 6, 10])
