@@ -121,7 +121,7 @@ def cores() -> int:
 def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
-    """What the report says about the machine, and nothing that names it."""
+    """Note the machine for the report, and nothing that names it."""
     cpu = machine_info["cpu"].get("brand_raw") or machine_info["processor"] or "unknown processor"
     memory = round(psutil.virtual_memory().total / 2**30)
     system, python = machine_info["system"], machine_info["python_version"]
@@ -141,7 +141,7 @@ def pytest_benchmark_update_commit_info(config: pytest.Config, commit_info: dict
 def pytest_benchmark_update_json(
     config: pytest.Config, benchmarks: list[Any], output_json: dict[str, Any]
 ) -> None:
-    """What was not measured, and how much was asked for."""
+    """Note what was not measured, and how much was asked for."""
     for benchmark in output_json["benchmarks"]:
         benchmark.pop("params", None)  # objects; extra_info has their words
     output_json["absent"] = config.stash[ABSENT]

@@ -1,4 +1,4 @@
-"""What every subject is given: the sizes of a run, logits, hidden states and heads."""
+"""Inputs of every subject: the sizes of a run, logits, hidden states and heads."""
 
 from __future__ import annotations
 

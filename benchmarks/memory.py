@@ -38,7 +38,7 @@ def find(table: str, key: str) -> subjects.Subject:
 
 
 def in_a_process(table: str, key: str, shape: Sequence[int]) -> dict[str, int]:
-    """What :func:`measure` gives, from a process that does nothing else."""
+    """The result of :func:`measure`, from a process that does nothing else."""
     asked = json.dumps({"table": table, "key": key, "shape": list(shape)})
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", asked]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

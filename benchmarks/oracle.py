@@ -1,4 +1,4 @@
-"""What errors are measured from: the plain form, with digits to spare."""
+"""The oracle that errors are measured from: the plain form, with digits to spare."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people use today, each as its users call it."""
+"""Peers: the code that people use today, each as its users call it."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ AT_ONCE = ("value", "both")
 
 @dataclass(frozen=True)
 class Timed:
-    """What is timed, and what makes its arguments, untimed, before every round."""
+    """A call that is timed, and what makes its arguments, untimed, before every round."""
 
     target: Callable[..., Any]
     setup: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]] | None = None
@@ -118,4 +118,4 @@ def as_numpy(array: Array) -> np.ndarray:
 
 
 def _nothing() -> None:
-    """What there is to wait for on a CPU."""
+    """The wait on a CPU: none."""

@@ -1,4 +1,4 @@
-"""What going on from a checkpoint costs beyond loading models and data.
+"""The cost of going on from a checkpoint beyond loading models and data.
 
     python -m benchmarks.resuming FOLDER [--hidden 576 --layers 12 --vocabulary 49152]
 

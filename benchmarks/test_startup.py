@@ -1,4 +1,4 @@
-"""What a new process waits for: the import, and calls that load or compile something."""
+"""Waits of a new process: the import, and calls that load or compile something."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def weight_bytes(shape: Shape) -> int:
 
 
 def _trainer_arguments(shape: Shape) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What both trainers are given: settings, and the rest."""
+    """Arguments of both trainers: settings, and the rest."""
     import torch
     from datasets import Dataset
     from tokenizers import Tokenizer, models

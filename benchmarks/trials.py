@@ -1,4 +1,4 @@
-"""What is timed, in which order: all subjects of a shape in turn, several times over.
+"""The order of timing: all subjects of a shape in turn, several times over.
 
 pytest-benchmark runs all rounds of one test in a row, so what changes while a machine warms up
 would fall on some subjects only. Each subject is therefore a test in each of several *sweeps*,
@@ -41,7 +41,7 @@ class Trial:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What the sweeps have in common."""
+        """The part of the key that sweeps have in common."""
         return self.group, self.subject.key, self.phase
 
     @property

@@ -1,4 +1,4 @@
-"""What arguments must be, and the errors that say so.
+"""Checks of arguments, and the errors that say what they must be.
 
 Shapes, dtypes and libraries of arrays are always looked at. Their values only where they are at
 hand, on the CPU and outside of jit: elsewhere that would wait for the device, or cannot be done.

@@ -1,4 +1,4 @@
-"""What every divergence is, and the registry of those that have a name."""
+"""The base of every divergence, and the registry of those that have a name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

@@ -43,7 +43,7 @@ def overlap(log_p: Array, log_q: Array, axis: int = -1) -> Array:
 
 
 class ModeReport(NamedTuple):
-    """What α and λ make of a teacher p and a student q; made by :func:`mode_report`; docs: I10.
+    """The effect of α and λ on a teacher p and a student q; made by :func:`mode_report`; docs: I10.
 
     The first two have the shape of the distributions, the others that shape without the outcomes.
 

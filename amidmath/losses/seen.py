@@ -56,7 +56,7 @@ class Seen:
 
 
 def seen_from(side: str, pair: Pair, xp: Namespace) -> Seen:
-    """What the source "p" or "q" sees; docs: mixtures, M11, M12."""
+    """The view of the source "p" or "q"; docs: mixtures, M11, M12."""
     log_u = pair.log_p if side == "p" else pair.log_q
     top = top_outcome(log_u, xp)
     base, shared = _anchor(side, at(top, pair.ratio, xp), pair, xp)

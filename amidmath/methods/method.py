@@ -1,4 +1,4 @@
-"""What a named method is, and the registry of them."""
+"""Named methods, and the registry of them."""
 
 import inspect
 import numbers
@@ -92,7 +92,7 @@ class Method:
         return {ANY: made} if isinstance(made, Loss) else made
 
     def convention(self, **params: Any) -> str:
-        """What these parameters mean in terms of λ, which weighs the teacher, in one sentence.
+        """The meaning of these parameters in terms of λ, which weighs the teacher, in one sentence.
 
         Raises:
             TypeError: as for :meth:`loss`.

@@ -15,7 +15,7 @@ KINDS = ("skl", "srkl")
 
 
 def _weighs(name: str, value: Any, whose: str, *, geometric: bool = False) -> str:
-    """What a weight of the teacher or of the student is, and λ."""
+    """The meaning of a weight of the teacher or of the student, and λ."""
     here, there = shown(name, value), rest(name, value)
     p, q = (here, there) if whose == "teacher" else (there, here)
     mixture = f"r ∝ p^{p}·q^{q}" if geometric else f"r = {p}·p + {q}·q"

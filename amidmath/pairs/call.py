@@ -83,7 +83,7 @@ class Call(ABC):
         return value, positions.as_asked(wrt, found)
 
     def _targets(self) -> dict[str, list[str]]:
-        """What ``wrt`` may name, and which arrays each of it is."""
+        """The names that ``wrt`` may have, and the arrays that each of them stands for."""
         targets: dict[str, list[str]] = {}
         for name, value in self.inputs.items():
             leaves = list(leaves_of(name, value))

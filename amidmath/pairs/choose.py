@@ -56,7 +56,7 @@ def _only_backend(batch: Batch, what: str) -> None:
 
 
 def _kind(value: Any) -> str:
-    """What a side is, in words."""
+    """The kind of a side, in words."""
     if isinstance(value, (Hidden, Shard, TopK)):
         return f"an am.{type(value).__name__}"
     return (

@@ -17,7 +17,7 @@ _TILE = 2**20
 
 
 class Library:
-    """What the chunks ask of an array library; this one can write into its arrays.
+    """The operations that chunks need of an array library; this one can write into its arrays.
 
     What writes returns the array, for libraries that cannot.
 

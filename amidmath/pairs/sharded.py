@@ -103,7 +103,7 @@ def _last(axis: int) -> int:
 
 @dataclass(frozen=True)
 class Labels:
-    """What is added to the loss of rows that have a label: their cross-entropy, so many times.
+    """The addition to the loss of rows that have a label: their cross-entropy, so many times.
 
     Args:
         weight: what the cross-entropy counts.

@@ -51,7 +51,7 @@ class Teacher(Protocol):
     def operands(
         self, logits: Array, rows: tuple[Array, ...], dtype: Any, xp: Namespace
     ) -> tuple[Array, ...]:
-        """What the closed form compares, the student's first.
+        """The operands that the closed form compares, the student's first.
 
         Args:
             logits: the student's, (n, V).

@@ -118,7 +118,7 @@ def _without(a: Array, axis: int) -> tuple[int, ...]:
 
 
 def _broadcast(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...] | None:
-    """What two shapes broadcast to, None where they do not."""
+    """The shape that two shapes broadcast to, None where they do not."""
     count = max(len(one), len(other))
     sizes = zip(padded(one, count), padded(other, count), strict=True)
     found: list[int] = []

@@ -121,7 +121,7 @@ def _template(value: Any) -> Any:
 
 
 def _leaves(value: Any, template: Any) -> Iterator[Any]:
-    """What of a value lies where its template has slots."""
+    """The parts of a value that lie where its template has slots."""
     if template is Slot.ARRAY:
         yield value
     elif isinstance(template, Template):

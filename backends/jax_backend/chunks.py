@@ -116,7 +116,7 @@ def value(of: ChunkedCall) -> Array:
 
 @dataclass(frozen=True)
 class _Rule:
-    """What is computed of arrays of these names."""
+    """A computation of arrays of these names."""
 
     form: ChunkForm
     names: tuple[str, ...]
@@ -128,7 +128,7 @@ class _Rule:
         return values, tuple(grads.get(name) for name in self.names)
 
     def students(self, moving: tuple[bool, ...]) -> tuple[bool, ...]:
-        """What to differentiate by, of what moves: the teacher is constant."""
+        """Which arrays that move are differentiated by: the teacher is constant."""
         named = dict(zip(self.names, moving, strict=True))
         if named.get(LOG_PROBS):
             raise ValueError(CONSTANT.format(LOG_PROBS))

@@ -80,7 +80,7 @@ _Frame = _struct(
 
 @dataclass(frozen=True)
 class _Call:
-    """What a foreign call computes."""
+    """The computation of a foreign call."""
 
     form: RowForm
     needs: tuple[bool, ...]

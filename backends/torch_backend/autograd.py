@@ -111,7 +111,7 @@ class _Refused(torch.autograd.Function):
 
 
 class Kept:
-    """What a node of autograd's graph keeps for its derivatives.
+    """Tensors that a node of autograd's graph keeps for its derivatives.
 
     Tensors made in inference mode have no versions to keep watch of, and autograd does not save
     them; nothing is differentiated by them.

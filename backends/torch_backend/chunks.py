@@ -218,7 +218,7 @@ class _Chunked(torch.autograd.Function):
 def _one_by_one(
     function: Any, count: int, dims: tuple[int | None, ...], inputs: tuple[Any, ...]
 ) -> tuple[tuple[Array, ...], tuple[int, ...]]:
-    """What a function gives for each along the axes of its inputs, stacked, as ``vmap`` has it."""
+    """The results of a function along the axes of its inputs, stacked, as ``vmap`` has it."""
     found = []
     for j in range(count):
         pairs = zip(inputs, dims, strict=True)

@@ -126,7 +126,7 @@ def _evaluated(
 
 @dataclass(frozen=True)
 class How:
-    """What of a call is no tensor; one leaf to ``torch.func``, whatever it holds.
+    """Everything of a call that is no tensor; one leaf to ``torch.func``, whatever it holds.
 
     Args:
         form: what is computed.

@@ -26,7 +26,7 @@ def value_and_partials(
     needs: tuple[bool, ...],
     backend: str | None,
 ) -> tuple[Array, Partials]:
-    """What the closed form gives, by the operator, or by operations that are traced."""
+    """Value and partials of the closed form, by the operator, or by operations that are traced."""
     if _traced(form):
         return computed(known(form), operands, needs, backend)
     text, numbers = texts.described(form, class_name, kept)

@@ -55,7 +55,7 @@ def value_and_partials(
     needs: tuple[bool, ...],
     backend: str | None,
 ) -> tuple[Array, Partials]:
-    """What the closed form gives, by the operator; the value is differentiated once."""
+    """Value and partials of the closed form, by the operator; the value is differentiated once."""
     text, numbers = texts.described(form)
     constants = [*numbers, 0.0]  # torch loses count of the arguments where a list is empty
     found = operator(list(operands), None, constants, text, axis, marks_of(needs), backend or "")

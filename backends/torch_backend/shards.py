@@ -72,7 +72,7 @@ class GroupRanks:
         return self._local(name, array, None)
 
     def _local(self, name: str, array: Array, axis: int | None) -> Array:
-        """What this rank has of a DTensor.
+        """This rank's part of a DTensor.
 
         Raises:
             ValueError: a DTensor on other ranks, or placed otherwise.

@@ -43,7 +43,7 @@ from amidmath.rows.tables import (
 
 @dataclass(frozen=True)
 class How:
-    """What of a call is no tensor.
+    """Everything of a call that is no tensor.
 
     Args:
         form: two rows to a value.

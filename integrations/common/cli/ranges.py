@@ -1,4 +1,4 @@
-"""Between what bounds numbers of the command line must lie, in either loop."""
+"""Bounds of the numbers of the command line, in either loop."""
 
 import math
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ class Range:
 
 
 COUNT = Range(1)
-"""How many of something."""
+"""The bounds of a count."""
 
 SHARE = Range(0, 1)
 """A share that is not all."""
@@ -57,7 +57,7 @@ _PROCESSES = 1024
 _MAY_BE_INFINITE = ("alpha",)
 
 STEPS_TO_LOOK_AT = 1000
-"""Where a run has no more steps, its learning rate must not be 0 at all of them."""
+"""The length of a run up to which its learning rate must not be 0 at every step."""
 
 _NUMBER, _POSITIVE = Range(0), Range(0, without_least=True)
 # Every so many steps; in torch, below 1 a share of all steps.

@@ -28,7 +28,7 @@ def _help(text: str, default: Any = None, **more: Any) -> Any:
 
 @dataclass
 class ModelArguments:
-    """Which models are evaluated."""
+    """The models that are evaluated."""
 
     _argument_group_name: ClassVar[str] = "models"
 
@@ -81,7 +81,7 @@ class DataArguments:
 
 @dataclass
 class GenerationArguments:
-    """How answers are generated."""
+    """The generation of answers."""
 
     _argument_group_name: ClassVar[str] = "generation"
 
@@ -102,7 +102,7 @@ class GenerationArguments:
 
 @dataclass
 class OutputArguments:
-    """Where the results go."""
+    """The place of the results."""
 
     _argument_group_name: ClassVar[str] = "output"
 
@@ -127,7 +127,7 @@ class Arguments:
 
     @property
     def folder(self) -> Path:
-        """Where the results go."""
+        """The place of the results."""
         return Path(str(self.output.output_dir))
 
     def languages(self) -> Languages:

@@ -1,4 +1,4 @@
-"""How close a student is to its teacher, and how good both are: the figures of a run."""
+"""The closeness of a student to its teacher, and the quality of both: the figures of a run."""
 
 import math
 from collections.abc import Mapping, Sequence

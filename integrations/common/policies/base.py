@@ -20,7 +20,7 @@ from amidmath.integrations.common.policies.replay_buffer import ReplayBuffer
 
 
 class Source(Enum):
-    """Where completions come from."""
+    """The origin of completions."""
 
     DATASET = "dataset"
     STUDENT = "student"

@@ -10,7 +10,7 @@ from amidmath.integrations.common.policies.replay_buffer import ReplayBuffer
 
 @dataclass
 class PolicySettings:
-    """Which sequences: the dataset's, or generated ones."""
+    """The sequences to train on: the dataset's, or generated ones."""
 
     policy: str = field(
         default="off_policy",

@@ -20,7 +20,7 @@ METHODS = tuple(sorted(am.methods.METHODS))
 
 @dataclass
 class LossSettings:
-    """Which loss: a named method, or the parts of an AMiD loss."""
+    """The loss: a named method, or the parts of an AMiD loss."""
 
     method: str = field(
         default="amid",

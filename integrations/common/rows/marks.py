@@ -1,7 +1,7 @@
 """Marks in rows and batches, the same for both loops."""
 
 STUDENT_ROWS = 1
-"""How a batch's "source" marks rows that a student wrote; 0 is a teacher, or anyone."""
+"""The mark in a batch's "source" of rows that a student wrote; 0 is a teacher, or anyone."""
 
 NO_LABEL = -100
 """The label of tokens that are not learned."""

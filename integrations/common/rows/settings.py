@@ -1,14 +1,14 @@
-"""How rows of token ids are made, under the names of TRL's SFTConfig."""
+"""Settings of rows of token ids, under the names of TRL's SFTConfig."""
 
 from abc import abstractmethod
 from typing import Protocol
 
 STRATEGIES = ("bfd", "wrapped")
-"""How rows are packed: whole ones, by best-fit decreasing; or one stream, cut anywhere."""
+"""Ways to pack rows: whole ones, by best-fit decreasing; or one stream, cut anywhere."""
 
 
 class RowSettings(Protocol):
-    """How rows are made, under the names of TRL's SFTConfig.
+    """Settings of rows, under the names of TRL's SFTConfig.
 
     Attributes:
         packing: whether several rows are put into one of ``max_length``.

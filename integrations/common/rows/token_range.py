@@ -1,4 +1,4 @@
-"""Whether models have embeddings for the tokens of rows."""
+"""Checks that models have embeddings for the tokens of rows."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -47,7 +47,7 @@ class Clock:
 
     def fields(self, logs: Mapping[str, Any], memory: int) -> dict[str, float]:
         """Seconds, tokens a second and memory, for a line of the log that has the other fields."""
-        seconds = round(time.perf_counter() - self.started, 3)
+        seconds = max(round(time.perf_counter() - self.started, 3), 0.001)
         found = {"seconds": seconds}
         if "num_tokens" in logs:
             found["tokens_per_second"] = round(logs["num_tokens"] / seconds, 1)

@@ -25,7 +25,7 @@ BEFORE = "before.json"
 
 @dataclass(frozen=True)
 class Start:
-    """How a command stands to its run folder.
+    """The standing of a command to its run folder.
 
     Args:
         content: for run.json.

@@ -16,7 +16,7 @@ TO_TEACHER = "rouge_l_to_teacher"
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are chosen.
+    """The choice of answers.
 
     Args:
         max_new_tokens: the longest answer.

@@ -1,4 +1,4 @@
-"""How well answers fit their references: functions of (predictions, references), by name.
+"""Measures of answers against references: functions of (predictions, references), by name.
 
 Values are percentages, as the papers report them. A metric that is a mean over rows has ``row``,
 and a bootstrap interval; BLEU and chrF are taken of a whole corpus.

@@ -1,4 +1,4 @@
-"""Whether a student's answers on a task are scored while it trains, and which."""
+"""The task, if any, on which a student's answers are scored while it trains."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""Whether student and teacher speak of the same tokens."""
+"""The tokens of student and teacher, and whether they are the same."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How close a student is to its teacher, and how good both are, on held-out text."""
+"""The closeness of a student to its teacher, and the quality of both, on held-out text."""
 
 from collections.abc import Iterable, Mapping
 from functools import partial

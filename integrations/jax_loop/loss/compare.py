@@ -16,7 +16,7 @@ from amidmath.integrations.jax_loop.loss.states import Array, Positions, Referen
 
 
 class Comparer(Protocol):
-    """How one loss is taken over the positions of a mask; see :class:`Whole`."""
+    """The taking of one loss over the positions of a mask; see :class:`Whole`."""
 
     def __call__(
         self,

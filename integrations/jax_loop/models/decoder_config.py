@@ -12,7 +12,7 @@ Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu"]
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """How Llama 3.1 stretches its rotary embeddings.
+    """The stretching of Llama 3.1's rotary embeddings.
 
     Wavelengths above ``context / low`` are multiplied by ``factor``, those below ``context / high``
     kept, and what lies between is interpolated. Source: transformers,

@@ -74,7 +74,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Family:
-    """How one model_type is read and written.
+    """The reading and writing of one model_type.
 
     Args:
         read: its configuration as a DecoderConfig.

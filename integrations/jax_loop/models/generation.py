@@ -127,7 +127,7 @@ def end_tokens(model: LoadedModel, tokenizer: PreTrainedTokenizerBase) -> list[i
 
 
 class _Progress(NamedTuple):
-    """Where the answers of a batch stand.
+    """The state of the answers of a batch.
 
     Args:
         step: how many tokens each row has been given.

@@ -27,7 +27,7 @@ _ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
 
 @dataclass(frozen=True)
 class Initialiser:
-    """How parameters are made: their leading axis, their dtype, and their random numbers."""
+    """Makes parameters, by their leading axis, their dtype, and their random numbers."""
 
     rngs: nnx.Rngs
     dtype: DTypeLike

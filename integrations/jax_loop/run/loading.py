@@ -1,4 +1,4 @@
-"""From arguments to a trainer: student, teacher and data, checked to fit together."""
+"""The way from arguments to a trainer: student, teacher and data, checked to fit together."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

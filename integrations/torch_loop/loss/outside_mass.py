@@ -1,4 +1,4 @@
-"""How probable tokens are that one of student and teacher has alone."""
+"""The probability of tokens that one of student and teacher has alone."""
 
 from typing import Any
 

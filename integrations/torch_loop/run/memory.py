@@ -35,7 +35,7 @@ _STATE_BYTES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """How it would be trained.
+    """The plan of a training.
 
     Args:
         rows: sequences on each process at once.

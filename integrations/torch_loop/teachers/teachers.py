@@ -1,4 +1,4 @@
-"""Where a batch's teacher comes from: a model in memory, or the student without its adapter."""
+"""Teachers of a batch: a model in memory, or the student without its adapter."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
