@@ -286,8 +286,8 @@ def _startup(results: Results) -> list[str]:
         return []
     note = (
         "What it adds to a process that has made the other imports, has its inputs ready, or has "
-        "made the first call; medians of pairs. A first call loads the executor and compiles the "
-        "loss, for another loss it is compiled again. torch on the CPU has NumPy's executor."
+        "made the first call; medians of pairs. A first call loads the compiler and compiles the "
+        "loss, for another loss it is compiled again. torch on the CPU has NumPy's kernels."
     )
     return ["## Startup", "", note, "", *table(("", "ms"), rows)]
 

@@ -1,4 +1,4 @@
-"""Who is measured: amidmath on every executor that is here, and what people use today.
+"""Who is measured: amidmath on every backend that is here, and what people use today.
 
 A subject that cannot run here says why, and is reported as absent.
 """

@@ -55,7 +55,7 @@ PROGRAMS = (
     IMPORT,
     *(
         Program(f"{what}, {engine}", needs, before, after)
-        # torch's CPU tensors have NumPy's executor, and a slow import that hides what it costs.
+        # torch's CPU tensors have NumPy's kernels, and a slow import that hides what it costs.
         for engine, needs, inputs in (("NumPy", ("numpy",), NUMPY), ("JAX CPU", ("jax",), JAX))
         for what, before, after in (
             ("first call", inputs, FIRST),

@@ -252,6 +252,6 @@ BACKENDS = ("reference", "compiled")
 
 
 def backend(value: str | None) -> None:
-    """Raise ValueError for an executor that there is not."""
+    """Raise ValueError for a backend that there is not."""
     if value is not None:
         choice("backend", value, BACKENDS)

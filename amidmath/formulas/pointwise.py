@@ -1,4 +1,4 @@
-"""Elementwise building blocks, each written once for every executor.
+"""Elementwise building blocks, each written once for every backend.
 
 The last argument ``xp`` names what computes ``exp``, ``where`` and the like: an array library
 here, a module of scalar functions inside a Numba kernel, ``triton.language`` inside a Triton one.
@@ -151,7 +151,7 @@ def log_odds(lam: Array | float, xp: Namespace) -> Any:
 
 
 def log1p_near(x: Array, xp: Namespace) -> Array:
-    """log(1 + x) for -0.28 < x <= 1, for which an executor may have a shorter way."""
+    """log(1 + x) for -0.28 < x <= 1, for which a kernel may have a shorter way."""
     return getattr(xp, "log1p_near", xp.log1p)(x)
 
 

@@ -34,9 +34,9 @@ def computed(
     first = operands[0]
     kernel = _KERNELS.get(first.device.type)
     if kernel is not None and all(plain(a) for a in operands):
-        executor, run_rows = kernel
+        compiler, run_rows = kernel
         run_rows = partial(run_rows, overwrite=overwrite)
-        result = choice.compiled(executor, run_rows, form, operands, needs, backend)
+        result = choice.compiled(compiler, run_rows, form, operands, needs, backend)
         if result is not None:
             _note_overwritten(first, result[1][0])
             return result
