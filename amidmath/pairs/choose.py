@@ -28,11 +28,6 @@ def call_of(
             "student must be logits, am.Hidden or am.Shard, got an am.TopK: lists have no "
             "gradient, and are for the teacher"
         )
-    if isinstance(teacher, tuple) and not isinstance(teacher, TopK):
-        raise TypeError(
-            "teacher must be logits, am.Hidden, am.TopK or am.Shard, got a tuple of "
-            f"{len(teacher)}: lists are am.TopK(log_probs, indices)"
-        )
     if isinstance(student, Shard) or isinstance(teacher, Shard):
         if not (isinstance(student, Shard) and isinstance(teacher, Shard)):
             raise TypeError(
