@@ -1,6 +1,5 @@
 """Closed forms on a caller's arrays, by the adapter of their library."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from amidmath.arrays.adapters import adapter_of
@@ -80,23 +79,6 @@ def table_gradients(
 ) -> tuple[Array, Partials]:
     """The values of a table, and the gradients (A, V) and (B, V) of their sum, on any library."""
     return adapter_of(x).table_gradients(form, table, x, y, backend)
-
-
-def chunked_value(call: Any, like: Array) -> Array:
-    """The reduced value of a call in chunks of rows, by the library of an array of it."""
-    return adapter_of(like).chunked_value(call)
-
-
-def chunked_partials(
-    call: Any, wanted: Sequence[str], like: Array
-) -> tuple[Array, dict[str, Array]]:
-    """Its values, and its gradients by name."""
-    return adapter_of(like).chunked_partials(call, wanted)
-
-
-def ranks(like: Array, group: Any) -> Any:
-    """The ranks of a group, by the library of an array that is spread over them."""
-    return adapter_of(like).ranks(group, like)
 
 
 def scaled_sum(values: Array, scale: Array | float | None, xp: Namespace) -> Array:

@@ -24,26 +24,6 @@ def is_array(value: Any) -> bool:
     return is_torch_array(value) or array_api_compat.is_array_api_obj(value)
 
 
-def is_jax_array(value: Any) -> bool:
-    """Whether it is one of JAX's, traced or not."""
-    return not is_torch_array(value) and array_api_compat.is_jax_array(value)
-
-
-def is_numpy_array(value: Any) -> bool:
-    """Whether it is one of NumPy's, scalars and subclasses among them."""
-    return not is_torch_array(value) and array_api_compat.is_numpy_array(value)
-
-
-def is_cupy_array(value: Any) -> bool:
-    """Whether it is one of CuPy's."""
-    return not is_torch_array(value) and array_api_compat.is_cupy_array(value)
-
-
-def is_dask_array(value: Any) -> bool:
-    """Whether it is one of dask's."""
-    return not is_torch_array(value) and array_api_compat.is_dask_array(value)
-
-
 def name_of(array: Array) -> str:
     """The library's name, "other" for one that has no adapter of its own."""
     if is_torch_array(array):

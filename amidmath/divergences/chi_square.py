@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from amidmath.divergences.power_terms import power_partials, power_term
-from amidmath.divergences.tangent import ORIGIN, Bases, Tangent
+from amidmath.divergences.power_terms import PowerMultiple
 
 
 @dataclass(frozen=True)
-class PearsonChi2(Tangent):
+class PearsonChi2(PowerMultiple):
     """Pearson's χ² divergence Σ (x - y)²/y.
 
     y is the reference, in the denominator. TFP's ``pearson`` and ``chi_square`` are the same on
@@ -37,33 +36,13 @@ class PearsonChi2(Tangent):
         return 2.0, -1.0
 
     @staticmethod
-    def term(
-        log_x: Any,
-        log_y: Any,
-        log_ratio: Any,
-        params: tuple[float, ...],
-        xp: Any,
-        base: Any = 0.0,
-    ) -> Any:
-        """Twice the power divergence's of order 2."""
-        return 2.0 * power_term(log_x, log_y, log_ratio, 2.0, -1.0, xp, base)
-
-    @staticmethod
-    def partials(
-        log_x: Any,
-        log_y: Any,
-        log_ratio: Any,
-        params: tuple[float, ...],
-        xp: Any,
-        bases: Bases = ORIGIN,
-    ) -> tuple[Any, Any]:
-        """2(x²/y - x) and y - x²/y."""
-        by_x, by_y = power_partials(log_x, log_y, log_ratio, 2.0, -1.0, xp, bases)
-        return 2.0 * by_x, 2.0 * by_y
+    def factor(params: tuple[float, ...]) -> float:
+        """Twice."""
+        return 2.0
 
 
 @dataclass(frozen=True)
-class NeymanChi2(Tangent):
+class NeymanChi2(PowerMultiple):
     """Neyman's χ² divergence Σ (x - y)²/x: Pearson's with the arguments exchanged.
 
     Source: Neyman (1949); docs: divergences, D15.
@@ -88,26 +67,6 @@ class NeymanChi2(Tangent):
         return -1.0, 2.0
 
     @staticmethod
-    def term(
-        log_x: Any,
-        log_y: Any,
-        log_ratio: Any,
-        params: tuple[float, ...],
-        xp: Any,
-        base: Any = 0.0,
-    ) -> Any:
-        """Twice the power divergence's of order -1."""
-        return 2.0 * power_term(log_x, log_y, log_ratio, -1.0, 2.0, xp, base)
-
-    @staticmethod
-    def partials(
-        log_x: Any,
-        log_y: Any,
-        log_ratio: Any,
-        params: tuple[float, ...],
-        xp: Any,
-        bases: Bases = ORIGIN,
-    ) -> tuple[Any, Any]:
-        """X - y²/x and 2(y²/x - y)."""
-        by_x, by_y = power_partials(log_x, log_y, log_ratio, -1.0, 2.0, xp, bases)
-        return 2.0 * by_x, 2.0 * by_y
+    def factor(params: tuple[float, ...]) -> float:
+        """Twice."""
+        return 2.0

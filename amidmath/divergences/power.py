@@ -6,12 +6,11 @@ from typing import Any, ClassVar
 
 from amidmath.arrays import checks
 from amidmath.divergences.base import Checks
-from amidmath.divergences.power_terms import power_definition, power_partials, power_term
-from amidmath.divergences.tangent import ORIGIN, Bases, Tangent
+from amidmath.divergences.power_terms import PowerMultiple, power_definition
 
 
 @dataclass(frozen=True)
-class AmariAlpha(Tangent):
+class AmariAlpha(PowerMultiple):
     """Amari's α-divergence 4/(1-α²) (1 - Σ x^((1-α)/2) y^((1+α)/2)), in nats.
 
     α = -1 is KL(x‖y), α = 1 is KL(y‖x), α = 0 twice the squared Hellinger distance. The mixture of
@@ -52,33 +51,9 @@ class AmariAlpha(Tangent):
         """(1-α)/2 and (1+α)/2."""
         return (1.0 - params[0]) / 2.0, (1.0 + params[0]) / 2.0
 
-    @staticmethod
-    def term(
-        log_x: Any,
-        log_y: Any,
-        log_ratio: Any,
-        params: tuple[float, ...],
-        xp: Any,
-        base: Any = 0.0,
-    ) -> Any:
-        """The term of order (1-α)/2."""
-        return power_term(log_x, log_y, log_ratio, *AmariAlpha.orders(params), xp, base)
-
-    @staticmethod
-    def partials(
-        log_x: Any,
-        log_y: Any,
-        log_ratio: Any,
-        params: tuple[float, ...],
-        xp: Any,
-        bases: Bases = ORIGIN,
-    ) -> tuple[Any, Any]:
-        """Those of order (1-α)/2."""
-        return power_partials(log_x, log_y, log_ratio, *AmariAlpha.orders(params), xp, bases)
-
 
 @dataclass(frozen=True)
-class CressieRead(Tangent):
+class CressieRead(PowerMultiple):
     """Cressie-Read power divergence 1/(λ(λ+1)) Σ x((x/y)^λ - 1), in nats.
 
     λ = 0 is KL(x‖y), λ = -1 its reverse, λ = 1 half of Pearson's χ². The statistic of
@@ -118,33 +93,9 @@ class CressieRead(Tangent):
         """λ + 1 and -λ."""
         return params[0] + 1.0, -params[0]
 
-    @staticmethod
-    def term(
-        log_x: Any,
-        log_y: Any,
-        log_ratio: Any,
-        params: tuple[float, ...],
-        xp: Any,
-        base: Any = 0.0,
-    ) -> Any:
-        """The term of order λ + 1."""
-        return power_term(log_x, log_y, log_ratio, *CressieRead.orders(params), xp, base)
-
-    @staticmethod
-    def partials(
-        log_x: Any,
-        log_y: Any,
-        log_ratio: Any,
-        params: tuple[float, ...],
-        xp: Any,
-        bases: Bases = ORIGIN,
-    ) -> tuple[Any, Any]:
-        """Those of order λ + 1."""
-        return power_partials(log_x, log_y, log_ratio, *CressieRead.orders(params), xp, bases)
-
 
 @dataclass(frozen=True)
-class Tsallis(Tangent):
+class Tsallis(PowerMultiple):
     """Tsallis relative entropy (Σ x^ρ y^{1-ρ} - 1)/(ρ - 1), in nats.
 
     ρ = 1 is KL(x‖y). ρ times the power divergence of order ρ: it vanishes as ρ → 0, where it has
@@ -186,35 +137,13 @@ class Tsallis(Tangent):
         return params[0], 1.0 - params[0]
 
     @staticmethod
-    def term(
-        log_x: Any,
-        log_y: Any,
-        log_ratio: Any,
-        params: tuple[float, ...],
-        xp: Any,
-        base: Any = 0.0,
-    ) -> Any:
-        """ρ times the term of order ρ."""
-        (rho,) = params
-        return rho * power_term(log_x, log_y, log_ratio, rho, 1.0 - rho, xp, base)
-
-    @staticmethod
-    def partials(
-        log_x: Any,
-        log_y: Any,
-        log_ratio: Any,
-        params: tuple[float, ...],
-        xp: Any,
-        bases: Bases = ORIGIN,
-    ) -> tuple[Any, Any]:
-        """ρ times those of order ρ."""
-        (rho,) = params
-        by_x, by_y = power_partials(log_x, log_y, log_ratio, rho, 1.0 - rho, xp, bases)
-        return rho * by_x, rho * by_y
+    def factor(params: tuple[float, ...]) -> float:
+        """The order ρ."""
+        return params[0]
 
 
 @dataclass(frozen=True)
-class TPower(Tangent):
+class TPower(PowerMultiple):
     """t-power divergence ±(Σ x^t y^{1-t} - 1), with the sign that makes it non-negative, in nats.
 
     |t(t-1)| times the power divergence of order t; zero at t = 0 and t = 1. TFP's ``t_power``.
@@ -253,33 +182,7 @@ class TPower(Tangent):
         return params[0], 1.0 - params[0]
 
     @staticmethod
-    def term(
-        log_x: Any,
-        log_y: Any,
-        log_ratio: Any,
-        params: tuple[float, ...],
-        xp: Any,
-        base: Any = 0.0,
-    ) -> Any:
-        """|t(t-1)| times the term of order t."""
+    def factor(params: tuple[float, ...]) -> float:
+        """|t(t-1)|."""
         (t,) = params
-        if t in (0.0, 1.0):
-            return xp.zeros_like(log_x)
-        return abs(t * (t - 1.0)) * power_term(log_x, log_y, log_ratio, t, 1.0 - t, xp, base)
-
-    @staticmethod
-    def partials(
-        log_x: Any,
-        log_y: Any,
-        log_ratio: Any,
-        params: tuple[float, ...],
-        xp: Any,
-        bases: Bases = ORIGIN,
-    ) -> tuple[Any, Any]:
-        """|t(t-1)| times those of order t."""
-        (t,) = params
-        if t in (0.0, 1.0):
-            return xp.zeros_like(log_x), xp.zeros_like(log_x)
-        scale = abs(t * (t - 1.0))
-        by_x, by_y = power_partials(log_x, log_y, log_ratio, t, 1.0 - t, xp, bases)
-        return scale * by_x, scale * by_y
+        return abs(t * (t - 1.0))

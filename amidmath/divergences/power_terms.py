@@ -1,10 +1,10 @@
-"""The power divergence of an order: its term, partials and definition."""
+"""The power divergence of an order: its term, partials and definition, and multiples of it."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from amidmath.divergences.alpha_beta import divided_term
-from amidmath.divergences.tangent import ORIGIN, Bases
+from amidmath.divergences.tangent import ORIGIN, Bases, Tangent
 from amidmath.formulas.pointwise import NEGLIGIBLE, exp_quotient
 
 
@@ -51,3 +51,46 @@ def power_definition(x: Sequence[Any], y: Sequence[Any], order: Any, mp: Any) ->
         return mp.fsum(v * mp.log(v / u) for u, v in zip(x, y, strict=True))
     total = mp.fsum(u**order * v ** (1 - order) for u, v in zip(x, y, strict=True))
     return (total - 1) / (order * (order - 1))
+
+
+class PowerMultiple(Tangent):
+    """A multiple of the power divergence of an order; docs: divergences, D14."""
+
+    @staticmethod
+    def factor(params: tuple[float, ...]) -> float:
+        """The multiple; nothing is computed where it is 0."""
+        return 1.0
+
+    @classmethod
+    def term(  # pyright: ignore[reportIncompatibleMethodOverride]  # called alike
+        cls,
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        base: Any = 0.0,
+    ) -> Any:
+        """The factor times the power divergence's, of the first of the orders."""
+        factor = cls.factor(params)
+        if factor == 0.0:
+            return xp.zeros_like(log_x)
+        found = power_term(log_x, log_y, log_ratio, *cls.orders(params), xp, base)
+        return found if factor == 1.0 else factor * found
+
+    @classmethod
+    def partials(  # pyright: ignore[reportIncompatibleMethodOverride]  # called alike
+        cls,
+        log_x: Any,
+        log_y: Any,
+        log_ratio: Any,
+        params: tuple[float, ...],
+        xp: Any,
+        bases: Bases = ORIGIN,
+    ) -> tuple[Any, Any]:
+        """The factor times the power divergence's."""
+        factor = cls.factor(params)
+        if factor == 0.0:
+            return xp.zeros_like(log_x), xp.zeros_like(log_x)
+        by_x, by_y = power_partials(log_x, log_y, log_ratio, *cls.orders(params), xp, bases)
+        return (by_x, by_y) if factor == 1.0 else (factor * by_x, factor * by_y)

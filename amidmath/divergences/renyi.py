@@ -1,6 +1,7 @@
 """Rényi divergence, and those that are multiples of it."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -81,8 +82,43 @@ def renyi(
     return value[..., 0], tuple(xp.where(nothing, 0.0, a) for a in (by_x, by_y, both))
 
 
+class RenyiMultiple(Anchored):
+    """A multiple of the Rényi divergence of an order; docs: divergences, D16, D18."""
+
+    @property
+    @abstractmethod
+    def orders(self) -> tuple[float, float]:
+        """The order, and 1 less it."""
+
+    @property
+    def factor(self) -> float:
+        """The multiple."""
+        return 1.0
+
+    def evaluate(
+        self,
+        log_x: Array,
+        log_y: Array,
+        log_ratio: Array,
+        with_partials: bool,
+        xp: Namespace,
+        anchors: Tops | None = None,
+    ) -> Evaluated:
+        """See :func:`renyi`."""
+        nothing, factor = absent(log_x, log_y, xp), self.factor
+        value, partials = renyi(
+            log_x, log_y, log_ratio, *self.orders, with_partials, nothing, xp, anchors
+        )
+        if factor == 1.0:
+            return value, partials
+        if partials is None:
+            return factor * value, None
+        by_x, by_y, both = partials
+        return factor * value, (factor * by_x, factor * by_y, factor * both)
+
+
 @dataclass(frozen=True)
-class Renyi(Anchored):
+class Renyi(RenyiMultiple):
     """Rényi divergence log(Σ x^ρ y^{1-ρ})/(ρ - 1) of order ρ > 0, in nats.
 
     ρ = 1 is KL(x‖y), ρ = ½ is symmetric (twice Bhattacharyya's). dit's
@@ -122,23 +158,14 @@ class Renyi(Anchored):
         total = mp.fsum(u**rho * v ** (1 - rho) for u, v in zip(x, y, strict=True))
         return mp.log(total) / (rho - 1)
 
-    def evaluate(
-        self,
-        log_x: Array,
-        log_y: Array,
-        log_ratio: Array,
-        with_partials: bool,
-        xp: Namespace,
-        anchors: Tops | None = None,
-    ) -> Evaluated:
-        """See :func:`renyi`."""
-        nothing = absent(log_x, log_y, xp)
-        orders = self.rho, 1.0 - self.rho
-        return renyi(log_x, log_y, log_ratio, *orders, with_partials, nothing, xp, anchors)
+    @property
+    def orders(self) -> tuple[float, float]:
+        """The orders ρ and 1 - ρ."""
+        return self.rho, 1.0 - self.rho
 
 
 @dataclass(frozen=True)
-class Bhattacharyya(Anchored):
+class Bhattacharyya(RenyiMultiple):
     """Bhattacharyya distance -log Σ √(xy), in nats: half the Rényi divergence of order ½.
 
     Source: Bhattacharyya (1943); docs: divergences, D18.
@@ -157,24 +184,19 @@ class Bhattacharyya(Anchored):
         """-log Σ √(xy)."""
         return -mp.log(mp.fsum(mp.sqrt(u * v) for u, v in zip(x, y, strict=True)))
 
-    def evaluate(
-        self,
-        log_x: Array,
-        log_y: Array,
-        log_ratio: Array,
-        with_partials: bool,
-        xp: Namespace,
-        anchors: Tops | None = None,
-    ) -> Evaluated:
-        """Half of Rényi's."""
-        nothing = absent(log_x, log_y, xp)
-        return _scaled(
-            0.5, renyi(log_x, log_y, log_ratio, 0.5, 0.5, with_partials, nothing, xp, anchors)
-        )
+    @property
+    def orders(self) -> tuple[float, float]:
+        """½ and ½."""
+        return 0.5, 0.5
+
+    @property
+    def factor(self) -> float:
+        """Half."""
+        return 0.5
 
 
 @dataclass(frozen=True)
-class Chernoff(Anchored):
+class Chernoff(RenyiMultiple):
     """Chernoff ρ-divergence -log Σ x^ρ y^{1-ρ}, in nats: (1-ρ) times Rényi's of order ρ.
 
     The skew Bhattacharyya distance. Its maximum over ρ is the Chernoff information.
@@ -212,24 +234,12 @@ class Chernoff(Anchored):
         rho = mp.mpf(params[0])
         return -mp.log(mp.fsum(u**rho * v ** (1 - rho) for u, v in zip(x, y, strict=True)))
 
-    def evaluate(
-        self,
-        log_x: Array,
-        log_y: Array,
-        log_ratio: Array,
-        with_partials: bool,
-        xp: Namespace,
-        anchors: Tops | None = None,
-    ) -> Evaluated:
-        """1 - ρ times Rényi's."""
-        nothing, orders = absent(log_x, log_y, xp), (self.rho, 1.0 - self.rho)
-        of_renyi = renyi(log_x, log_y, log_ratio, *orders, with_partials, nothing, xp, anchors)
-        return _scaled(1.0 - self.rho, of_renyi)
+    @property
+    def orders(self) -> tuple[float, float]:
+        """The orders ρ and 1 - ρ."""
+        return self.rho, 1.0 - self.rho
 
-
-def _scaled(factor: float, evaluated: Evaluated) -> Evaluated:
-    value, partials = evaluated
-    if partials is None:
-        return factor * value, None
-    by_x, by_y, both = partials
-    return factor * value, (factor * by_x, factor * by_y, factor * both)
+    @property
+    def factor(self) -> float:
+        """1 - ρ."""
+        return 1.0 - self.rho

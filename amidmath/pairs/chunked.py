@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amidmath.arrays import checks, dispatch, kinds
+from amidmath.arrays.adapters import Adapter, adapter_of
 from amidmath.arrays.annotations import Array, Namespace
 from amidmath.inputs.head import Projection
 from amidmath.inputs.hidden import Hidden
@@ -43,14 +44,15 @@ class ChunkedCall(Call):
 
     def value(self) -> Array:
         """Differentiable by the student's side and by the knobs."""
-        return dispatch.chunked_value(self, self.arrays[self.form.numbers])
+        return self._adapter.chunked_value(self)
 
     def partials(self, wanted: Sequence[str]) -> tuple[Array, dict[str, Array]]:
         """In one pass over the chunks."""
-        found: tuple[Array, dict[str, Array]] = dispatch.chunked_partials(
-            self, wanted, self.arrays[self.form.numbers]
-        )
-        return found
+        return self._adapter.chunked_partials(self, wanted)
+
+    @property
+    def _adapter(self) -> Adapter:
+        return adapter_of(self.arrays[self.form.numbers])
 
 
 def chunked_call(

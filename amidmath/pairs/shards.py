@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from amidmath.arrays import checks, dispatch, libraries
+from amidmath.arrays.adapters import adapter_of
 from amidmath.arrays.annotations import Array, Namespace
 from amidmath.inputs.shard import Shard
 from amidmath.pairs.call import Batch, Call, RowLoss
@@ -106,7 +107,7 @@ def _ranks(student: Shard, teacher: Shard) -> Ranks:
             raise ValueError(
                 f"student.{field} and teacher.{field} must be the same, got {here!r} and {there!r}"
             )
-    ranks: Ranks = dispatch.ranks(student.logits, student.ranks)
+    ranks: Ranks = adapter_of(student.logits).ranks(student.ranks, student.logits)
     return ranks
 
 

@@ -10,12 +10,11 @@ import jax.numpy as xp
 
 from amidmath.arrays.annotations import Array, Partials
 from amidmath.backends.jax_backend.derivatives import (
-    Transposed,
     along_all,
     evaluate,
     mapped,
-    refused,
 )
+from amidmath.backends.jax_backend.moved import MovedValues
 from amidmath.pairs.chunk_form import ChunkForm
 from amidmath.pairs.chunked import ChunkedCall
 from amidmath.pairs.chunks import Chunks, Sums
@@ -192,13 +191,8 @@ class _Values(_Rule):
 
 
 @dataclass(frozen=True)
-class _Moved(_Rule):
-    """How the values move with the arrays that do.
-
-    The transpose is a rule itself, of the cotangent and the arrays: the gradients of the sum of the
-    values, each of which counts as much as its cotangent. It is linear in the one, and has no
-    derivatives by the others.
-    """
+class _Moved(MovedValues, _Rule):
+    """How the values move with the arrays that do."""
 
     moving: tuple[bool, ...]
 
@@ -213,11 +207,6 @@ class _Moved(_Rule):
 
         return (jax.jvp(values, tuple(arrays[name] for name in names), tangents)[1],)
 
-    def pull(self, known: tuple[Array, ...], cotangents: tuple[Array, ...]) -> tuple[Array, ...]:
-        """The gradients, of those that move."""
-        grads, _ = evaluate(self, (False,) * (1 + len(known)), *cotangents, *known)
-        return tuple(grads)
-
     def compute(
         self, needs: tuple[bool, ...], operands: tuple[Array, ...]
     ) -> tuple[tuple[Array, ...], Partials]:
@@ -231,24 +220,3 @@ class _Moved(_Rule):
         wanted = tuple(name for name, _ in of)
         _, grads = _run(self.form, self.names, wanted, cotangent, *arrays)
         return tuple(grads[name].astype(dtype) for name, dtype in of), (None,) * len(needs)
-
-    def asks(self, moving: tuple[bool, ...]) -> tuple[bool, ...]:
-        """For none."""
-        return (False,) * len(moving)
-
-    def tangent(
-        self,
-        value: tuple[Array, ...],
-        partials: Partials,
-        operands: tuple[Array, ...],
-        tangents: tuple[Array | None, ...],
-    ) -> tuple[Array, ...]:
-        """Along the cotangent."""
-        along, *others = tangents
-        moved = tuple(xp.zeros_like(grad) for grad in value)
-        if along is not None:
-            moved = mapped(value, Transposed(self), operands[1:], (along,))
-        directions = [t for t in others if t is not None]
-        if not directions:
-            return moved
-        return tuple(m + refused(grad, directions) for m, grad in zip(moved, value, strict=True))

@@ -12,11 +12,10 @@ from amidmath.arrays.annotations import Array, Partials
 from amidmath.backends.jax_backend import closed_forms
 from amidmath.backends.jax_backend.derivatives import (
     Several,
-    Transposed,
     evaluate,
     mapped,
-    refused,
 )
+from amidmath.backends.jax_backend.moved import MovedValues
 from amidmath.rows.forms import RowForm, rows_per_chunk
 from amidmath.rows.tables import (
     Gradients,
@@ -187,12 +186,8 @@ class _Values(_Loop):
 
 
 @dataclass(frozen=True)
-class _Moved(_Loop):
-    """How the values move with the rows that do.
-
-    The transpose is a rule itself, of the cotangent and the rows: linear in the one, and without
-    derivatives by the others.
-    """
+class _Moved(MovedValues, _Loop):
+    """How the values move with the rows that do."""
 
     moving: tuple[bool, bool]
 
@@ -202,11 +197,6 @@ class _Moved(_Loop):
         every = tuple(next(given) if moves else None for moves in self.moving)
         return (self.run(self.moving, None, (every[0], every[1]), *known)[0],)
 
-    def pull(self, known: Several, cotangents: Several) -> Several:
-        """The gradients, of those that move."""
-        grads, _ = evaluate(self, (False,) * (1 + len(known)), *cotangents, *known)
-        return tuple(grads)
-
     def compute(
         self, needs: tuple[bool, ...], operands: tuple[Array, ...]
     ) -> tuple[Several, Partials]:
@@ -214,24 +204,3 @@ class _Moved(_Loop):
         cotangent, x, y = operands
         _, grads = self.run(self.moving, cotangent, None, x, y)
         return tuple(g for g in grads if g is not None), (None,) * len(needs)
-
-    def asks(self, moving: tuple[bool, ...]) -> tuple[bool, ...]:
-        """For none."""
-        return (False,) * len(moving)
-
-    def tangent(
-        self,
-        value: Several,
-        partials: Partials,
-        operands: Several,
-        tangents: tuple[Array | None, ...],
-    ) -> Several:
-        """Along the cotangent."""
-        along, *others = tangents
-        moved: Several = tuple(xp.zeros_like(grad) for grad in value)
-        if along is not None:
-            moved = mapped(value, Transposed(self), operands[1:], (along,))
-        directions = [t for t in others if t is not None]
-        if not directions:
-            return moved
-        return tuple(m + refused(grad, directions) for m, grad in zip(moved, value, strict=True))
